@@ -1,0 +1,1 @@
+"""Mistral 7B behind KServe's V1 predict: one process, one model."""

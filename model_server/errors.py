@@ -1,0 +1,117 @@
+"""Every error a client or an operator can meet, defined once.
+
+ServeError                     the root: an HTTP status, a code word, one sentence
+ ├─ BadRequest          400    bad_request          a field is wrong; the sentence names it
+ ├─ Unauthorized        401    unauthorized         no key, or not one of ours
+ ├─ UnknownRoute        404    not_found            no such path
+ │   └─ UnknownModel    404    model_not_found      no such model here
+ ├─ MethodNotAllowed    405    method_not_allowed   the path exists, the method does not
+ ├─ BodyTooLarge        413    body_too_large       larger than --max_request_bytes
+ ├─ QueueFull           429    queue_full           as many requests wait as may; come back later
+ ├─ Unavailable         503    unavailable          not now, though the request was fine
+ │   ├─ NotReady        503    not_ready            still loading
+ │   ├─ Draining        503    draining             shutting down
+ │   ├─ OutOfMemory     503    out_of_memory        shed to keep the older requests running
+ │   ├─ TimedOut        503    timed_out            --request_timeout_seconds passed before the first token
+ │   └─ EngineDead      503    engine_dead          the generation thread is gone; the kubelet restarts us
+ └─ InternalError       500    internal             ours, not the client's; details are in the log
+
+StartupError                   the process cannot start; `__main__` prints the sentence and exits with 1
+
+Status and code sit on the class. One handler (`http.py`) turns the tree into JSON; once a stream has begun the
+same error becomes one `event: error`. This module imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+
+class ServeError(Exception):
+    """Base of what is answered to a client: `str(error)` is the sentence the client reads."""
+
+    status: int = 500
+    code: str = "internal"
+
+    def __init__(self, message: str, *, field: str | None = None, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+        """Name of the request field at fault, for error shapes that have a place for it (OpenAI's `param`)."""
+        self.retry_after_s = retry_after_s
+        """Seconds for the `Retry-After` header; None sends none."""
+
+    def body(self) -> dict[str, str]:
+        """Return the JSON object of the V1 wire format."""
+        return {"error": str(self), "code": self.code}
+
+
+class BadRequest(ServeError):
+    status, code = 400, "bad_request"
+
+
+class Unauthorized(ServeError):
+    status, code = 401, "unauthorized"
+
+
+class UnknownRoute(ServeError):
+    status, code = 404, "not_found"
+
+
+class UnknownModel(UnknownRoute):
+    status, code = 404, "model_not_found"
+
+
+class MethodNotAllowed(ServeError):
+    status, code = 405, "method_not_allowed"
+
+
+class BodyTooLarge(ServeError):
+    status, code = 413, "body_too_large"
+
+
+class QueueFull(ServeError):
+    status, code = 429, "queue_full"
+
+
+class Unavailable(ServeError):
+    """A 503: always answered with `Retry-After` (5 s unless something better is known)."""
+
+    status, code = 503, "unavailable"
+
+    def __init__(self, message: str, *, field: str | None = None, retry_after_s: int | None = 5) -> None:
+        super().__init__(message, field=field, retry_after_s=retry_after_s)
+
+
+class NotReady(Unavailable):
+    code = "not_ready"
+
+
+class Draining(Unavailable):
+    code = "draining"
+
+
+class OutOfMemory(Unavailable):
+    code = "out_of_memory"
+
+
+class TimedOut(Unavailable):
+    code = "timed_out"
+
+
+class EngineDead(Unavailable):
+    code = "engine_dead"
+
+
+class InternalError(ServeError):
+    status, code = 500, "internal"
+
+    def __init__(
+        self,
+        message: str = "The server failed on this request; the log has the details.",
+        *,
+        field: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message, field=field, retry_after_s=retry_after_s)
+
+
+class StartupError(Exception):
+    """The server cannot start; `str(error)` is one sentence that says what to do."""
