@@ -1,6 +1,6 @@
 """Doubles for the edges of the server: a byte tokenizer, and an engine that plays what it is told.
 
-Small real objects, not mocks: the text decodes bytes as the real one decodes tokens, and events travel the real
+Small real objects, not mocks: text decodes bytes as the real one decodes tokens, events travel the real
 channel.
 """
 
