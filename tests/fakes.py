@@ -7,7 +7,6 @@ channel.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
 
 from model_server.errors import BadRequest, ServeError
 from model_server.request import Chunk, Final, FinishReason, Request
@@ -45,7 +44,7 @@ class ByteText:
         written = "".join(f"<{message['role']}>{message['content']}" for message in messages)
         return written, self.encode(written)
 
-    def stream(self, stop: Sequence[str]) -> ByteStream:
+    def stream(self, stop: tuple[str, ...] = ()) -> ByteStream:
         return ByteStream()
 
     def max_prompt_chars(self, num_tokens: int) -> int:

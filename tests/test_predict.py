@@ -267,3 +267,18 @@ def test_documented_bodies_are_accepted():
     assert len(bodies) == 3
     for body in bodies:
         assert predict.parse(predict.parse_json(body.encode()), ByteText(), LIMITS).requests
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"instances": "secret words"},
+        {"prompt": "Hello", "top_k": "secret words"},
+        {"prompt": "Hello", "stop": {"a": "secret words"}},
+    ],
+    ids=str,
+)
+def test_refusal_does_not_repeat_the_text_it_was_sent(body: dict):
+    with pytest.raises(BadRequest) as refused:
+        parsed(**body)
+    assert "secret" not in str(refused.value)
