@@ -35,13 +35,13 @@ class Kind(Protocol):
 
 
 def shown(value: object) -> str:
-    """Describe a value in a sentence: short, and plain ASCII whatever the client sent."""
+    """Describe a value in a sentence: short, and without its text, which may be a prompt."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):
         return repr(value) if abs(value) < 1e15 else f"{value:.3g}" if abs(value) < 1e300 else "a huge number"
     if isinstance(value, str):
-        return ascii(value) if len(value) <= 20 else f"a string of {len(value)} characters"
+        return "a string" if value else "an empty string"
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}" if value else "an empty list"
     return "an object" if isinstance(value, Mapping) else f"a {type(value).__name__}"

@@ -274,6 +274,9 @@ def _check_together(
         "bad_words_ids", only_ends, "must forbid more than the end of the text: for that, use min_new_tokens"
     )
     refuse("exponential_decay_length_penalty", not ends, "needs an eos_token_id: the model has none")
+    # It turns a forbidden end's -inf into the lowest float32, and the penalty multiplies that to an infinity.
+    finite = given.get("remove_invalid_values", False)
+    refuse("exponential_decay_length_penalty", finite, "does not work with remove_invalid_values")
     selfhash = given.get("watermarking_config", {}).get("seeding_scheme") == "selfhash"
     refuse(
         "watermarking_config", selfhash and limits.vocab_size < 40, "selfhash needs a vocabulary of 40 tokens"

@@ -9,7 +9,7 @@ Knows nothing of HTTP, KServe or torch.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -39,7 +39,7 @@ class Text(Protocol):
         """
         ...
 
-    def stream(self, stop: Sequence[str]) -> Detokenizer: ...
+    def stream(self, stop: tuple[str, ...] = ()) -> Detokenizer: ...
 
     def max_prompt_chars(self, num_tokens: int) -> int:
         """Return how many characters can at most be in this many tokens."""
@@ -83,8 +83,8 @@ def parse(
     group = object()
     requests, in_front = [], []
     for prompt in prompts:
-        full_text, ids = prompt.encode(text, limits.max_model_len)
         try:
+            full_text, ids = prompt.encode(text, limits.max_model_len)
             sampling = prompt.parameters.sampling_for(len(ids))
         except BadRequest as error:
             raise prompt.relabelled(error) from None
@@ -131,11 +131,11 @@ class _Prompt:
         return full_text, ids
 
     def relabelled(self, error: BadRequest) -> BadRequest:
-        """Name the field as the client wrote it, where `Parameters` could only say 'prompt'."""
-        if error.field != "prompt":
+        """Name the input as the client wrote it, where others could only say 'prompt' or 'messages'."""
+        if error.field not in ("prompt", "messages"):
             return error
         label = self.where + ("messages" if self.prompt is None else "prompt")
-        return BadRequest(label + str(error).removeprefix("prompt"), field=label)
+        return BadRequest(label + str(error).removeprefix(error.field), field=label)
 
 
 def _prompts(body: object, limits: ModelLimits) -> list[_Prompt]:

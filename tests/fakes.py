@@ -1,13 +1,12 @@
 """Doubles for the edges of the server: a byte tokenizer, and an engine that plays what it is told.
 
-Small real objects, not mocks: the text decodes bytes as the real one decodes tokens, and events travel the real
+Small real objects, not mocks: text decodes bytes as the real one decodes tokens, events travel the real
 channel.
 """
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
 
 from model_server.errors import BadRequest, ServeError
 from model_server.request import Chunk, Final, FinishReason, Request
@@ -45,7 +44,7 @@ class ByteText:
         written = "".join(f"<{message['role']}>{message['content']}" for message in messages)
         return written, self.encode(written)
 
-    def stream(self, stop: Sequence[str]) -> ByteStream:
+    def stream(self, stop: tuple[str, ...] = ()) -> ByteStream:
         return ByteStream()
 
     def max_prompt_chars(self, num_tokens: int) -> int:

@@ -1,4 +1,4 @@
-"""About 200 bodies that predict must refuse: each with the word its error sentence has to hold.
+"""Some 340 bodies that predict must refuse: each with the word its error sentence has to hold.
 
 Bodies are bytes, as a client sends them, so that one table serves the parser and the running server. They are
 wrong for any model with fewer than ten million tokens in its vocabulary and a window of 4,096 tokens.
@@ -117,6 +117,10 @@ _WRONG_TOGETHER: tuple[tuple[str, dict[str, object]], ...] = (
         "exponential_decay_length_penalty",
         {"exponential_decay_length_penalty": [1, 10], "max_new_tokens": 1000},
     ),
+    (
+        "exponential_decay_length_penalty",
+        {"exponential_decay_length_penalty": [1, 1.5], "remove_invalid_values": True},
+    ),
     ("watermarking_config", {"watermarking_config": {"seeding_scheme": "selfhash", "greenlist_ratio": 0.01}}),
     ("stream", {"stream": True, "num_beams": 2}),
     ("stream", {"stream": True, "num_return_sequences": 2}),
@@ -193,6 +197,7 @@ _WRONG_BODIES: tuple[tuple[str, object], ...] = (
     ("instances[0].top_k", {"instances": [{"prompt": "Hello", "top_k": -1}]}),
     ("instances[0].topk", {"instances": [{"prompt": "Hello", "topk": 5}]}),
     ("instances[0].messages", {"instances": [{"messages": []}]}),
+    ("instances[0].messages", {"instances": [{"messages": [{"role": "wizard", "content": "Hello"}]}]}),
     ("parameters.top_k", {"instances": ["Hello"], "parameters": {"top_k": -1}}),
     ("parameters.top_q", {"instances": ["Hello"], "parameters": {"top_q": 1}}),
     ("parameters", {"instances": ["Hello"], "parameters": [1]}),

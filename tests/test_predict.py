@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from fakes import VOCAB_SIZE, ByteText, play
 from malformed import MALFORMED, Malformed
 
 from model_server import predict
-from model_server.errors import BadRequest, OutOfMemory, QueueFull
+from model_server.errors import BadRequest, OutOfMemory, QueueFull, ServeError
 from model_server.parameters import ModelLimits
 from model_server.request import Chunk, Final, FinishReason, Lane
 
+API_DOC = Path(__file__).parent.parent / "docs" / "api.md"
 LIMITS = ModelLimits(max_model_len=4096, vocab_size=VOCAB_SIZE, eos_token_ids=(2,))
 STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
 
@@ -248,3 +251,34 @@ def test_leaving_while_waiting_for_the_first_event_cancels_the_request():
         return call.requests[0].cancelled
 
     assert asyncio.run(scenario())
+
+
+def errors_under(kind: type[ServeError]) -> list[type[ServeError]]:
+    return [error for child in kind.__subclasses__() for error in [child, *errors_under(child)]]
+
+
+@pytest.mark.parametrize("error", errors_under(ServeError))
+def test_every_error_is_documented_with_its_status(error: type[ServeError]):
+    assert f"| {error.status} | `{error.code}` |" in API_DOC.read_text()
+
+
+def test_documented_bodies_are_accepted():
+    bodies = re.findall(r'```json\n(\{"(?:prompt|messages|instances)".*)\n', API_DOC.read_text())
+    assert len(bodies) == 3
+    for body in bodies:
+        assert predict.parse(predict.parse_json(body.encode()), ByteText(), LIMITS).requests
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"instances": "secret words"},
+        {"prompt": "Hello", "top_k": "secret words"},
+        {"prompt": "Hello", "stop": {"a": "secret words"}},
+    ],
+    ids=str,
+)
+def test_refusal_does_not_repeat_the_text_it_was_sent(body: dict):
+    with pytest.raises(BadRequest) as refused:
+        parsed(**body)
+    assert "secret" not in str(refused.value)
