@@ -94,4 +94,8 @@ def _check_port(port: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not `sys.exit`: taking torch down costs seconds, and a thread that hangs would hold it up for ever.
+    os._exit(exit_code)

@@ -35,6 +35,7 @@ class JsonFormatter(logging.Formatter):
 def configuration(kserve: dict[str, Any], log_format: str) -> dict[str, Any]:
     """Return a `dictConfig` with our logger beside KServe's, all in the same format."""
     config = copy.deepcopy(kserve)
+    config["loggers"]["kserve"]["level"] = "WARNING"  # the rest is about routes that we do not serve
     config["loggers"]["model_server"] = {"handlers": ["kserve"], "level": "INFO", "propagate": False}
     if log_format == "json":
         config["formatters"] = {name: {"()": JsonFormatter} for name in config["formatters"]}

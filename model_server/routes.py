@@ -1,7 +1,7 @@
 """The routes of KServe's V1 protocol, health and metrics, on an app of our own.
 
 KServe's own app is not served: its predict route sends no content type for a stream, does not see a client
-leave and answers errors with their internals, and beside it lie routes that unload the model for whoever asks.
+leave and answers errors with their internals, and beside it lie routes that unload the model for anyone.
 What is not named here does not exist. Leaves out what wraps every route (`http.py`), the wire format
 (`predict.py`) and the model.
 """

@@ -106,7 +106,7 @@ def load(directory: Path, settings: Settings) -> LoadedModel:
             f"dtype {_name(dtype)}: {dtype_reason}",
             f"max_model_len {max_model_len}: {length_reason}",
             f"attention {model.config._attn_implementation}: Transformers' choice for this model and device",
-            f"model: {num_parameters / 1e6:,.1f} million parameters, {in_units(weight_bytes)} "
+            f"model: {num_parameters:,} parameters, {in_units(weight_bytes)} "
             f"of {in_units(free_bytes)} that were free",
         ),
     )

@@ -1,4 +1,4 @@
-"""The hub: what is asked of it, and every refusal in one sentence. Nothing here goes further than this machine."""
+"""The hub: what is asked of it, and every refusal in one sentence. Nothing here leaves this machine."""
 
 import errno
 from types import SimpleNamespace
