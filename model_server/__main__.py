@@ -54,9 +54,7 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> None:
 
     model = MistralModel(settings)
     model.load()
-    app = create_app(
-        model, client_stall_s=settings.client_stall_seconds, docs=settings.kserve.enable_docs_url
-    )
+    app = create_app(model, client_stall_s=settings.client_stall_seconds, docs=settings.kserve.enable_docs_url)
     wrap(app, max_request_bytes=settings.max_request_bytes)
     try:
         Server(model, app, settings).run()

@@ -31,9 +31,7 @@ def read_config(directory: Path) -> MistralConfig:
     try:
         raw = json.loads(file.read_text())
     except FileNotFoundError:
-        raise StartupError(
-            f"{directory} holds no config.json: give the directory of a Hugging Face model."
-        ) from None
+        raise StartupError(f"{directory} holds no config.json: give the directory of a Hugging Face model.") from None
     except OSError as error:
         raise StartupError(f"{file} cannot be read ({error.strerror}): check its permissions.") from None
     except ValueError:
@@ -68,9 +66,7 @@ def weight_files(directory: Path) -> list[Path]:
         return [whole]
     if index.exists():
         return _shards(index)
-    others = sorted(
-        p.name for p in directory.iterdir() if p.suffix in (".bin", ".safetensors", ".pt", ".pth")
-    )
+    others = sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".safetensors", ".pt", ".pth"))
     unread = f" ({others[0]} is not read)" if others else ""
     raise StartupError(
         f"{directory} holds no model.safetensors and no model.safetensors.index.json{unread}: "
@@ -86,9 +82,7 @@ def _shards(index: Path) -> list[Path]:
     files = [index.parent / name for name in names]
     for file in files:
         if not file.is_file():
-            raise StartupError(
-                f"{file} is missing, though the index names it: download the model's files again."
-            )
+            raise StartupError(f"{file} is missing, though the index names it: download the model's files again.")
     return files
 
 

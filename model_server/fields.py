@@ -194,16 +194,12 @@ class SequenceBias:
         for i, pair in enumerate(value):
             here = f"{label}[{i}]"
             if not isinstance(pair, list) or len(pair) != 2:
-                raise BadRequest(
-                    f"{here} must be a pair [[token ids], bias], not {shown(pair)}.", field=label
-                )
+                raise BadRequest(f"{here} must be a pair [[token ids], bias], not {shown(pair)}.", field=label)
             ids = TokenIds(MAX_SEQUENCE).check(pair[0], f"{here}[0]", vocab_size)
             bias = Number(-1e9, 1e9).check(pair[1], f"{here}[1]", vocab_size)
             key = tuple(ids)  # type: ignore[arg-type]
             if key in seen:
-                raise BadRequest(
-                    f"{here} repeats the token ids of an earlier pair: give each one bias.", field=label
-                )
+                raise BadRequest(f"{here} repeats the token ids of an earlier pair: give each one bias.", field=label)
             seen.add(key)
             pairs.append([ids, bias])
         return pairs
@@ -253,9 +249,7 @@ class Watermarking:
         checked = {}
         for name, item in value.items():
             if name not in kinds:
-                raise BadRequest(
-                    f"{label} must be {self.allowed}; {shown(name)} is none of them.", field=label
-                )
+                raise BadRequest(f"{label} must be {self.allowed}; {shown(name)} is none of them.", field=label)
             checked[name] = kinds[name].check(item, f"{label}.{name}", vocab_size)
         if checked.get("seeding_scheme") == "selfhash" and checked.get("greenlist_ratio", 0.25) < 0.25:
             # With few green tokens Transformers finds none among the likeliest 40, and fails.

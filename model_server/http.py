@@ -129,9 +129,7 @@ class Errors:
             return
         _note(error, scope)
         if content_type.startswith(EVENT_STREAM):
-            await send(
-                {"type": "http.response.body", "body": error_event(error).encode(), "more_body": False}
-            )
+            await send({"type": "http.response.body", "body": error_event(error).encode(), "more_body": False})
 
 
 class BodyLimit:

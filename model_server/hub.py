@@ -37,13 +37,11 @@ def download(model_id: str, revision: str | None = None) -> Path:
         return _download(model_id, revision)
     except errors.GatedRepoError:
         raise StartupError(
-            f"{model_id} is gated: accept its terms on its page, "
-            f"and set HF_TOKEN to a token of that account{_token()}."
+            f"{model_id} is gated: accept its terms on its page, and set HF_TOKEN to a token of that account{_token()}."
         ) from None
     except errors.RepositoryNotFoundError:
         raise StartupError(
-            f"The hub knows no model {model_id}: check --model_id, "
-            f"or set HF_TOKEN if the model is private{_token()}."
+            f"The hub knows no model {model_id}: check --model_id, or set HF_TOKEN if the model is private{_token()}."
         ) from None
     except errors.RevisionNotFoundError:
         raise StartupError(f"{model_id} has no revision {revision}: check --model_revision.") from None

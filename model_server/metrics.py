@@ -42,15 +42,11 @@ prompt_tokens_total = Counter("mistral_prompt_tokens_total", "Prompt tokens of t
 generated_tokens_total = Counter("mistral_generated_tokens_total", "Tokens generated.")
 requests_running = Gauge("mistral_requests_running", "Sequences being generated.")
 requests_waiting = Gauge("mistral_requests_waiting", "Sequences waiting for a place.")
-kv_cache_usage_ratio = Gauge(
-    "mistral_kv_cache_usage_ratio", "Part of the KV memory that is reserved, 0 to 1."
-)
+kv_cache_usage_ratio = Gauge("mistral_kv_cache_usage_ratio", "Part of the KV memory that is reserved, 0 to 1.")
 load_seconds = Gauge("mistral_load_seconds", "How long loading the model took, warm-up included.")
 
 
-def watch_engine(
-    running: Callable[[], float], waiting: Callable[[], float], kv_usage: Callable[[], float]
-) -> None:
+def watch_engine(running: Callable[[], float], waiting: Callable[[], float], kv_usage: Callable[[], float]) -> None:
     """Have the gauges ask the engine when they are scraped: nothing to keep in step."""
     requests_running.set_function(running)
     requests_waiting.set_function(waiting)

@@ -13,16 +13,20 @@ from typing import Any
 
 import kserve
 
-from . import metrics, weights
+from . import capacity, metrics, weights
 from .engine import Engine
 from .errors import StartupError
 from .parameters import ModelLimits
 from .predict import answer, parse, plain_text, sse
 from .routes import accepts_plain_text
+from .runner import fuse
 from .settings import Settings
 from .text import Text
 
 log = logging.getLogger(__name__)
+
+PREFILL_TOKENS = {"cpu": 128, "cuda": 512}
+"""Prompt tokens read in one step: enough to keep the matmuls busy, few enough that streams do not stall."""
 
 
 class MistralModel(kserve.Model):
@@ -53,12 +57,25 @@ class MistralModel(kserve.Model):
             vocab_size=loaded.model.config.vocab_size,
             eos_token_ids=_eos_token_ids(loaded.model.generation_config.eos_token_id),
         )
-        self.generation = Engine(
-            loaded.model,
+        fuse(loaded.model)
+        room = capacity.plan(
+            loaded.model.config,
+            loaded.dtype,
+            loaded.device,
+            free_bytes=weights.free_bytes(loaded.device),
             max_model_len=loaded.max_model_len,
             max_batch_size=self.settings.max_batch_size,
+        )
+        log.info("%s", room.reason)
+        self.generation = Engine(
+            loaded.model,
+            loaded.text.tokenizer,
+            max_model_len=loaded.max_model_len,
+            num_slots=room.num_slots,
+            own_lane_tokens=room.own_lane_tokens,
             max_queue_size=self.settings.max_queue_size,
-            kv_budget_bytes=None,
+            prefill_tokens=PREFILL_TOKENS[loaded.device.type],
+            stall_s=self.settings.stall_seconds,
         )
         self.generation.start()
         self._warm_up()
@@ -89,15 +106,18 @@ class MistralModel(kserve.Model):
         Raises:
             ServeError: the request is wrong, or cannot be taken, or failed before its first event.
         """
+        assert self.generation is not None, "KServe registers a model only once it is loaded"
+        self.generation.check_open()
         headers = headers or {}
-        call = parse(
+        # In a thread: a prompt that fills the window takes the tokenizer long enough for other streams to notice.
+        call = await asyncio.to_thread(
+            parse,
             payload,
             self.text,
             self.limits,
             request_id=headers.get("x-request-id", ""),
             deadline_s=time.monotonic() + self.settings.request_timeout_seconds,
         )
-        assert self.generation is not None, "KServe registers a model only once it is loaded"
         self.generation.submit(list(call.requests))
         if not call.stream:
             return await answer(call)

@@ -121,12 +121,8 @@ class Parameters:
         begins_late = num_prompt_tokens == 1 and "forced_bos_token_id" in given
         if max_new_tokens == 1 + begins_late and "begin_suppress_tokens" in given:
             forced = _as_set(given.get("forced_eos_token_id"))
-            if forced and forced <= _as_set(given["begin_suppress_tokens"]) | _as_set(
-                given.get("suppress_tokens")
-            ):
-                raise self._bad(
-                    "forced_eos_token_id", "must not all be in begin_suppress_tokens for one new token"
-                )
+            if forced and forced <= _as_set(given["begin_suppress_tokens"]) | _as_set(given.get("suppress_tokens")):
+                raise self._bad("forced_eos_token_id", "must not all be in begin_suppress_tokens for one new token")
         if given["do_sample"]:
             # A size-n rule bans a token for each distinct n-gram it has seen, at most one in n tokens.
             for name, length in (
@@ -135,9 +131,7 @@ class Parameters:
             ):
                 size = given.get(name, 0)
                 if size and len(_forbidden(given, self.limits)) + length // size >= vocab_size:
-                    raise self._bad(
-                        name, f"of {size} can forbid all {vocab_size} tokens here: ask for fewer tokens"
-                    )
+                    raise self._bad(name, f"of {size} can forbid all {vocab_size} tokens here: ask for fewer tokens")
         start, factor = given.get("exponential_decay_length_penalty", (0, 1.0))
         if (max_new_tokens - start) * math.log10(factor) > 300:
             raise self._bad(
@@ -174,8 +168,7 @@ def parse_parameters(
         for name, value, label in _known(layer, prefix):
             raw_values[name], labels[name] = value, label
     given = {
-        name: BY_NAME[name].kind.check(value, labels[name], limits.vocab_size)
-        for name, value in raw_values.items()
+        name: BY_NAME[name].kind.check(value, labels[name], limits.vocab_size) for name, value in raw_values.items()
     }
     generate = _for_generate(given, labels)
     _check_together(given, labels, limits, do_sample=generate["do_sample"])
@@ -241,9 +234,7 @@ def _for_generate(given: Mapping[str, Any], labels: Mapping[str, str]) -> dict[s
     return values
 
 
-def _check_together(
-    given: Mapping[str, Any], labels: Mapping[str, str], limits: ModelLimits, do_sample: bool
-) -> None:
+def _check_together(given: Mapping[str, Any], labels: Mapping[str, str], limits: ModelLimits, do_sample: bool) -> None:
     """Refuse fields that are right alone and wrong together, as Transformers does or would have to."""
     beams, sequences = given.get("num_beams", 1), given.get("num_return_sequences", 1)
     guided = given.get("guidance_scale", 1) != 1
@@ -256,9 +247,7 @@ def _check_together(
         if name in given and when:
             raise _bad(name, rule, labels)
 
-    refuse(
-        "num_return_sequences", 1 < beams < sequences, f"must be at most num_beams ({beams}), not {sequences}"
-    )
+    refuse("num_return_sequences", 1 < beams < sequences, f"must be at most num_beams ({beams}), not {sequences}")
     refuse(
         "num_return_sequences",
         beams == 1 and sequences > 1 and not do_sample,
@@ -270,17 +259,13 @@ def _check_together(
     refuse("negative_prompt_ids", not guided, "needs a guidance_scale other than 1")
     refuse("negative_prompt_ids", beams > 1, "does not work with num_beams above 1")
     only_ends = all(len(ids) == 1 and ids[0] in ends for ids in bad_words)
-    refuse(
-        "bad_words_ids", only_ends, "must forbid more than the end of the text: for that, use min_new_tokens"
-    )
+    refuse("bad_words_ids", only_ends, "must forbid more than the end of the text: for that, use min_new_tokens")
     refuse("exponential_decay_length_penalty", not ends, "needs an eos_token_id: the model has none")
     # It turns a forbidden end's -inf into the lowest float32, and the penalty multiplies that to an infinity.
     finite = given.get("remove_invalid_values", False)
     refuse("exponential_decay_length_penalty", finite, "does not work with remove_invalid_values")
     selfhash = given.get("watermarking_config", {}).get("seeding_scheme") == "selfhash"
-    refuse(
-        "watermarking_config", selfhash and limits.vocab_size < 40, "selfhash needs a vocabulary of 40 tokens"
-    )
+    refuse("watermarking_config", selfhash and limits.vocab_size < 40, "selfhash needs a vocabulary of 40 tokens")
     for name in ("forced_bos_token_id", "forced_eos_token_id"):
         refuse(name, _as_set(given.get(name)) <= suppressed, "must not all be in suppress_tokens")
     for name in ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids"):

@@ -69,9 +69,7 @@ def parse_json(body: bytes) -> object:
         raise BadRequest(f"The body must be valid JSON: {error}.", field="body") from None
 
 
-def parse(
-    body: object, text: Text, limits: ModelLimits, request_id: str = "", deadline_s: float | None = None
-) -> Call:
+def parse(body: object, text: Text, limits: ModelLimits, request_id: str = "", deadline_s: float | None = None) -> Call:
     """Turn a body into requests that cannot be invalid.
 
     Raises:
@@ -197,14 +195,10 @@ def _messages(value: object, label: str, most: int) -> list[dict[str, str]]:
     for i, message in enumerate(value):
         here = f"{label}[{i}]"
         if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-            raise BadRequest(
-                f'{here} must be an object with "role" and "content", and nothing else.', field=label
-            )
+            raise BadRequest(f'{here} must be an object with "role" and "content", and nothing else.', field=label)
         role, content = message["role"], message["content"]
         if not isinstance(role, str) or not 1 <= len(role) <= 64:
-            raise BadRequest(
-                f"{here}.role must be a string, as in user or assistant, not {shown(role)}.", field=label
-            )
+            raise BadRequest(f"{here}.role must be a string, as in user or assistant, not {shown(role)}.", field=label)
         check_unicode(role, f"{here}.role")
         messages.append({"role": role, "content": _content(content, f"{here}.content")})
     return messages
@@ -237,9 +231,7 @@ def _check_sequences(prompts: list[_Prompt], streams: bool) -> None:
             field="stream",
         )
     if streams and prompts[0].parameters.generate.get("num_beams", 1) > 1:
-        raise BadRequest(
-            "stream must be false with num_beams above 1: beams end all at once.", field="stream"
-        )
+        raise BadRequest("stream must be false with num_beams above 1: beams end all at once.", field="stream")
 
 
 async def answer(call: Call) -> dict[str, list[dict[str, Any]]]:

@@ -17,9 +17,7 @@ log = logging.getLogger(__name__)
 class Progress:
     """While the block runs, log every few seconds how far it is; at its end, that it is done."""
 
-    def __init__(
-        self, doing: str, total_bytes: int, done_bytes: Callable[[], int], interval_s: float = 5.0
-    ) -> None:
+    def __init__(self, doing: str, total_bytes: int, done_bytes: Callable[[], int], interval_s: float = 5.0) -> None:
         self.doing = doing
         self.total_bytes = total_bytes
         self._done_bytes = done_bytes

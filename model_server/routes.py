@@ -36,17 +36,13 @@ class Model(Protocol):
         """Say whether new requests are taken."""
         ...
 
-    async def predict(
-        self, payload: Any, headers: Mapping[str, str]
-    ) -> dict[str, Any] | AsyncGenerator[str, None]:
+    async def predict(self, payload: Any, headers: Mapping[str, str]) -> dict[str, Any] | AsyncGenerator[str, None]:
         """Return the answer, or its stream once the first event is there."""
         ...
 
 
 class _NameConvertor(StringConvertor):
-    regex = (
-        "[^/:]+"  # without the colon, so that `GET .../name:predict` is a wrong method, not a strange name
-    )
+    regex = "[^/:]+"  # without the colon, so that `GET .../name:predict` is a wrong method, not a strange name
 
 
 register_url_convertor("name", _NameConvertor())

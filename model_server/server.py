@@ -62,9 +62,7 @@ class Server(ModelServer):
         """Log, once the port is open, what to call."""
         self._uvicorn.config.callback_notify = None
         scheme = "https" if self._uvicorn.config.is_ssl else "http"
-        log.info(
-            "ready: POST %s://localhost:%d/v1/models/%s:predict", scheme, self.http_port, self._model.name
-        )
+        log.info("ready: POST %s://localhost:%d/v1/models/%s:predict", scheme, self.http_port, self._model.name)
 
     def _handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._draining is not None:

@@ -21,9 +21,7 @@ from .errors import StartupError
 PREFIX = "MISTRAL_"
 CLIENT_VARIABLES = frozenset({"MISTRAL_API_KEY"})
 """Read by the command-line client; no concern of the server's, though a shell may export them for both."""
-SERVICE_LINK = re.compile(
-    r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
-)
+SERVICE_LINK = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 """What Kubernetes injects for every Service of the namespace: one called `mistral-7b` looks like ours."""
 
 MOUNTED_MODEL = Path("/mnt/models")
@@ -115,15 +113,11 @@ class Settings:
     )
     drain_seconds: float = flag(_seconds(0), 30.0, "how long running requests may go on after SIGTERM")
     request_timeout_seconds: float = flag(_seconds(0.001), 600.0, "how long one request may take")
-    stall_seconds: float = flag(
-        _seconds(0.001), 120.0, "how long one step may take before the engine counts as dead"
-    )
+    stall_seconds: float = flag(_seconds(0.001), 120.0, "how long one step may take before the engine counts as dead")
     client_stall_seconds: float = flag(
         _seconds(0.001), 30.0, "how long a client may stop reading before it is given up"
     )
-    cors_origins: tuple[str, ...] = flag(
-        _origins, (), "origins whose pages may call the server, separated by commas"
-    )
+    cors_origins: tuple[str, ...] = flag(_origins, (), "origins whose pages may call the server, separated by commas")
     playground: bool = flag(_boolean, True, "serve the page to try the model at /playground")
     log_format: str = flag(_one_of("text", "json"), "text", "log lines for people (text) or programs (json)")
 
@@ -137,9 +131,7 @@ class Settings:
     """The values of KServe's own flags."""
 
     @classmethod
-    def parse(
-        cls, argv: Sequence[str], environ: Mapping[str, str], kserve_parser: argparse.ArgumentParser
-    ) -> Settings:
+    def parse(cls, argv: Sequence[str], environ: Mapping[str, str], kserve_parser: argparse.ArgumentParser) -> Settings:
         """Read the flags, then the environment for what no flag says.
 
         Raises:
@@ -179,16 +171,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _read_flags(argv: Sequence[str], kserve_parser: argparse.ArgumentParser) -> argparse.Namespace:
-    parent = copy.deepcopy(
-        kserve_parser
-    )  # its actions would be shared, and their defaults changed, by a child
+    parent = copy.deepcopy(kserve_parser)  # its actions would be shared, and their defaults changed, by a child
     parent.set_defaults(model_name=None, http_port=None, enable_grpc=False)
     parser = _Parser(prog="python -m model_server", parents=[parent], allow_abbrev=False)
     ours = parser.add_argument_group("model server", f"each also by environment variable {PREFIX}<FLAG>")
     for name, f in flag_fields().items():
-        ours.add_argument(
-            f"--{name}", type=f.metadata["convert"], default=argparse.SUPPRESS, help=f.metadata["help"]
-        )
+        ours.add_argument(f"--{name}", type=f.metadata["convert"], default=argparse.SUPPRESS, help=f.metadata["help"])
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
@@ -200,11 +188,7 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """Return the converted values of our variables; an empty variable is an unset one."""
     chosen = {}
     for variable, text in environ.items():
-        if (
-            not variable.startswith(PREFIX)
-            or variable in CLIENT_VARIABLES
-            or SERVICE_LINK.fullmatch(variable)
-        ):
+        if not variable.startswith(PREFIX) or variable in CLIENT_VARIABLES or SERVICE_LINK.fullmatch(variable):
             continue
         name = variable.removeprefix(PREFIX).lower()
         flag = flag_fields().get(name)
@@ -227,9 +211,7 @@ def _nearest(word: str, known: list[str]) -> str:
 def _check_kserve(kserve: argparse.Namespace) -> None:
     """Refuse what KServe's own flags offer and this server does not."""
     if kserve.workers != 1:
-        raise StartupError(
-            f"--workers must be 1, not {kserve.workers}: one process serves one model; use replicas."
-        )
+        raise StartupError(f"--workers must be 1, not {kserve.workers}: one process serves one model; use replicas.")
     if kserve.enable_grpc:
         raise StartupError("--enable_grpc must be false: this server speaks HTTP only.")
     for name in ("ssl_certfile", "ssl_keyfile", "log_config_file"):

@@ -61,9 +61,7 @@ def resolve(settings: Settings) -> Path:
         return settings.model_dir
     if settings.model_id is not None:
         return hub.download(settings.model_id, settings.model_revision)
-    raise StartupError(
-        "No model is named: set --model_dir to a directory or --model_id to a Hugging Face id."
-    )
+    raise StartupError("No model is named: set --model_dir to a directory or --model_id to a Hugging Face id.")
 
 
 def load(directory: Path, settings: Settings) -> LoadedModel:
@@ -81,9 +79,9 @@ def load(directory: Path, settings: Settings) -> LoadedModel:
     device, device_reason = _resolve_device()
     dtype, dtype_reason = _resolve_dtype(settings.dtype, device)
     weight_bytes = num_parameters * dtype.itemsize
-    free_bytes = _free_bytes(device)
-    if weight_bytes > free_bytes:
-        raise StartupError(_too_large(directory, weight_bytes, free_bytes, device))
+    available_bytes = free_bytes(device)
+    if weight_bytes > available_bytes:
+        raise StartupError(_too_large(directory, weight_bytes, available_bytes, device))
     text = Text.load(directory)
     if len(text.tokenizer) > config.vocab_size:
         raise StartupError(
@@ -107,7 +105,7 @@ def load(directory: Path, settings: Settings) -> LoadedModel:
             f"max_model_len {max_model_len}: {length_reason}",
             f"attention {model.config._attn_implementation}: Transformers' choice for this model and device",
             f"model: {num_parameters:,} parameters, {in_units(weight_bytes)} "
-            f"of {in_units(free_bytes)} that were free",
+            f"of {in_units(available_bytes)} that were free",
         ),
     )
 
@@ -145,13 +143,11 @@ def cpu_computes_bfloat16(cpuinfo: Path) -> bool:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
         return False
-    flags = {
-        flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()
-    }
+    flags = {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()}
     return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
     """Return the memory that is free on the device; on a CPU at most what the container may still use."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -165,8 +161,8 @@ def _free_bytes(device: torch.device) -> int:
     return min(free, limit - used)
 
 
-def _too_large(directory: Path, weight_bytes: int, free_bytes: int | None, device: torch.device) -> str:
-    free = "" if free_bytes is None else f" and {in_units(free_bytes)} are free"
+def _too_large(directory: Path, weight_bytes: int, available_bytes: int | None, device: torch.device) -> str:
+    free = "" if available_bytes is None else f" and {in_units(available_bytes)} are free"
     return (
         f"The weights in {directory} need {in_units(weight_bytes)} of memory on {device}{free}: "
         "give the container more, or use a smaller --dtype or model."
@@ -218,9 +214,7 @@ def _read_model(
     except (torch.OutOfMemoryError, MemoryError):
         raise StartupError(_too_large(directory, weight_bytes, None, device)) from None
     except (SafetensorError, OSError) as error:
-        raise StartupError(
-            f"The weights in {directory} cannot be read: {checkpoint.one_line(error)}"
-        ) from None
+        raise StartupError(f"The weights in {directory} cannot be read: {checkpoint.one_line(error)}") from None
     model, report = loaded
     # The library fills what is missing with random numbers and goes on; that is not the model asked for.
     for fault, verb in (
@@ -230,9 +224,7 @@ def _read_model(
         if report[fault]:
             names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report[fault])
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise StartupError(
-                f"The weights in {directory} {verb} {names[0]}{more}: download the model's files again."
-            )
+            raise StartupError(f"The weights in {directory} {verb} {names[0]}{more}: download the model's files again.")
     return model.eval().requires_grad_(False)
 
 

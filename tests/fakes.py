@@ -56,9 +56,7 @@ def play(request: Request, *script: str | ServeError | FinishReason) -> None:
     for item in script:
         match item:
             case FinishReason():
-                request.channel.send(
-                    Final(item, request.num_prompt_tokens, completion_tokens=len(script) - 1)
-                )
+                request.channel.send(Final(item, request.num_prompt_tokens, completion_tokens=len(script) - 1))
             case str():
                 request.channel.send(Chunk(item))
             case error:

@@ -287,9 +287,7 @@ def test_readiness_is_whether_new_requests_are_taken(model, path):
     assert "retry-after" in answer.headers
 
 
-@pytest.mark.parametrize(
-    ("method", "path"), [("POST", "/v1/models/huge:predict"), ("GET", "/v1/models/huge")]
-)
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/models/huge:predict"), ("GET", "/v1/models/huge")])
 def test_other_models_are_not_here(model, method, path):
     answer = with_server(model, lambda client: client.request(method, path, json={}))
     assert (answer.status_code, answer.json()["code"]) == (404, "model_not_found")
@@ -314,9 +312,7 @@ def test_what_is_not_ours_does_not_exist(model, method, path):
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "allowed"), [("GET", PREDICT, "POST"), ("DELETE", "/metrics", "GET")]
-)
+@pytest.mark.parametrize(("method", "path", "allowed"), [("GET", PREDICT, "POST"), ("DELETE", "/metrics", "GET")])
 def test_wrong_method_is_told_the_right_one(model, method, path, allowed):
     answer = with_server(model, lambda client: client.request(method, path))
     assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")

@@ -45,9 +45,7 @@ def test_refused_name_is_answered_with_its_reason(name: str):
 
 def test_documented_table_is_the_table_in_the_code():
     rows = [f"| `{p.name}` | {p.kind.allowed} | {p.default} | {p.lane} | {p.meaning} |" for p in TABLE]
-    documented = [
-        line for line in API_DOC.read_text().splitlines() if re.match(r"\| `\w+` \|.*\|.*\|.*\|.*\|", line)
-    ]
+    documented = [line for line in API_DOC.read_text().splitlines() if re.match(r"\| `\w+` \|.*\|.*\|.*\|.*\|", line)]
     assert documented == rows
 
 
@@ -253,23 +251,17 @@ def model() -> Iterator[MistralForCausalLM]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(
-    ("raw", "prompt"), RUNS, ids=[f"{str(raw)[:70]}-{len(prompt)}" for raw, prompt in RUNS]
-)
+@pytest.mark.parametrize(("raw", "prompt"), RUNS, ids=[f"{str(raw)[:70]}-{len(prompt)}" for raw, prompt in RUNS])
 def test_whatever_is_accepted_runs_in_generate(model: MistralForCausalLM, raw: dict, prompt: list[int]):
     accepted = sampling(len(prompt), **{"max_new_tokens": 6} | raw)
     told = dict(accepted.generate)
     negative = told.pop("negative_prompt_ids", None)
     torch.manual_seed(0)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # Transformers warns of flags without effect; here only crashes matter
+        warnings.simplefilter("ignore")  # Transformers warns of flags without effect; here only crashes matter
         output = model.generate(
             torch.tensor([prompt]),
-            GenerationConfig(
-                **told, max_new_tokens=accepted.max_new_tokens, num_return_sequences=accepted.num_answers
-            ),
+            GenerationConfig(**told, max_new_tokens=accepted.max_new_tokens, num_return_sequences=accepted.num_answers),
             negative_prompt_ids=None if negative is None else torch.tensor([negative]),
         )
     assert output.shape[0] == accepted.num_answers

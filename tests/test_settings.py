@@ -156,9 +156,7 @@ def test_docs_name_every_flag_with_its_default():
     ours = DOCS.read_text().partition("## KServe's own flags")[0]
     documented = dict(re.findall(r"^\| `--(\w+)` \| `?([^|`]*)", ours, flags=re.MULTILINE))
     expected = {name: _as_documented(field.default) for name, field in flag_fields().items()}
-    assert {name: text.strip() for name, text in documented.items()} == expected | {
-        "model_dir": "/mnt/models"
-    }
+    assert {name: text.strip() for name, text in documented.items()} == expected | {"model_dir": "/mnt/models"}
 
 
 def _as_documented(default: object) -> str:

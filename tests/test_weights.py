@@ -96,9 +96,7 @@ def test_loaded_model_is_for_inference_only(model_dir):
 def test_shards_are_loaded_like_one_file(model_dir, whole_model):
     shard(model_dir)
     loaded = weights.load(model_dir, FLOAT32)
-    assert torch.equal(
-        loaded.model.lm_head.weight, load_file(whole_model / "model.safetensors")["lm_head.weight"]
-    )
+    assert torch.equal(loaded.model.lm_head.weight, load_file(whole_model / "model.safetensors")["lm_head.weight"])
 
 
 def test_second_copy_of_the_weights_is_not_read(model_dir):
@@ -184,9 +182,7 @@ def test_broken_config_is_refused(model_dir, text):
     assert "is not valid JSON" in refusal(model_dir)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"num_attention_heads": "four"}, {"hidden_size": None}, {"vocab_size": []}]
-)
+@pytest.mark.parametrize("changes", [{"num_attention_heads": "four"}, {"hidden_size": None}, {"vocab_size": []}])
 def test_config_of_nonsense_is_refused(model_dir, changes):
     edit_config(model_dir, **changes)
     assert str(model_dir) in refusal(model_dir)
