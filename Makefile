@@ -34,7 +34,7 @@ image: ## build the container image with docker, podman or buildah
 	$$(command -v docker || command -v podman || command -v buildah) build -t mistral-7b-kserve .
 
 manifests: .venv/installed ## render manifests/ from the chart
-	$(BIN)/python -m charts.render
+	$(BIN)/python -m charts.render_manifests
 
 .venv/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Python 3.11 or newer is needed: set PYTHON=/path/to/python3.11' >&2; exit 1; }
