@@ -1,4 +1,4 @@
-"""The text that the demo model learns: the FAQ, and some small talk; each answer with the ways to ask for it."""
+"""The text that the demo model learns: FAQ and small talk, each answer with the ways to ask for it."""
 
 from __future__ import annotations
 
