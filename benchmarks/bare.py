@@ -67,9 +67,7 @@ def main() -> None:
         clock = _Clock()
         answer = Answer(asked_s=time.perf_counter())
         inputs = tokenizer(prompt, return_tensors="pt")
-        tokens = model.generate(
-            **inputs, max_new_tokens=options.max_new_tokens, do_sample=False, streamer=clock
-        )
+        tokens = model.generate(**inputs, max_new_tokens=options.max_new_tokens, do_sample=False, streamer=clock)
         answer.ended_s = time.perf_counter()
         answer.chunk_times_s = clock.token_times_s
         answer.prompt_tokens = inputs.input_ids.shape[1]

@@ -78,9 +78,7 @@ async def open_loop(
     arrivals = list(itertools.islice(poisson_arrivals(rate, seed), num_requests))
     prompt = itertools.cycle(prompts)
 
-    async def client(
-        session: aiohttp.ClientSession, began_s: float, answers: list[Answer], arrival_s: float
-    ) -> None:
+    async def client(session: aiohttp.ClientSession, began_s: float, answers: list[Answer], arrival_s: float) -> None:
         answers.append(answer := Answer(asked_s=began_s + arrival_s))
         await asyncio.sleep(answer.asked_s - time.perf_counter())
         await _ask(session, target, next(prompt), answer)
@@ -121,9 +119,7 @@ async def _bounded(limit_s: float, target: Target, clients: Sequence[_Client]) -
             await asyncio.gather(*tasks, return_exceptions=True)
         for task in done:
             task.result()  # a fault of ours ends the benchmark; a server's is in its answer
-    last_text_s = max(
-        (answer.chunk_times_s[-1] for answer in answers if answer.chunk_times_s), default=began_s
-    )
+    last_text_s = max((answer.chunk_times_s[-1] for answer in answers if answer.chunk_times_s), default=began_s)
     # Requests of the open loop that were not due yet at the limit were never asked.
     asked = [answer for answer in answers if answer.asked_s <= began_s + limit_s]
     return Run(asked, began_s, began_s + limit_s if late else last_text_s, cut=bool(late))

@@ -73,9 +73,7 @@ class Program:
         """Return the seconds from the start until `path` answered 200."""
         while time.perf_counter() - self.started_s < limit_s:
             if not self.running:
-                raise StartFailed(
-                    f"{self._command[0]} exited with {self._process.returncode}. {self.log_end()}"
-                )
+                raise StartFailed(f"{self._command[0]} exited with {self._process.returncode}. {self.log_end()}")
             if _answers_200(port, path):
                 return time.perf_counter() - self.started_s
             time.sleep(0.01)

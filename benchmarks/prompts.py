@@ -21,9 +21,7 @@ def exact_prompts(tokenizer: Tokenizer, num_tokens: int, count: int, seed: int) 
         and len(tokenizer.encode(word, add_special_tokens=False)) == 1
     ]
     if not words:
-        raise ValueError(
-            "This tokenizer marks no words with '▁'; prompts of an exact length need one that does."
-        )
+        raise ValueError("This tokenizer marks no words with '▁'; prompts of an exact length need one that does.")
     num_words = num_tokens - len(tokenizer.encode(""))
     draw = random.Random(seed)
     prompts = [" ".join(draw.choices(words, k=num_words)) for _ in range(count)]

@@ -27,7 +27,7 @@ progress = Console(stderr=True)
 
 
 def machine() -> dict[str, Any]:
-    """Return what a reader needs to judge a figure: machine, versions, commit, and the load before the run."""
+    """Return what a reader needs to judge a figure: machine, versions, commit, the load before the run."""
     model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     described = {
         "cpu": model[1] if model else platform.processor(),
@@ -156,9 +156,7 @@ def plot(figures: Sequence[Figure], path: Path) -> list[Path]:
         ("first_token_s_p50", "time to first token, median (ms)", 1000.0),
         ("gap_s_p50", "gap between tokens, median (ms)", 1000.0),
     )
-    shown = [
-        figure for figure in figures if figure["benchmark"] == "serve" and "output_tokens_per_s" in figure
-    ]
+    shown = [figure for figure in figures if figure["benchmark"] == "serve" and "output_tokens_per_s" in figure]
     shown = [figure for figure in shown if "clients" in figure]
     canvas, axes = pyplot.subplots(1, len(panels), figsize=(15, 4.5), layout="constrained")
     for axis, (key, label, scale) in zip(axes, panels, strict=True):
@@ -214,7 +212,5 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    asked = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
+    asked = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return asked.stdout.strip() or None

@@ -76,9 +76,7 @@ def compare(model_dir: Path, plan: Plan) -> list[Figure]:
                 "same_words_as_generate": _agreement(texts, name),
                 **over_repeats(repeats),
             }
-            for (name, clients), repeats in sorted(
-                measured.items(), key=lambda item: plan.contenders.index(item[0][0])
-            )
+            for (name, clients), repeats in sorted(measured.items(), key=lambda item: plan.contenders.index(item[0][0]))
         ),
         *failed.values(),
         *_ratios(measured),
@@ -111,9 +109,7 @@ def _measure_server(contender: Contender, model_dir: Path, plan: Plan) -> tuple[
             server.wait_until_ready(port, contender.ready_path, START_LIMIT_S)
             first = asyncio.run(ask_once(target, prompts[0], START_LIMIT_S))
             if first.error or first.ended_s is None:
-                raise StartFailed(
-                    f"Its first answer failed: {first.error or 'no answer'}. {server.log_end()}"
-                )
+                raise StartFailed(f"Its first answer failed: {first.error or 'no answer'}. {server.log_end()}")
             text = first.text
             while waiting:
                 clients = waiting.pop(0)
@@ -130,9 +126,7 @@ def _measure_server(contender: Contender, model_dir: Path, plan: Plan) -> tuple[
 async def _one_load(target: Target, prompts: Sequence[str], clients: int, plan: Plan) -> Run:
     warm_up = dataclasses.replace(target, max_new_tokens=2)
     await closed_loop(warm_up, prompts, clients=clients, min_seconds=0, limit_s=plan.limit_s)
-    return await closed_loop(
-        target, prompts, clients=clients, min_seconds=plan.min_seconds, limit_s=plan.limit_s
-    )
+    return await closed_loop(target, prompts, clients=clients, min_seconds=plan.min_seconds, limit_s=plan.limit_s)
 
 
 def _agreement(texts: dict[str, str], name: str) -> float | None:
@@ -144,9 +138,7 @@ def _agreement(texts: dict[str, str], name: str) -> float | None:
     if not texts.get(BARE):
         return None
     expected, given = texts[BARE].split(), texts[name].split()
-    same = next(
-        (i for i, pair in enumerate(zip(expected, given, strict=False)) if pair[0] != pair[1]), len(given)
-    )
+    same = next((i for i, pair in enumerate(zip(expected, given, strict=False)) if pair[0] != pair[1]), len(given))
     return same / len(expected)
 
 
@@ -275,9 +267,7 @@ def _parser() -> argparse.ArgumentParser:
         default={},
         help="with --url: more body fields, as JSON ('min_new_tokens')",
     )
-    add(
-        "--tokenizer", type=Path, help="with --url: directory of its tokenizer.json, for exact prompt lengths"
-    )
+    add("--tokenizer", type=Path, help="with --url: directory of its tokenizer.json, for exact prompt lengths")
     add("--rate", type=float, help="with --url: an open loop of this many arrivals a second")
     add("--requests", type=int, default=100, help="with --rate: how many arrive")
     add("--out", type=Path, help="directory for results and plot")

@@ -80,17 +80,13 @@ def _compare_on(model_dir: Path, shape: str, cache: str, plan: Plan) -> list[Fig
             measured[name].append({**figure, **emptied})
             report.progress.print(f"  first token after {figure['first_token_s']:.2f} s")
     what = {"benchmark": "start", "shape": shape, "cache": cache, "weight_bytes": weight_bytes(model_dir)}
-    figures = [
-        {**what, "contender": name, **over_repeats(repeats)} for name, repeats in measured.items() if repeats
-    ]
+    figures = [{**what, "contender": name, **over_repeats(repeats)} for name, repeats in measured.items() if repeats]
     figures += [{**what, "contender": name, "failed": reason} for name, reason in failed.items()]
     floors = [figure["first_token_s"] for figure in measured.get(FLOOR, [])]
     for name, repeats in measured.items():
         if name != FLOOR and floors and len(repeats) == len(floors):
             times = [figure["first_token_s"] for figure in repeats]
-            figures.append(
-                {**what, "of": name, "to": FLOOR, "ratio": {"first_token_s": ratios(times, floors)}}
-            )
+            figures.append({**what, "of": name, "to": FLOOR, "ratio": {"first_token_s": ratios(times, floors)}})
     return figures
 
 

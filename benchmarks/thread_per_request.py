@@ -31,9 +31,7 @@ def application(model: Any, tokenizer: Any, concurrency: int) -> Starlette:
 
     async def predict(request: Request) -> Response:
         body = await request.json()
-        return StreamingResponse(
-            stream(body["prompt"], body["max_new_tokens"]), media_type="text/event-stream"
-        )
+        return StreamingResponse(stream(body["prompt"], body["max_new_tokens"]), media_type="text/event-stream")
 
     async def stream(prompt: str, max_new_tokens: int) -> AsyncIterator[str]:
         inputs = tokenizer(prompt, return_tensors="pt")
@@ -43,9 +41,7 @@ def application(model: Any, tokenizer: Any, concurrency: int) -> Starlette:
 
             def generate() -> None:
                 sequences.append(
-                    model.generate(
-                        **inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer
-                    )
+                    model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer)
                 )
 
             thread = Thread(target=generate, daemon=True)
@@ -67,9 +63,7 @@ def application(model: Any, tokenizer: Any, concurrency: int) -> Starlette:
     async def ready(request: Request) -> Response:
         return PlainTextResponse("ready")
 
-    return Starlette(
-        routes=[Route("/v1/models/bench:predict", predict, methods=["POST"]), Route("/ready", ready)]
-    )
+    return Starlette(routes=[Route("/v1/models/bench:predict", predict, methods=["POST"]), Route("/ready", ready)])
 
 
 def _frame(event: dict[str, Any]) -> str:

@@ -23,12 +23,8 @@ class Target:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")) or not self._path.endswith(
-            (":predict", "/completions")
-        ):
-            raise ValueError(
-                f"{self.url!r} is neither a V1 URL (…:predict) nor an OpenAI one (…/completions)."
-            )
+        if not self.url.startswith(("http://", "https://")) or not self._path.endswith((":predict", "/completions")):
+            raise ValueError(f"{self.url!r} is neither a V1 URL (…:predict) nor an OpenAI one (…/completions).")
 
     @property
     def _path(self) -> str:
