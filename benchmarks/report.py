@@ -106,10 +106,10 @@ def serve_card(figures: Sequence[Figure]) -> None:
     for figure in figures:
         if figure["benchmark"] != "serve" or "ratio" in figure:
             continue
-        load = f"{figure['clients']}" if "clients" in figure else f"{figure['rate']}/s"
         if "failed" in figure:
-            rows.append([figure["contender"], "", "did not start", "", "", "", ""])
+            rows.append([figure["contender"], "", "failed", "", "", "", ""])
             continue
+        load = f"{figure['clients']}" if "clients" in figure else f"{figure['rate']}/s"
         # A cut request's time to first token is known only to be longer.
         bound = ">" if figure["unfinished"] else ""
         rows.append(
