@@ -35,7 +35,7 @@ from .runner import Runner, Segment
 from .sampling import row_sampler, sample, with_logprobs
 from .scheduler import Row, Scheduler, WaitingRoom, newest_first
 
-logger = logging.getLogger("kserve.engine")
+logger = logging.getLogger(__name__)
 
 
 Work = list[tuple[Row, int]]

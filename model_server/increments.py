@@ -47,11 +47,7 @@ class TextStream:
         if not self._stops or not new:
             return new
         text = self._held + new
-        starts = [
-            len(self._held) + end - len(stop)
-            for stop in self._stops
-            if (end := stop.advance(new)) is not None
-        ]
+        starts = [len(self._held) + end - len(stop) for stop in self._stops if (end := stop.advance(new)) is not None]
         if starts:
             self.stopped, self._held = True, ""
             return text[: min(starts)]

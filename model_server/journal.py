@@ -8,7 +8,7 @@ import time
 from . import metrics
 from .request import Request
 
-logger = logging.getLogger("kserve.request")
+logger = logging.getLogger(__name__)
 
 
 def token(request: Request, count: int = 1) -> None:
@@ -38,9 +38,9 @@ def ended(request: Request, outcome: str) -> None:
         "first_token_seconds": None if first_s is None else round(first_s - request.arrived_s, 4),
         "total_seconds": round(now_s - request.arrived_s, 4),
     }
-    # The fields ride along for the JSON formatter; the text is for people.
+    # The text is for people; as `extra` the fields become members of a JSON line.
     logger.info(
         "request %s",
         " ".join(f"{k}={v}" for k, v in fields.items() if v is not None),
-        extra={"fields": fields},
+        extra=fields,
     )

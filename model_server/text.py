@@ -32,9 +32,7 @@ class Text:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
-        self._special = {
-            i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special
-        }
+        self._special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         decoder_types = {step["type"] for step in _steps(self._backend.decoder)}
         self._byte_level = "ByteLevel" in decoder_types
         self._byte_fallback = "ByteFallback" in decoder_types
@@ -51,9 +49,7 @@ class Text:
             StartupError: there is none, or none of the fast kind.
         """
         try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(model_dir), local_files_only=True, trust_remote_code=False
-            )
+            tokenizer = AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True, trust_remote_code=False)
         except Exception as error:  # the library raises whatever the broken file led to
             reason = " ".join(str(error).split())[:300]
             raise StartupError(
@@ -61,8 +57,7 @@ class Text:
             ) from error
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise StartupError(
-                f"The tokenizer in {model_dir} is a {type(tokenizer).__name__}, not a fast one: "
-                "add its tokenizer.json."
+                f"The tokenizer in {model_dir} is a {type(tokenizer).__name__}, not a fast one: add its tokenizer.json."
             )
         return cls(tokenizer)
 
@@ -83,17 +78,13 @@ class Text:
         if not messages:
             raise BadRequest("messages must hold at least one message.", field="messages")
         if not self.tokenizer.chat_template:
-            raise BadRequest(
-                "messages: this model has no chat template; send prompt instead.", field="messages"
-            )
+            raise BadRequest("messages: this model has no chat template; send prompt instead.", field="messages")
         try:
             prompt = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
             )
         except jinja2.TemplateError as error:
-            raise BadRequest(
-                f"messages: the model's chat template refuses them: {error}", field="messages"
-            ) from error
+            raise BadRequest(f"messages: the model's chat template refuses them: {error}", field="messages") from error
         except Exception as error:  # a template is a program, and these are its input: it can fail in any way
             raise BadRequest(
                 "messages: the model's chat template cannot render them; "
@@ -199,9 +190,7 @@ class Text:
             and no_unknown
             and all(map(_keeps_length, steps))
             # Such tokens swallow the white space beside them.
-            and not any(
-                token.lstrip or token.rstrip for token in self.tokenizer.added_tokens_decoder.values()
-            )
+            and not any(token.lstrip or token.rstrip for token in self.tokenizer.added_tokens_decoder.values())
         )
 
 
