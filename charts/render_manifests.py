@@ -1,7 +1,7 @@
-"""Write `manifests/` from the chart: one file per scenario for `kubectl apply -f`, a base and overlays for `-k`.
+"""Write `manifests/` from the chart: a file per scenario for `kubectl apply -f`, base and overlays for `-k`.
 
-Owns what `make manifests` writes; nothing there is edited by hand but `manifests/cluster/`, which no chart can hold.
-An overlay is the difference between its scenario and the base as JSON patches, so the two forms cannot drift apart.
+Owns what `make manifests` writes; nothing there is edited by hand but `manifests/cluster/`, which no chart can
+hold. An overlay is the difference between its scenario and the base as JSON patches: the two forms cannot drift.
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ def tool(name: str) -> str:
 
 
 def helm_template(*arguments: str, chart: Path = CHART) -> str:
-    """Return what Helm renders, hooks and tests aside; raises CalledProcessError with Helm's words in `stderr`."""
+    """Return what Helm renders without its hooks.
+
+    Raises:
+        subprocess.CalledProcessError: Helm refuses; its words are in `stderr`.
+    """
     command = [tool("helm"), "template", "mistral-7b", str(chart), "--namespace", NAMESPACE, "--no-hooks"]
     return subprocess.run([*command, *arguments], check=True, capture_output=True, text=True).stdout
 
@@ -64,10 +68,9 @@ def overlay(scenario: str) -> dict[str, str]:
     for (kind, name), old in base.items():
         new = wanted.get((kind, name))
         if new is None:
-            whole = {"apiVersion": old["apiVersion"], "kind": kind, "metadata": {"name": name}, "$patch": "delete"}
-            if "namespace" in old["metadata"]:
-                whole["metadata"]["namespace"] = old["metadata"]["namespace"]
-            patches.append({"patch": _dump(whole)})
+            metadata = {k: v for k, v in old["metadata"].items() if k in ("name", "namespace")}
+            gone = {"apiVersion": old["apiVersion"], "kind": kind, "metadata": metadata, "$patch": "delete"}
+            patches.append({"patch": _dump(gone)})
         elif operations := difference(old, new):
             patches.append({"target": {"kind": kind, "name": name}, "patch": _dump(operations)})
     kustomization: Object = {
@@ -90,7 +93,8 @@ def difference(old: Any, new: Any, path: str = "") -> list[Object]:
     if isinstance(old, list):
         if len(old) != len(new):
             return [{"op": "replace", "path": path, "value": new}]
-        return [o for i, (a, b) in enumerate(zip(old, new, strict=True)) for o in difference(a, b, f"{path}/{i}")]
+        pairs = enumerate(zip(old, new, strict=True))
+        return [operation for i, (a, b) in pairs for operation in difference(a, b, f"{path}/{i}")]
     operations = []
     for key in [*old, *(key for key in new if key not in old)]:
         at = f"{path}/{key.replace('~', '~0').replace('/', '~1')}"

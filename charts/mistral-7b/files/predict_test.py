@@ -1,4 +1,4 @@
-"""`helm test`: ask the model for a few tokens through the cluster's own address, waiting through a cold start.
+"""`helm test`: ask the model for a few tokens by the cluster's own address, waiting through a cold start.
 
 Runs in a pod of the server's image as `python -c`: standard library only.
 Arguments: model name, seconds to wait, then the base URLs to try in turn.
