@@ -1,7 +1,8 @@
 """Write `manifests/` from the chart: a file per scenario for `kubectl apply -f`, base and overlays for `-k`.
 
-Owns what `make manifests` writes; nothing there is edited by hand but `manifests/cluster/`, which no chart can
-hold. An overlay is the difference between its scenario and the base as JSON patches: the two forms cannot drift.
+Owns what `make manifests` writes; nothing there is edited by hand but `manifests/cluster/`, which no chart
+can hold. An overlay is the difference between its scenario and the base, as JSON patches: the two forms cannot
+drift apart.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Write `charts/mistral-7b/README.md`: its template, with a table made of the comments in `values.yaml`.
 
-`# -- text` above a key describes it, `# -- (type) text` where the default is null: as for helm-docs, which makes
-the same table (`--sort-values-order file`).
+`# -- text` above a key describes it, `# -- (type) text` where the default is null: as for helm-docs, which
+makes the same table (`--sort-values-order file`).
 Owns the table; the words around it are in `README.md.gotmpl`.
 """
 

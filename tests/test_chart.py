@@ -1,4 +1,4 @@
-"""What the chart renders: the InferenceService and what goes with it, for the choices a user has."""
+"""What the chart renders: the InferenceService, its figures, its place, its rights."""
 
 from __future__ import annotations
 
@@ -10,13 +10,6 @@ import pytest
 
 from charts.render_manifests import CHART, helm_template, scenarios, tool
 from tests.helm import SCENARIOS, container, environment, inference_service, predictor, render
-
-STANDARD = {
-    "inferenceService.mode": "Standard",
-    "scaling.minReplicas": 1,
-    "scaling.standard.prometheusAddress": "http://prometheus:9090",
-    "monitoring.podMonitor.enabled": True,
-}
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -44,8 +37,10 @@ def test_memory_is_never_left_to_kserve_which_would_give_2gi() -> None:
 # ---- A revision is a model reload on a second GPU: only what must makes one ----
 
 
-def bumped_chart(tmp_path: Path) -> Path:
-    chart = tmp_path / "mistral-7b"
+@pytest.fixture(scope="module")
+def bumped_chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same chart, one version later."""
+    chart = tmp_path_factory.mktemp("bumped") / "mistral-7b"
     shutil.copytree(CHART, chart)
     file = chart / "Chart.yaml"
     file.write_text(file.read_text().replace("version: 0.1.0", "version: 9.9.9", 1))
@@ -53,14 +48,13 @@ def bumped_chart(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_a_chart_version_bump_makes_no_new_revision(scenario: str, tmp_path: Path) -> None:
-    assert inference_service(scenario=scenario, chart=bumped_chart(tmp_path)) == inference_service(
-        scenario=scenario
-    )
+def test_a_chart_version_bump_makes_no_new_revision(scenario: str, bumped_chart: Path) -> None:
+    bumped = inference_service(scenario=scenario, chart=bumped_chart)
+    assert bumped == inference_service(scenario=scenario)
 
 
-def test_a_chart_version_bump_does_not_fill_the_cache_again(tmp_path: Path) -> None:
-    before, after = render(scenario="pvc-cache"), render(scenario="pvc-cache", chart=bumped_chart(tmp_path))
+def test_a_chart_version_bump_does_not_fill_the_cache_again(bumped_chart: Path) -> None:
+    before, after = render(scenario="pvc-cache"), render(scenario="pvc-cache", chart=bumped_chart)
     assert before.keys() == after.keys()
     [job] = [key for key in before if key[0] == "Job"]
     assert before[job]["spec"] == after[job]["spec"]
@@ -73,10 +67,8 @@ def test_nothing_versioned_reaches_the_pods(scenario: str) -> None:
     assert not any("helm.sh" in key for key in service["metadata"]["annotations"])
     for (kind, _), o in render(scenario=scenario).items():
         if kind == "Job":
-            assert (
-                not {"helm.sh/chart", "app.kubernetes.io/version"}
-                & o["spec"]["template"]["metadata"]["labels"].keys()
-            )
+            labels = o["spec"]["template"]["metadata"]["labels"]
+            assert not {"helm.sh/chart", "app.kubernetes.io/version"} & labels.keys()
 
 
 # ---- Image and canary ----
@@ -155,10 +147,8 @@ def test_zero_and_false_are_values() -> None:
     assert annotations["autoscaling.knative.dev/scale-down-delay"] == "0s"
     assert annotations["autoscaling.knative.dev/scale-to-zero-pod-retention-period"] == "0s"
     assert annotations["autoscaling.knative.dev/target-burst-capacity"] == "0"
-    assert (
-        inference_service(values)["metadata"]["annotations"]["serving.kserve.io/enable-tag-routing"]
-        == "false"
-    )
+    own = inference_service(values)["metadata"]["annotations"]
+    assert own["serving.kserve.io/enable-tag-routing"] == "false"
     assert environment(values)["MISTRAL_PLAYGROUND"] == "false"
     assert environment(values)["MISTRAL_MAX_QUEUE_SIZE"] == "0"
 
@@ -207,159 +197,6 @@ def test_a_cpu_demo_asks_for_nothing_of_a_gpu_node() -> None:
     assert "nvidia.com/gpu" not in demo["containers"][0]["resources"]["limits"]
 
 
-# ---- Weights ----
-
-
-def test_the_weights_are_pinned_to_a_commit_by_default() -> None:
-    name, revision = environment()["STORAGE_URI"].removeprefix("hf://").split(":")
-    assert name == "mistralai/Mistral-7B-Instruct-v0.3"
-    assert len(revision) == 40
-
-
-def test_the_download_has_memory_of_its_own_and_takes_the_weights_once() -> None:
-    [storage] = [o for (kind, _), o in render().items() if kind == "ClusterStorageContainer"]
-    assert predictor()["storageContainerName"] == storage["metadata"]["name"]
-    assert storage["spec"]["container"]["name"] == "storage-initializer"
-    assert storage["spec"]["container"]["resources"]["limits"]["memory"] == "8Gi"
-    assert '"consolidated*"' in storage["spec"]["container"]["env"][0]["value"]
-
-
-def test_the_download_settings_take_over_nobody_elses_downloads() -> None:
-    [storage] = [o for (kind, _), o in render().items() if kind == "ClusterStorageContainer"]
-    assert storage["spec"]["supportedUriFormats"] == [{"prefix": environment()["STORAGE_URI"]}]
-
-
-@pytest.mark.parametrize("uri", ["pvc://claim/mistral", "oci://registry.example/mistral:1"])
-def test_weights_that_are_mounted_need_no_download_settings(uri: str) -> None:
-    values = {"storage.uri": uri}
-    assert environment(values)["STORAGE_URI"] == uri
-    assert "storageContainerName" not in predictor(values)
-    assert not any(kind == "ClusterStorageContainer" for kind, _ in render(values))
-
-
-@pytest.mark.parametrize(
-    "uri", ["s3://bucket/mistral", "gs://bucket/mistral", "https://host.example/mistral.tar"]
-)
-def test_weights_from_elsewhere_are_downloaded_with_the_same_settings(uri: str) -> None:
-    assert environment({"storage.uri": uri})["STORAGE_URI"] == uri
-    assert "storageContainerName" in predictor({"storage.uri": uri})
-
-
-def test_kserves_own_download_settings_can_be_kept() -> None:
-    values = {"storage.initializer.create": False}
-    assert "storageContainerName" not in predictor(values)
-    assert not any(kind == "ClusterStorageContainer" for kind, _ in render(values))
-    named = {"storage.initializer.create": False, "storage.initializer.name": "ours"}
-    assert predictor(named)["storageContainerName"] == "ours"
-
-
-def test_a_server_with_its_weights_never_asks_the_hub() -> None:
-    assert environment()["HF_HUB_OFFLINE"] == "1"
-
-
-def test_a_server_that_downloads_by_itself_has_the_token_and_the_room() -> None:
-    values = {
-        "storage.uri": "",
-        "server.modelId": "a/b",
-        "server.modelRevision": "main",
-        "hfToken.secretName": "hf",
-    }
-    variables = environment(values)
-    assert variables["MISTRAL_MODEL_ID"] == "a/b"
-    assert variables["MISTRAL_MODEL_REVISION"] == "main"
-    assert "STORAGE_URI" not in variables
-    assert "HF_HUB_OFFLINE" not in variables
-    assert "HF_TOKEN" in variables
-    mounts = {m["name"]: m["mountPath"] for m in container(values)["volumeMounts"]}
-    assert mounts["hub"] == variables["HF_HOME"]
-
-
-def test_the_cache_is_filled_with_what_the_server_mounts() -> None:
-    objects = render(scenario="pvc-cache")
-    [claim] = [o for (kind, _), o in objects.items() if kind == "PersistentVolumeClaim"]
-    [job] = [o for (kind, _), o in objects.items() if kind == "Job"]
-    pod = job["spec"]["template"]["spec"]
-    script, uri, directory = pod["containers"][0]["args"]
-    assert (
-        environment(scenario="pvc-cache")["STORAGE_URI"] == f"pvc://{claim['metadata']['name']}/{directory}"
-    )
-    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
-    assert uri == environment()["STORAGE_URI"]
-
-
-def test_the_cache_survives_an_uninstall() -> None:
-    [claim] = [o for (kind, _), o in render(scenario="pvc-cache").items() if kind == "PersistentVolumeClaim"]
-    assert claim["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
-
-
-def test_another_model_gets_another_job_and_another_directory() -> None:
-    one, other = render(scenario="pvc-cache"), render({"storage.uri": "hf://a/b:c"}, scenario="pvc-cache")
-    assert {key for key in one if key[0] == "Job"}.isdisjoint(other)
-    assert (
-        environment({"storage.uri": "hf://a/b:c"}, "pvc-cache")["STORAGE_URI"]
-        != environment(scenario="pvc-cache")["STORAGE_URI"]
-    )
-
-
-def fill(tmp_path: Path, initializer: str) -> subprocess.CompletedProcess[str]:
-    """Run the Job's own script against a directory, with a download of our making."""
-    [job] = [o for (kind, _), o in render(scenario="pvc-cache").items() if kind == "Job"]
-    script, uri, directory = job["spec"]["template"]["spec"]["containers"][0]["args"]
-    download = tmp_path / "initializer"
-    download.write_text(f"#!/bin/sh\n{initializer}\n")
-    download.chmod(0o755)
-    script = script.replace("/storage-initializer/scripts/initializer-entrypoint", str(download))
-    (tmp_path / "cache").mkdir(exist_ok=True)
-    script = script.replace("/cache", str(tmp_path / "cache"))
-    return subprocess.run(["sh", "-euc", script, uri, "model"], capture_output=True, text=True)
-
-
-def test_the_cache_shows_the_weights_only_when_all_are_there(tmp_path: Path) -> None:
-    model = tmp_path / "cache" / "model"
-    model.mkdir(parents=True)  # the kubelet makes it for a replica that started first
-    assert fill(tmp_path, 'mkdir -p "$2"; touch "$2/config.json"; exit 1').returncode != 0
-    assert not list(model.iterdir())
-    assert fill(tmp_path, 'mkdir "$2"; touch "$2/config.json" "$2/model.safetensors"').returncode == 0
-    assert {p.name for p in model.iterdir()} == {"config.json", "model.safetensors"}
-
-
-def test_a_full_cache_is_not_filled_again(tmp_path: Path) -> None:
-    fill(tmp_path, 'mkdir "$2"; touch "$2/config.json"')
-    assert fill(tmp_path, "exit 1").returncode == 0
-
-
-# ---- Secrets ----
-
-
-def test_an_existing_token_is_attached_to_the_service_account() -> None:
-    objects = render({"hfToken.secretName": "hf", "serviceAccount.secrets": ["s3"]})
-    assert objects[("ServiceAccount", "mistral-7b")]["secrets"] == [{"name": "hf"}, {"name": "s3"}]
-    assert not any(kind == "Secret" for kind, _ in objects)
-
-
-def test_a_token_in_the_values_becomes_a_secret() -> None:
-    objects = render({"hfToken.token": "hf_x"})
-    assert objects[("Secret", "mistral-7b-hf-token")]["stringData"] == {"HF_TOKEN": "hf_x"}
-    assert objects[("ServiceAccount", "mistral-7b")]["secrets"] == [{"name": "mistral-7b-hf-token"}]
-
-
-def test_api_keys_in_the_values_become_a_secret_with_one_key_a_line() -> None:
-    secret = render({"apiKeys.keys": ["first-key", "second-key"]})[("Secret", "mistral-7b-api-keys")]
-    assert secret["stringData"]["api-keys"] == "first-key\nsecond-key\n"
-
-
-@pytest.mark.parametrize("values", [{"apiKeys.secretName": "keys"}, {"apiKeys.keys": ["a-long-key"]}])
-def test_api_keys_are_mounted_so_that_a_rotation_arrives(values: dict[str, object]) -> None:
-    [mount] = [m for m in container(values)["volumeMounts"] if m["name"] == "api-keys"]
-    assert "subPath" not in mount
-    assert environment(values)["MISTRAL_API_KEY_FILE"] == f"{mount['mountPath']}/api-keys"
-
-
-def test_secrets_never_stand_in_the_inference_service() -> None:
-    assert "hf_x" not in str(inference_service({"hfToken.token": "hf_x", "apiKeys.keys": ["a-long-key"]}))
-    assert "a-long-key" not in str(inference_service({"apiKeys.keys": ["a-long-key"]}))
-
-
 # ---- Security ----
 
 
@@ -387,42 +224,6 @@ def test_the_network_policy_lets_knative_in_and_the_download_out() -> None:
     assert {p["port"] for p in ingress["ports"]} == {8080, 8012, 8013, 8112, 8022, 9090, 9091}
     assert "knative-serving" in ingress["from"][1]["namespaceSelector"]["matchExpressions"][0]["values"]
     assert {p["port"] for rule in policy["egress"] for p in rule["ports"]} == {53, 443}
-
-
-# ---- Standard mode ----
-
-
-def test_standard_mode_carries_nothing_of_knative() -> None:
-    service = inference_service(STANDARD)
-    assert "knative" not in str(service).lower()
-    assert not {"containerConcurrency", "canaryTrafficPercent"} & service["spec"]["predictor"].keys()
-
-
-def test_standard_mode_waits_for_the_drain_before_the_kill() -> None:
-    values = {**STANDARD, "server.drainSeconds": 120}
-    assert predictor(values)["terminationGracePeriodSeconds"] > 120 + 5
-    assert container(values)["lifecycle"] == {"preStop": {"sleep": {"seconds": 5}}}
-
-
-def test_a_standard_rollout_needs_no_spare_gpu() -> None:
-    assert predictor(STANDARD)["deploymentStrategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
-
-
-def test_keda_scales_on_the_servers_own_queue() -> None:
-    [metric] = predictor(STANDARD)["autoScaling"]["metrics"]
-    assert metric["external"]["target"] == {"type": "Value", "value": "32"}
-    assert metric["external"]["metric"]["query"] == (
-        'sum(mistral_requests_running{namespace="mistral",inferenceservice="mistral-7b"}'
-        ' + mistral_requests_waiting{namespace="mistral",inferenceservice="mistral-7b"})'
-    )
-    annotations = inference_service(STANDARD)["metadata"]["annotations"]
-    assert annotations["serving.kserve.io/autoscalerClass"] == "keda"
-
-
-def test_an_hpa_scales_on_what_it_can_read() -> None:
-    hpa = predictor(scenario="standard-hpa")
-    assert (hpa["scaleMetric"], hpa["scaleTarget"]) == ("cpu", 80)
-    assert "autoScaling" not in hpa
 
 
 # ---- The rest ----
