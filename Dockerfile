@@ -15,12 +15,13 @@ RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /build
 COPY pyproject.toml requirements.lock ./
-# What pyproject.toml names, at the lock's versions. Wheels only: nothing here could compile. The bytecode is made once
-# and never compared with its source again, so that a cold start neither compiles 20,000 files nor looks at them.
+# What pyproject.toml names, at the lock's versions. Wheels only: nothing here could compile.
 RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > runtime.txt \
  && pip install --no-cache-dir --no-compile --only-binary :all: --constraint requirements.lock --requirement runtime.txt \
- && pip uninstall --yes pip \
- && python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib
+ && pip uninstall --yes pip
+# The bytecode is made here and never compared with its source again, so that a cold start neither compiles thousands of
+# files nor looks at their dates. torch ships one file that only a later Python can read.
+RUN python -m compileall -q -j 0 -x py312_intrinsics --invalidation-mode unchecked-hash /opt/venv/lib
 
 FROM ${PYTHON_IMAGE}${PYTHON_DIGEST} AS server
 RUN useradd --uid 1000 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin mistral

@@ -1,8 +1,8 @@
-"""Write `manifests/` from the chart: a file per scenario for `kubectl apply -f`, base and overlays for `-k`.
+"""Write `manifests/` from the chart, a file per scenario for `kubectl apply -f`, base and overlays for `-k`.
 
 Owns what `make manifests` writes; nothing there is edited by hand but `manifests/cluster/`, which no chart
-can hold. An overlay is the difference between its scenario and the base, as JSON patches: the two forms cannot
-drift apart.
+can hold. An overlay is the difference between its scenario and the base, as JSON patches: the two forms
+cannot drift apart.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 
 import yaml
 
-CHART = Path(__file__).parent / "mistral-7b"
+from charts.render_readme import CHART, readme
+
 MANIFESTS = Path(__file__).parent.parent / "manifests"
 RELEASE = NAMESPACE = "mistral"
 HEADER = "# Rendered from charts/mistral-7b by `make manifests`; edit the chart.\n"
@@ -90,7 +91,9 @@ def overlay(scenario: str) -> dict[str, str]:
 def difference(old: Any, new: Any, path: str = "") -> list[Object]:
     """Return the JSON patch (RFC 6902) that makes `old` into `new`."""
     if type(old) is not type(new) or not isinstance(old, dict | list):
-        return [] if old == new else [{"op": "replace", "path": path, "value": new}]
+        return (
+            [] if old == new and type(old) is type(new) else [{"op": "replace", "path": path, "value": new}]
+        )
     if isinstance(old, list):
         if len(old) != len(new):
             return [{"op": "replace", "path": path, "value": new}]
@@ -140,7 +143,7 @@ def _dump(value: Any) -> str:
 
 
 def main() -> None:
-    """Write the files, and take away what no scenario renders any more."""
+    """Write the files and the chart's README, and take away what no scenario renders any more."""
     files = manifests()
     for path in MANIFESTS.rglob("*.yaml"):
         name = path.relative_to(MANIFESTS).as_posix()
@@ -150,6 +153,7 @@ def main() -> None:
         path = MANIFESTS / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+    (CHART / "README.md").write_text(readme())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write `charts/mistral-7b/README.md`: its template, with a table made of the comments in `values.yaml`.
+"""Make `charts/mistral-7b/README.md`: its template, with a table made of the comments in `values.yaml`.
 
 `# -- text` above a key describes it, `# -- (type) text` where the default is null: as for helm-docs, which
 makes the same table (`--sort-values-order file`).
@@ -67,7 +67,3 @@ def readme(chart: Path = CHART) -> str:
     version = yaml.safe_load((chart / "Chart.yaml").read_text())["version"]
     template = (chart / "README.md.gotmpl").read_text()
     return template.replace(PLACEHOLDER, "\n".join(table)).replace("{{ .Version }}", version)
-
-
-if __name__ == "__main__":
-    (CHART / "README.md").write_text(readme())

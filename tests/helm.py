@@ -1,4 +1,4 @@
-"""Helm as the chart's tests use it: values in, objects or its refusal out; each set of values rendered once."""
+"""Helm as the chart's tests use it: values in, objects or its refusal out, each rendered once."""
 
 from __future__ import annotations
 
