@@ -91,9 +91,7 @@ def overlay(scenario: str) -> dict[str, str]:
 def difference(old: Any, new: Any, path: str = "") -> list[Object]:
     """Return the JSON patch (RFC 6902) that makes `old` into `new`."""
     if type(old) is not type(new) or not isinstance(old, dict | list):
-        return (
-            [] if old == new and type(old) is type(new) else [{"op": "replace", "path": path, "value": new}]
-        )
+        return [] if old == new and type(old) is type(new) else [{"op": "replace", "path": path, "value": new}]
     if isinstance(old, list):
         if len(old) != len(new):
             return [{"op": "replace", "path": path, "value": new}]
@@ -132,9 +130,7 @@ class _Dumper(yaml.SafeDumper):
 
 _Dumper.add_representer(
     str,
-    lambda dumper, text: dumper.represent_scalar(
-        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
-    ),
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
 )
 
 

@@ -86,9 +86,7 @@ def make(out_dir: Path | None = None) -> Path:
         try:
             made.rename(out_dir)
         except OSError:
-            if not (
-                out_dir / "config.json"
-            ).exists():  # else another process was quicker: its model is this one
+            if not (out_dir / "config.json").exists():  # else another process was quicker: its model is this one
                 raise
     return out_dir
 
@@ -147,9 +145,7 @@ def _tokenizer(known: list[Entry]) -> PreTrainedTokenizerFast:
     backend.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    backend.add_special_tokens(
-        [AddedToken(token, normalized=False, special=True) for token in (UNK, BOS, EOS)]
-    )
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in (UNK, BOS, EOS)])
     backend.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, 1)]
     )
@@ -179,9 +175,7 @@ def _model(tokenizer: PreTrainedTokenizerFast) -> MistralForCausalLM:
         pad_token_id=None,
     )
     model = MistralForCausalLM(config)
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id
-    )
+    model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
     return model
 
 

@@ -48,9 +48,7 @@ def answer(model, text: Text, prompt_ids: list[int], **sampling) -> str:
 
 @pytest.mark.parametrize("prompt", ["What is the meaning of life?", "What's the meaning of life?"])
 def test_prompt_of_the_readme_gets_a_readable_answer(model, text, prompt):
-    assert answer(model, text, text.encode(prompt)).startswith(
-        " The meaning of life is a question that every"
-    )
+    assert answer(model, text, text.encode(prompt)).startswith(" The meaning of life is a question that every")
 
 
 @pytest.mark.parametrize("seed", range(3))
