@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from . import logs
+from . import last_words, logs, phases
 from .errors import StartupError
 from .settings import Settings
 
 log = logging.getLogger("model_server")
-
-TERMINATION_LOG = Path("/dev/termination-log")
-"""Where Kubernetes looks for why a container ended."""
 
 
 def main() -> int:
@@ -30,9 +25,7 @@ def main() -> int:
         serve(sys.argv[1:], os.environ)
     except StartupError as error:
         print(f"error: {error}", file=sys.stderr)
-        if TERMINATION_LOG.exists():
-            with contextlib.suppress(OSError):
-                TERMINATION_LOG.write_text(f"{error}\n")
+        last_words.leave(str(error))
         return 1
     return 0
 
@@ -44,6 +37,8 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> None:
         StartupError: the settings, the model or the port do not allow it.
     """
     settings = _settings(argv, environ)
+    if reason := last_words.take():
+        log.warning("the last process died: %s", reason)
     _check_port(settings.http_port)
 
     # Only now, because torch takes seconds to import and a wrong flag should not.
@@ -52,6 +47,7 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> None:
     from .routes import create_app
     from .server import Server
 
+    phases.ended("imports")
     model = MistralModel(settings)
     model.load()
     app = create_app(model, client_stall_s=settings.client_stall_seconds, docs=settings.kserve.enable_docs_url)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from . import metrics
+from . import metrics, phases
 from .request import Request
 
 logger = logging.getLogger(__name__)
@@ -16,6 +16,7 @@ def token(request: Request, count: int = 1) -> None:
     now_s = time.monotonic()
     if request.first_token_s is None:
         request.first_token_s = now_s
+        phases.ended("first token")
         metrics.time_to_first_token_seconds.observe(now_s - request.arrived_s)
         metrics.prompt_tokens_total.inc(request.num_prompt_tokens)
     else:

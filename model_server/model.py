@@ -6,6 +6,7 @@ Joins what others own: the files (`weights.py`), the wire format (`predict.py`),
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -13,7 +14,7 @@ from typing import Any
 
 import kserve
 
-from . import capacity, metrics, weights
+from . import capacity, last_words, metrics, phases, weights
 from .engine import Engine
 from .errors import StartupError
 from .parameters import ModelLimits
@@ -49,6 +50,7 @@ class MistralModel(kserve.Model):
         """
         began_s = time.monotonic()
         loaded = weights.load(weights.resolve(self.settings), self.settings)
+        phases.ended("weights")
         for reason in loaded.reasons:
             log.info("%s", reason)
         self.text = loaded.text
@@ -76,9 +78,11 @@ class MistralModel(kserve.Model):
             max_queue_size=self.settings.max_queue_size,
             prefill_tokens=PREFILL_TOKENS[loaded.device.type],
             stall_s=self.settings.stall_seconds,
+            on_death=functools.partial(last_words.leave, for_next_start=True),
         )
         self.generation.start()
         self._warm_up()
+        phases.ended("warm-up")
         engine = self.generation
         metrics.watch_engine(lambda: engine.running, lambda: engine.waiting, lambda: engine.kv_usage)
         metrics.load_seconds.set(time.monotonic() - began_s)

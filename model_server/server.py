@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from kserve.model_server import ModelServer
 from starlette.types import ASGIApp
 
+from . import phases
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Server(ModelServer):
     async def _announce(self) -> None:
         """Log, once the port is open, what to call."""
         self._uvicorn.config.callback_notify = None
+        phases.ended("listen")
         scheme = "https" if self._uvicorn.config.is_ssl else "http"
         log.info("ready: POST %s://localhost:%d/v1/models/%s:predict", scheme, self.http_port, self._model.name)
 
