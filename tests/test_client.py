@@ -195,9 +195,7 @@ def test_a_key_that_no_header_can_carry_is_refused_without_showing_it() -> None:
     [BUSY, LOADING, hang_up, answer_bytes(b"activator request timeout", 504), answer_bytes(b"upstream", 502)],
     ids=["429", "503", "dropped", "activator gave up", "bad gateway"],
 )
-def test_what_happens_before_the_answer_begins_is_retried(
-    not_yet: Act, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_happens_before_the_answer_begins_is_retried(not_yet: Act, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model_server.client.patience.FIRST_PAUSE_S", 0.01)
     result, server = predict(not_yet, not_yet, predictions("at last"))
     assert (result.exit_code, result.stdout) == (0, "at last\n")
@@ -249,9 +247,9 @@ def test_pauses_grow_and_the_budget_ends_them() -> None:
 def test_retry_after_decides_the_pause() -> None:
     pauses: list[float] = []
     with ScriptedServer([]) as server, httpx.Client() as http:
-        server.pages["/"] = lambda handler: (
-            answer_json({}, 503, retry_after="7") if not pauses else answer_json({})
-        )(handler)
+        server.pages["/"] = lambda handler: (answer_json({}, 503, retry_after="7") if not pauses else answer_json({}))(
+            handler
+        )
         Patience(60, sleep=pauses.append).send(http, lambda _: http.build_request("GET", server.url)).close()
     assert pauses == [7]
 
@@ -534,9 +532,7 @@ def test_without_the_kubernetes_package_the_sentence_says_what_to_install(
     newline=st.sampled_from(["\n", "\r\n", "\r"]),
     data=st.data(),
 )
-def test_events_are_the_same_however_the_bytes_are_cut(
-    texts: list[str], newline: str, data: st.DataObject
-) -> None:
+def test_events_are_the_same_however_the_bytes_are_cut(texts: list[str], newline: str, data: st.DataObject) -> None:
     lines = "".join(f": ping\n\nevent: e\ndata: {json.dumps(text, ensure_ascii=False)}\n\n" for text in texts)
     body = (lines + "rest").replace("\n", newline).encode()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(body)), max_size=6)))

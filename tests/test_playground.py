@@ -186,9 +186,7 @@ def test_stopping_closes_the_connection_and_keeps_the_text(
     open_page: Open, server: ScriptedServer, by_key: bool
 ) -> None:
     gone = threading.Event()
-    server.acts[:] = [
-        stream(event("begun"), then=until_gone(gone, itertools.repeat(event(" more"))), whole=False)
-    ]
+    server.acts[:] = [stream(event("begun"), then=until_gone(gone, itertools.repeat(event(" more"))), whole=False)]
     page = open_page()
     ask(page, "hi")
     shows(page, ".made", "begun")
@@ -242,9 +240,7 @@ def test_a_wait_for_the_server_can_be_stopped(open_page: Open, server: ScriptedS
     assert len(server.asked) == 1
 
 
-def test_a_missing_key_leads_to_the_field_and_stays_in_the_tab(
-    open_page: Open, server: ScriptedServer
-) -> None:
+def test_a_missing_key_leads_to_the_field_and_stays_in_the_tab(open_page: Open, server: ScriptedServer) -> None:
     server.acts[:] = [answer_json({"error": "A key is needed."}, 401), ANSWER]
     page = open_page()
     ask(page, "hi")

@@ -38,16 +38,12 @@ def whole(response: httpx.Response) -> Any:
 def pieces(response: httpx.Response) -> Iterator[Mapping[str, Any]]:
     """Yield the data of a stream's events as they come, and return only if the stream was whole."""
     if response.headers.get("content-type", "").partition(";")[0] != "text/event-stream":
-        raise Refused(
-            _named("A stream was asked for and the answer is not one: is this the right server?", response)
-        )
+        raise Refused(_named("A stream was asked for and the answer is not one: is this the right server?", response))
     stream = EventStream(response.iter_bytes())
     try:
         for event in stream:
             if event.name == "error":
-                raise Incomplete(
-                    _named(_sentence(event.data) or "The server failed in the middle.", response)
-                )
+                raise Incomplete(_named(_sentence(event.data) or "The server failed in the middle.", response))
             if event.data == "[DONE]":
                 return
             yield json.loads(event.data)
@@ -68,9 +64,7 @@ def texts(got: Any) -> list[str]:
     try:
         return [str(prediction["generated_text"]) for prediction in got["predictions"]]
     except (KeyError, TypeError) as error:
-        raise Refused(
-            "The answer holds no predictions: is this the right server? (--json shows it)"
-        ) from error
+        raise Refused("The answer holds no predictions: is this the right server? (--json shows it)") from error
 
 
 def refusal(response: httpx.Response) -> str:

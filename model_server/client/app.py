@@ -42,12 +42,8 @@ def mistral() -> None:
 @app.command(no_args_is_help=False)
 def predict(
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from stdin.")] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", "-d", metavar="JSON", help="The whole request body.")
-    ] = None,
-    file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="A file with the request body; - is stdin.")
-    ] = None,
+    data: Annotated[str | None, typer.Option("--data", "-d", metavar="JSON", help="The whole request body.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="A file with the request body; - is stdin.")] = None,
     parameters: Annotated[
         list[str] | None,
         typer.Option("--param", "-p", metavar="NAME=VALUE", help="Set one field of the body; repeatable."),
@@ -60,9 +56,7 @@ def predict(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the server's JSON; streamed, one event a line.")
     ] = False,
-    url: Annotated[
-        str | None, typer.Option(help=f"The server (default: MISTRAL_URL, else {DEFAULT_URL}).")
-    ] = None,
+    url: Annotated[str | None, typer.Option(help=f"The server (default: MISTRAL_URL, else {DEFAULT_URL}).")] = None,
     service: Annotated[
         str | None,
         typer.Option(metavar="NAMESPACE/NAME", help="An InferenceService of the current kubeconfig."),
@@ -77,9 +71,7 @@ def predict(
     ] = None,
     wait_s: Annotated[
         float,
-        typer.Option(
-            "--wait", min=1, metavar="SECONDS", help="For an answer to begin, a cold start included."
-        ),
+        typer.Option("--wait", min=1, metavar="SECONDS", help="For an answer to begin, a cold start included."),
     ] = 900,
 ) -> None:
     """Generate text: the twin of `truss predict`.

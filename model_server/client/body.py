@@ -16,9 +16,7 @@ from .failures import Misused
 Body = dict[str, Any]
 
 
-def build(
-    prompt: str | None, data: str | None, file: Path | None, chat: bool, parameters: Iterable[str]
-) -> Body:
+def build(prompt: str | None, data: str | None, file: Path | None, chat: bool, parameters: Iterable[str]) -> Body:
     """Return the body that prompt, data or file gives; with none of them the prompt comes from stdin.
 
     Raises:

@@ -66,12 +66,7 @@ class Screen:
 
     def summary(self, final: Any) -> None:
         """Tell whoever watches a stream how it went, below it."""
-        if not (
-            self.live
-            and self._people.is_terminal
-            and isinstance(final, dict)
-            and "completion_tokens" in final
-        ):
+        if not (self.live and self._people.is_terminal and isinstance(final, dict) and "completion_tokens" in final):
             return
         first_s, end_s = self._first_s or time.monotonic(), time.monotonic()
         facts = [f"{final['completion_tokens']} tokens", f"first after {first_s - self._begun_s:.1f} s"]

@@ -113,7 +113,5 @@ def _api_sentence(error: Any, namespace: str, name: str) -> str:
     if error.status == 404:
         return f"There is no InferenceService {name} in namespace {namespace} (or KServe is not installed)."
     if error.status in (401, 403):
-        return (
-            f"The cluster does not let you read InferenceServices in namespace {namespace} ({error.reason})."
-        )
+        return f"The cluster does not let you read InferenceServices in namespace {namespace} ({error.reason})."
     return f"The cluster answered {error.status} {error.reason} for InferenceService {namespace}/{name}."
