@@ -396,9 +396,12 @@ class Engine:
 
     def _finish(self, row: Row, reason: FinishReason) -> None:
         request = row.request
-        text = request.detokenizers[0].flush()
+        detokenizer = request.detokenizers[0]
+        text = detokenizer.flush()
         if text:
             request.channel.send(Chunk(text))
+        if detokenizer.stopped:  # the last of the text can complete a stop string
+            reason = FinishReason.STOP
         request.channel.send(Final(reason, request.num_prompt_tokens, len(row.answer_ids)))
         self._leave(row)
         journal.ended(request, reason.value)

@@ -18,7 +18,7 @@ import orjson
 from .errors import BadRequest
 from .fields import check_unicode, shown
 from .parameters import ModelLimits, Parameters, parse_parameters
-from .request import Chunk, Detokenizer, Final, Request
+from .request import Chunk, Detokenizer, Event, Final, Request
 
 MAX_SEQUENCES = 32
 """Answers of one call, all instances together."""
@@ -259,7 +259,7 @@ async def _predictions(request: Request, prompt: str) -> list[dict[str, Any]]:
     async for event in request.answer():
         if isinstance(event, Chunk):
             texts[event.index].append(event.text)
-        else:
+        elif isinstance(event, Final):
             predictions[event.index] = {"generated_text": "".join(texts[event.index])} | _ending(event)
     return predictions
 
@@ -284,13 +284,13 @@ async def plain_text(call: Call) -> AsyncIterator[bytes]:
     return _text_pieces(call, await _begun(call))
 
 
-async def _begun(call: Call) -> AsyncIterator[Chunk | Final]:
+async def _begun(call: Call) -> AsyncIterator[Event]:
     """Wait until the only request has its first event; return that and all that follow."""
     [request] = call.requests
     events = request.answer()
     first = await anext(events)
 
-    async def all_events() -> AsyncIterator[Chunk | Final]:
+    async def all_events() -> AsyncIterator[Event]:
         yield first
         async for event in events:
             yield event
@@ -298,7 +298,7 @@ async def _begun(call: Call) -> AsyncIterator[Chunk | Final]:
     return all_events()
 
 
-async def _sse_frames(call: Call, events: AsyncIterator[Chunk | Final]) -> AsyncIterator[bytes]:
+async def _sse_frames(call: Call, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
     try:
         if call.prompts[0]:
             yield _frame({"text": call.prompts[0]})
@@ -312,7 +312,7 @@ async def _sse_frames(call: Call, events: AsyncIterator[Chunk | Final]) -> Async
         call.cancel()
 
 
-async def _text_pieces(call: Call, events: AsyncIterator[Chunk | Final]) -> AsyncIterator[bytes]:
+async def _text_pieces(call: Call, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
     try:
         if call.prompts[0]:
             yield call.prompts[0].encode()

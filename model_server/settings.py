@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from .errors import StartupError
 
 PREFIX = "MISTRAL_"
-CLIENT_VARIABLES = frozenset({"MISTRAL_API_KEY"})
+CLIENT_VARIABLES = frozenset({"MISTRAL_API_KEY", "MISTRAL_URL"})
 """Read by the command-line client; no concern of the server's, though a shell may export them for both."""
 SERVICE_LINK = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 """What Kubernetes injects for every Service of the namespace: one called `mistral-7b` looks like ours."""
