@@ -44,6 +44,7 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> None:
     # Only now, because torch takes seconds to import and a wrong flag should not.
     from .http import wrap
     from .model import MistralModel
+    from .openai_routes import openai_router
     from .routes import create_app
     from .server import Server
 
@@ -51,6 +52,7 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> None:
     model = MistralModel(settings)
     model.load()
     app = create_app(model, client_stall_s=settings.client_stall_seconds, docs=settings.kserve.enable_docs_url)
+    app.include_router(openai_router(model))
     wrap(app, max_request_bytes=settings.max_request_bytes)
     try:
         Server(model, app, settings).run()

@@ -9,22 +9,24 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, TypeVar
 
 import kserve
 
-from . import capacity, last_words, metrics, phases, weights
+from . import capacity, last_words, metrics, openai, phases, weights
 from .engine import Engine
 from .errors import StartupError
 from .parameters import ModelLimits
-from .predict import answer, parse, plain_text, sse
+from .predict import Call, answer, parse, plain_text, sse
 from .routes import accepts_plain_text
 from .runner import fuse
 from .settings import Settings
 from .text import Text
 
 log = logging.getLogger(__name__)
+
+AnyCall = TypeVar("AnyCall", Call, openai.Call)
 
 PREFILL_TOKENS = {"cpu": 128, "cuda": 512}
 """Prompt tokens read in one step: enough to keep the matmuls busy, few enough that streams do not stall."""
@@ -35,6 +37,9 @@ class MistralModel(kserve.Model):
 
     text: Text
     limits: ModelLimits
+    openai_server: openai.Server
+    created_s: int
+    """When the model was loaded, in seconds since 1970: what OpenAI's list of models calls `created`."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings.model_name)
@@ -59,6 +64,8 @@ class MistralModel(kserve.Model):
             vocab_size=loaded.model.config.vocab_size,
             eos_token_ids=_eos_token_ids(loaded.model.generation_config.eos_token_id),
         )
+        self.openai_server = openai.Server(self.name, self.text, self.limits)
+        self.created_s = int(time.time())
         fuse(loaded.model)
         room = capacity.plan(
             loaded.model.config,
@@ -110,22 +117,25 @@ class MistralModel(kserve.Model):
         Raises:
             ServeError: the request is wrong, or cannot be taken, or failed before its first event.
         """
-        assert self.generation is not None, "KServe registers a model only once it is loaded"
-        self.generation.check_open()
         headers = headers or {}
-        # In a thread: a prompt that fills the window takes the tokenizer long enough for other streams to notice.
-        call = await asyncio.to_thread(
-            parse,
-            payload,
-            self.text,
-            self.limits,
-            request_id=headers.get("x-request-id", ""),
-            deadline_s=time.monotonic() + self.settings.request_timeout_seconds,
-        )
-        self.generation.submit(list(call.requests))
+        request_id = headers.get("x-request-id", "")
+        call = await self.submit(lambda deadline_s: parse(payload, self.text, self.limits, request_id, deadline_s))
         if not call.stream:
             return await answer(call)
         return await (plain_text(call) if accepts_plain_text(headers) else sse(call))
+
+    async def submit(self, parse: Callable[[float], AnyCall]) -> AnyCall:
+        """Parse a body, given its deadline, and have its requests generated.
+
+        Raises:
+            ServeError: nothing is taken at the moment, or the body is wrong.
+        """
+        assert self.generation is not None, "KServe registers a model only once it is loaded"
+        self.generation.check_open()
+        # In a thread: a prompt that fills the window takes the tokenizer long enough for other streams to notice.
+        call = await asyncio.to_thread(parse, time.monotonic() + self.settings.request_timeout_seconds)
+        self.generation.submit(call.requests)
+        return call
 
     async def drain(self, seconds: float) -> None:
         """Take no more requests; return when those taken have ended, by themselves or because time is up."""

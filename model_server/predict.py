@@ -306,7 +306,7 @@ async def _sse_frames(call: Call, events: AsyncIterator[Event]) -> AsyncIterator
             if isinstance(event, Final):
                 yield _frame({"text": ""} | _ending(event))
                 yield b"data: [DONE]\n\n"
-            elif event.text:
+            elif isinstance(event, Chunk) and event.text:
                 yield _frame({"text": event.text})
     finally:
         call.cancel()
