@@ -26,9 +26,10 @@ from benchmarks import models, report, serve, start
 from benchmarks.ceilings import Matmuls
 from benchmarks.decoding import our_loop, transformers_loop
 from benchmarks.figures import over_repeats, ratios, spread, summary
-from benchmarks.load import Answer, Run, closed_loop, open_loop, poisson_arrivals
+from benchmarks.load import Answer, Ask, Run, closed_loop, open_loop, poisson_arrivals
 from benchmarks.process import Program, StartFailed, free_port
 from benchmarks.prompts import exact_prompts, plain_prompts
+from benchmarks.streams import ask_once, asking
 from benchmarks.thread_per_request import application
 from benchmarks.wire import Target, read_event
 
@@ -80,10 +81,10 @@ class FakeServer:
             await runner.cleanup()
 
 
-def under_load(server: FakeServer, load: Callable[[Target], Coroutine[Any, Any, Run]], **served: str) -> Run:
+def under_load(server: FakeServer, load: Callable[[Ask], Coroutine[Any, Any, Run]], **served: str) -> Run:
     async def run() -> Run:
-        async with server.served(**served) as target:
-            return await load(target)
+        async with server.served(**served) as target, asking(target) as ask:
+            return await load(ask)
 
     return asyncio.run(run())
 
@@ -91,7 +92,7 @@ def under_load(server: FakeServer, load: Callable[[Target], Coroutine[Any, Any, 
 def ask(server: FakeServer, clients: int = 1, limit_s: float = 30, **served: str) -> Run:
     return under_load(
         server,
-        lambda target: closed_loop(target, ["one two"], clients=clients, min_seconds=0, limit_s=limit_s),
+        lambda ask: closed_loop(ask, ["one two"], clients=clients, min_seconds=0, limit_s=limit_s),
         **served,
     )
 
@@ -146,8 +147,8 @@ def test_failed_answer_is_kept_with_its_reason(server: FakeServer, error: str) -
 
 def test_server_that_is_not_there_is_an_error_of_the_answer() -> None:
     target = Target(f"http://127.0.0.1:{free_port()}/v1/models/m:predict", NUM_TOKENS)
-    run = asyncio.run(closed_loop(target, ["x"], clients=1, min_seconds=0, limit_s=30))
-    assert "ClientConnector" in str(run.answers[0].error)
+    answer = asyncio.run(ask_once(target, "x", limit_s=30))
+    assert "ClientConnector" in str(answer.error)
 
 
 def test_answers_open_at_the_limit_are_cut_and_kept_as_unfinished() -> None:
@@ -159,8 +160,8 @@ def test_answers_open_at_the_limit_are_cut_and_kept_as_unfinished() -> None:
 
 
 def test_open_loop_asks_at_the_arrivals_it_drew_however_slow_the_server() -> None:
-    def load(target: Target) -> Coroutine[Any, Any, Run]:
-        return open_loop(target, ["x"], rate=200, num_requests=4, seed=7, limit_s=0.5)
+    def load(ask: Ask) -> Coroutine[Any, Any, Run]:
+        return open_loop(ask, ["x"], rate=200, num_requests=4, seed=7, limit_s=0.5)
 
     run = under_load(FakeServer(V1_STREAM[:1], hangs=True), load)
     asked_s = [answer.asked_s - run.began_s for answer in run.answers]
