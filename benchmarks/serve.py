@@ -39,7 +39,7 @@ class Plan:
     repeats: int = 3
     prompt_tokens: int = 64
     max_new_tokens: int = 64
-    min_seconds: float = 4
+    min_seconds: float = 3
     """Clients ask again until then."""
     limit_s: float = 15
     """What has not ended by then is cut: a server that answers one at a time would need minutes."""
