@@ -2,9 +2,9 @@
 
 The rule: the increments joined are what `tokenizer.decode(ids, skip_special_tokens=True)` makes of the whole
 answer, byte for byte, except that a space which the decoder strips from the start of a text is kept, so that
-prompt and answer read right side by side. An increment never holds half a character. Each token costs the same
-however long the answer is: what it adds is looked up (`Text.piece`), and nothing is decoded twice. Knows no
-tokenizer.
+prompt and answer read right side by side. An increment never holds half a character. Each token costs the
+same however long the answer is: what it adds is looked up (`Text.piece`), and nothing is decoded twice. Knows
+no tokenizer.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from .errors import BadRequest, ServeError
+from .errors import BadRequest
 from .fields import check_unicode, shown
 from .parameters import ModelLimits, Parameters, parse_parameters
 from .request import Chunk, Detokenizer, Final, Request
@@ -268,8 +268,8 @@ async def sse(call: Call) -> AsyncIterator[bytes]:
     """Wait for the first event, then return the server-sent events of a streamed call.
 
     Raises:
-        ServeError: the request failed before its first event; nothing has been sent. A later failure is the
-            stream's last event.
+        ServeError: the request failed before its first event; nothing has been sent. A later failure is raised by
+            the iterator; the layer around the routes makes it the stream's last event.
     """
     return _sse_frames(call, await _begun(call))
 
@@ -308,8 +308,6 @@ async def _sse_frames(call: Call, events: AsyncIterator[Chunk | Final]) -> Async
                 yield b"data: [DONE]\n\n"
             elif event.text:
                 yield _frame({"text": event.text})
-    except ServeError as error:
-        yield b"event: error\n" + _frame(error.body())
     finally:
         call.cancel()
 

@@ -1,8 +1,8 @@
 """Text to tokens and back: the tokenizer, its chat template, and what each token adds to an answer.
 
 Byte-level tokenizers (GPT-2, Tekken) and byte-fallback ones (Mistral 7B, Llama 2) are followed exactly; other
-decoders as far as they treat a token alike wherever it stands. How an answer's text comes in increments and ends
-at a stop string is in `increments.py`. Knows nothing of HTTP or torch, nor which token ends an answer.
+decoders as far as they treat a token alike wherever it stands. How an answer's text comes in increments and
+ends at a stop string is in `increments.py`. Knows nothing of HTTP or torch, nor which token ends an answer.
 """
 
 from __future__ import annotations

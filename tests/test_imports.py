@@ -7,7 +7,7 @@ import pytest
 
 SOURCES = sorted((Path(__file__).parents[1] / "model_server").glob("*.py"))
 MAY_IMPORT = {
-    "torch": {"cache", "runner", "sampling", "generation", "weights", "engine", "attention"},
+    "torch": {"cache", "capacity", "runner", "sampling", "generation", "weights", "engine"},
     "kserve": {"model", "server", "__main__"},
     "fastapi": {"routes", "http", "openai", "playground"},
     "kubernetes": set(),

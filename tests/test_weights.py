@@ -164,7 +164,7 @@ def test_limit_of_the_container_bounds_the_free_memory(tmp_path, monkeypatch):
     (tmp_path / "memory.current").write_text("700000\n")
     (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 200000\n")
     monkeypatch.setattr(weights, "CGROUP", tmp_path)
-    assert weights._free_bytes(torch.device("cpu")) == 500000
+    assert weights.free_bytes(torch.device("cpu")) == 500000
 
 
 def test_missing_directory_is_refused(tmp_path):
@@ -262,7 +262,7 @@ def test_tokenizer_with_more_tokens_than_the_model_is_refused(model_dir):
 
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(model_dir, monkeypatch):
-    monkeypatch.setattr(weights, "_free_bytes", lambda device: 1000)
+    monkeypatch.setattr(weights, "free_bytes", lambda device: 1000)
     assert "of memory on cpu and 1.0 kB are free" in refusal(model_dir)
 
 

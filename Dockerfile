@@ -1,0 +1,58 @@
+# The model server's image. `make image` builds it with docker, podman or buildah:
+#
+#   docker build -t mistral-7b-kserve:0.1.0 .                  the server
+#   docker build -t mistral-7b-kserve:demo --target demo .     with the demo model inside, for a cluster without a GPU
+#
+# No weights, no compiler, no pip cache. KServe probes it, so it has no HEALTHCHECK.
+
+# A tag moves with its security fixes, a digest never: pass one for a build that can be repeated, as in
+#   --build-arg PYTHON_DIGEST=@$(docker buildx imagetools inspect python:3.11-slim-bookworm --format '{{.Manifest.Digest}}')
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+ARG PYTHON_DIGEST=
+
+FROM ${PYTHON_IMAGE}${PYTHON_DIGEST} AS dependencies
+RUN python3 -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+WORKDIR /build
+COPY pyproject.toml requirements.lock ./
+# What pyproject.toml names, at the lock's versions. Wheels only: nothing here could compile.
+RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > runtime.txt \
+ && pip install --no-cache-dir --no-compile --only-binary :all: --constraint requirements.lock --requirement runtime.txt \
+ && pip uninstall --yes pip
+# The bytecode is made here and never compared with its source again, so that a cold start neither compiles thousands of
+# files nor looks at their dates. torch ships one file that only a later Python can read.
+RUN python -m compileall -q -j 0 -x py312_intrinsics --invalidation-mode unchecked-hash /opt/venv/lib
+
+FROM ${PYTHON_IMAGE}${PYTHON_DIGEST} AS server
+RUN useradd --uid 1000 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin mistral
+COPY --from=dependencies /opt/venv /opt/venv
+# /tmp is the one place the server writes to; everything that looks for a home or a cache finds it there.
+ENV PATH=/opt/venv/bin:$PATH \
+    HOME=/tmp \
+    HF_HOME=/tmp/hf \
+    PYTHONUNBUFFERED=1 \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+WORKDIR /app
+COPY model_server model_server
+RUN python -m compileall -q --invalidation-mode unchecked-hash model_server
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="mistral-7b-kserve" \
+      org.opencontainers.image.description="Mistral 7B behind KServe: continuous batching, streaming, scale to zero" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+EXPOSE 8080
+USER 1000:1000
+# Exec form: the server itself is process 1 and gets the SIGTERM.
+ENTRYPOINT ["python", "-m", "model_server"]
+
+FROM server AS demo
+USER 0:0
+COPY demo demo
+RUN python -m demo.make --out /opt/demo-model
+USER 1000:1000
+ENV MISTRAL_MODEL_DIR=/opt/demo-model
+
+# Last, so that a build without --target gives the server.
+FROM server AS final

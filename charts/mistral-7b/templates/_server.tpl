@@ -1,0 +1,124 @@
+{{/* The server's container: how the values become flags, environment, probes and mounts. */}}
+
+{{/* One MISTRAL_<NAME> for each of `server`, in its order; null is the server's own default. */}}
+{{- define "mistral.serverEnv" -}}
+{{- $server := .Values.server -}}
+{{- $derived := dict
+  "apiKeyFile" (include "mistral.apiKeyFile" .)
+  "drainSeconds" (include "mistral.drainSeconds" .)
+  "corsOrigins" (join "," $server.corsOrigins) -}}
+{{- range $name := list "modelDir" "modelId" "modelRevision" "dtype" "maxModelLen" "maxBatchSize" "maxQueueSize"
+    "maxRequestBytes" "apiKeyFile" "drainSeconds" "requestTimeoutSeconds" "stallSeconds" "clientStallSeconds"
+    "corsOrigins" "playground" "logFormat" }}
+{{- $value := ternary (get $derived $name) (get $server $name) (hasKey $derived $name) -}}
+{{- if kindIs "float64" $value }}{{ $value = int64 $value }}{{ end -}}
+{{- if not (or (kindIs "invalid" $value) (eq (toString $value) "")) }}
+- name: MISTRAL_{{ snakecase $name | upper }}
+  value: {{ toString $value | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "mistral.container" -}}
+{{- $knative := eq .Values.inferenceService.mode "Knative" -}}
+{{- $ready := dict "path" (printf "/v1/models/%s" .Values.modelName) "port" 8080 -}}
+{{- $startupPeriod := int64 .Values.probes.startup.periodSeconds -}}
+name: kserve-container
+image: {{ include "mistral.image" . | quote }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+args:
+  - --model_name={{ .Values.modelName }}
+ports:
+  - name: http1
+    containerPort: 8080
+    protocol: TCP
+env:
+  {{- with include "mistral.storageUri" . }}
+  - name: STORAGE_URI
+    value: {{ quote . }}
+  {{- end }}
+  {{- include "mistral.serverEnv" . | trim | nindent 2 }}
+  {{- if .Values.server.modelId }}
+  - name: HF_HOME
+    value: /mnt/hub
+  {{- with include "mistral.hfSecretName" . }}
+  - name: HF_TOKEN
+    valueFrom:
+      secretKeyRef:
+        name: {{ . }}
+        key: HF_TOKEN
+  {{- end }}
+  {{- else }}
+  # The weights are here: nothing may be asked of the hub.
+  - name: HF_HUB_OFFLINE
+    value: "1"
+  {{- end }}
+  {{- with .Values.env }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+resources:
+  {{- $resources := deepCopy .Values.resources }}
+  {{- if .Values.gpu.count }}
+  {{- $gpu := dict "nvidia.com/gpu" (.Values.gpu.count | toString) }}
+  {{- $resources = mustMergeOverwrite $resources (dict "requests" $gpu) (dict "limits" (deepCopy $gpu)) }}
+  {{- end }}
+  {{- toYaml $resources | nindent 2 }}
+startupProbe:
+  httpGet: {{ toJson $ready }}
+  periodSeconds: {{ $startupPeriod }}
+  timeoutSeconds: {{ .Values.probes.startup.timeoutSeconds }}
+  failureThreshold: {{ div (add (int64 .Values.scaling.progressDeadlineSeconds) $startupPeriod -1) $startupPeriod }}
+readinessProbe:
+  httpGet: {{ toJson $ready }}
+  {{- toYaml .Values.probes.readiness | nindent 2 }}
+livenessProbe:
+  httpGet: {{ toJson (dict "path" "/v2/health/live" "port" 8080) }}
+  {{- toYaml .Values.probes.liveness | nindent 2 }}
+{{- if not $knative }}
+lifecycle:
+  preStop:
+    sleep:
+      # Until every proxy has taken the pod off its list; Knative does this by itself and refuses a lifecycle.
+      seconds: 5
+{{- end }}
+securityContext:
+  {{- toYaml .Values.securityContext | nindent 2 }}
+volumeMounts:
+  - name: tmp
+    mountPath: /tmp
+  - name: shm
+    mountPath: /dev/shm
+  {{- if .Values.server.modelId }}
+  - name: hub
+    mountPath: /mnt/hub
+  {{- end }}
+  {{- if include "mistral.apiKeysSecretName" . }}
+  # The directory, not the file: a mount by subPath would never see a changed key.
+  - name: api-keys
+    mountPath: /etc/mistral
+    readOnly: true
+  {{- end }}
+{{- end }}
+
+{{- define "mistral.volumes" -}}
+- name: tmp
+  emptyDir:
+    sizeLimit: {{ .Values.tmpSize }}
+- name: shm
+  emptyDir:
+    medium: Memory
+    sizeLimit: {{ .Values.shmSize }}
+{{- if .Values.server.modelId }}
+- name: hub
+  emptyDir:
+    sizeLimit: {{ .Values.hubCacheSize }}
+{{- end }}
+{{- with include "mistral.apiKeysSecretName" . }}
+- name: api-keys
+  secret:
+    secretName: {{ . }}
+    items:
+      - key: api-keys
+        path: api-keys
+{{- end }}
+{{- end }}

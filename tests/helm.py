@@ -1,0 +1,68 @@
+"""Helm as the chart's tests use it: values in, objects or its refusal out, each rendered once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from charts.render_manifests import CHART, Key, Object, helm_template, load, scenarios
+
+SCENARIOS = sorted(scenarios())
+Values = Mapping[str, Any]
+"""Dotted paths and what to set there, such as `{"scaling.minReplicas": 1}`."""
+NONE: Values = {}
+
+
+def render(values: Values = NONE, scenario: str | None = None, chart: Path = CHART) -> dict[Key, Object]:
+    """Return the objects by kind and name."""
+    return load(_render(json.dumps(values), scenario, chart))
+
+
+def inference_service(values: Values = NONE, scenario: str | None = None, chart: Path = CHART) -> Object:
+    """Return the one InferenceService of what is rendered."""
+    [service] = [o for (kind, _), o in render(values, scenario, chart).items() if kind == "InferenceService"]
+    return service
+
+
+def predictor(values: Values = NONE, scenario: str | None = None) -> Object:
+    """Return the predictor of the InferenceService."""
+    return inference_service(values, scenario)["spec"]["predictor"]
+
+
+def container(values: Values = NONE, scenario: str | None = None) -> Object:
+    """Return the server's container."""
+    [container] = predictor(values, scenario)["containers"]
+    return container
+
+
+def environment(values: Values = NONE, scenario: str | None = None) -> dict[str, Any]:
+    """Return the container's plain environment variables."""
+    return {e["name"]: e.get("value") for e in container(values, scenario)["env"]}
+
+
+def notes(values: Values = NONE, scenario: str | None = None) -> str:
+    """Return NOTES.txt as `helm install` prints it; no other command does, so a template asks for it."""
+    text = '{{ include "mistral-7b/templates/NOTES.txt" . | toJson }}'
+    probe = f"kind: Notes\nmetadata: {{name: notes}}\ntext: {text}\n"
+    return render({**values, "extraObjects": [probe]}, scenario)[("Notes", "notes")]["text"]
+
+
+def refusal(values: Values, scenario: str | None = None) -> str:
+    """Return what Helm says when it refuses the values."""
+    try:
+        render(values, scenario)
+    except subprocess.CalledProcessError as error:
+        return error.stderr
+    raise AssertionError(f"Helm accepted {values}")
+
+
+@cache
+def _render(values: str, scenario: str | None, chart: Path) -> str:
+    arguments = ["--values", str(scenarios()[scenario])] if scenario else []
+    for path, value in json.loads(values).items():
+        arguments += ["--set-json", f"{path}={json.dumps(value)}"]
+    return helm_template(*arguments, chart=chart)
