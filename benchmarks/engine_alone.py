@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -63,8 +64,8 @@ def main() -> None:
         return summary(run), warm_up.answers[0].text
 
     figure, text = asyncio.run(measure())
-    engine.stop()
-    print(json.dumps({"figure": figure, "text": text}))
+    print(json.dumps({"figure": figure, "text": text}), flush=True)
+    os._exit(0)  # the engine may be in a step for requests that were cut; Python must not end under its thread
 
 
 if __name__ == "__main__":
