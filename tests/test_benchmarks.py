@@ -174,6 +174,18 @@ def test_arrivals_repeat_with_their_seed_and_come_at_their_rate() -> None:
     assert arrivals[-1] == pytest.approx(500, rel=0.05)
 
 
+def test_any_url_is_loaded_with_a_sweep_or_at_a_rate() -> None:
+    async def load(*flags: str) -> list[dict[str, Any]]:
+        async with FakeServer(V1_STREAM).served() as target:
+            options = serve._parser().parse_args(["--min-seconds", "0", "--repeats", "2", *flags])
+            return await serve.load_url(target, ["x"], options)
+
+    sweep = asyncio.run(load("--clients", "1,3"))
+    assert [(figure["clients"], figure["requests"], figure["errors"]) for figure in sweep] == [(1, 2, 0), (3, 6, 0)]
+    open_loop_figures = asyncio.run(load("--rate", "500", "--requests", "5"))
+    assert [(figure["rate"], figure["requests"]) for figure in open_loop_figures] == [(500, 5)]
+
+
 def test_chat_deltas_are_text() -> None:
     event = read_event(b'data: {"choices": [{"delta": {"content": "hi"}, "finish_reason": null}]}')
     assert event is not None
