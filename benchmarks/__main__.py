@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import report, serve, start
+from benchmarks.contenders import OURS
 from benchmarks.figures import Figure
 from benchmarks.models import checkpoint
 from benchmarks.process import stop_children_on_sigterm
@@ -41,7 +42,12 @@ def main() -> None:
         return figures
 
     def measure_starts() -> list[Figure]:
-        figures = start.compare(start.QUICK if options.quick else start.Plan())
+        if options.quick:
+            figures = start.compare(start.QUICK)
+        else:
+            # Large weights go to the floor and this server only: another minute for each that joins.
+            figures = start.compare(start.Plan(shapes=("100m",)))
+            figures += start.compare(start.Plan(shapes=("2b",), contenders=(start.FLOOR, OURS)))
         start.card(figures)
         return figures
 

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.figures import summary
 from benchmarks.load import Answer, Run
-from benchmarks.process import Program
 from benchmarks.prompts import prompts_for
 
 if TYPE_CHECKING:
@@ -36,18 +34,6 @@ class _Clock:
     @property
     def token_times_s(self) -> list[float]:
         return self._times_s[1:]  # the first call hands over the prompt
-
-
-def measure(
-    model_dir: Path, *, prompt_tokens: int, max_new_tokens: int, min_seconds: float, limit_s: float
-) -> dict[str, Any]:
-    """Run the loop in a child process and return its figure and its first answer's text."""
-    command = [sys.executable, "-m", "benchmarks.bare", str(model_dir)]
-    command += [str(prompt_tokens), str(max_new_tokens), str(min_seconds)]
-    with Program(command) as program:
-        program.wait_for_exit(limit_s)
-        result: dict[str, Any] = json.loads(program.log().splitlines()[-1])
-        return result
 
 
 def main() -> None:

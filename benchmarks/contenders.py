@@ -34,9 +34,10 @@ _BY_HAND = (sys.executable, "-m", "benchmarks.thread_per_request", "{model_dir}"
 
 OURS = "ours"
 BARE = "generate"
-"""Not a server: see `bare`."""
+ENGINE = "engine"
 
-TITLES: Mapping[str, str] = {BARE: "model.generate in a loop"}
+IN_PROCESS: Mapping[str, str] = {BARE: "model.generate in a loop", ENGINE: "this server's engine without HTTP"}
+"""Not servers, but programs that measure themselves: `bare` and `engine_alone`."""
 
 SERVERS: Mapping[str, Contender] = {
     OURS: Contender(
@@ -74,8 +75,8 @@ SERVERS: Mapping[str, Contender] = {
     ),
 }  # fmt: skip
 
-ALL = (OURS, BARE, *(name for name in SERVERS if name != OURS))
+ALL = (OURS, *IN_PROCESS, *(name for name in SERVERS if name != OURS))
 
 
 def title(name: str) -> str:
-    return TITLES.get(name) or SERVERS[name].title
+    return IN_PROCESS.get(name) or SERVERS[name].title

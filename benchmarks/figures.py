@@ -20,7 +20,8 @@ def summary(run: Run) -> Figure:
     """Return one run's numbers: rates, and percentiles of time to first token, gaps and totals.
 
     An answer cut at the limit stands with the time it had waited by then, which can only be too short:
-    `unfinished` says how many there are, and the numbers are bounds when there are any.
+    `unfinished` says how many there are, and `unanswered` how many of them had not even a first token. Totals and
+    times to first token are lower bounds when there are any.
     """
     good = [answer for answer in run.answers if answer.error is None]
     first_s: list[float] = []
@@ -38,6 +39,7 @@ def summary(run: Run) -> Figure:
         "errors": len(run.answers) - len(good),
         **({"error_examples": errors[:3]} if errors else {}),
         "unfinished": sum(answer.ended_s is None for answer in good),
+        "unanswered": sum(not answer.chunk_times_s for answer in good),
         "prompt_tokens": sorted({a.prompt_tokens for a in good if a.prompt_tokens is not None}),
         "output_tokens": output_tokens,
         "seconds": seconds,
@@ -59,7 +61,7 @@ def over_repeats(repeats: Sequence[Figure]) -> Figure:
     merged: Figure = {"repeats": len(repeats)}
     for key in repeats[0]:
         values = [repeat[key] for repeat in repeats if key in repeat]
-        if key in ("requests", "errors", "unfinished", "output_tokens"):
+        if key in ("requests", "errors", "unfinished", "unanswered", "output_tokens"):
             merged[key] = sum(values)
         elif isinstance(values[0], list):
             merged[key] = sorted({item for value in values for item in value})

@@ -110,17 +110,17 @@ def serve_card(figures: Sequence[Figure]) -> None:
             rows.append([figure["contender"], "", "failed", "", "", "", ""])
             continue
         load = f"{figure['clients']}" if "clients" in figure else f"{figure['rate']}/s"
-        # A cut request's time to first token is known only to be longer.
-        bound = ">" if figure["unfinished"] else ""
+        # A request cut before its first token: the time to that is known only to be longer.
+        bound = ">" if figure["unanswered"] else ""
         rows.append(
             [
                 figure["contender"],
                 load,
                 measured(figure["output_tokens_per_s"]),
-                *(
-                    bound + measured(figure.get(key), scale=1000)
-                    for key in ("first_token_s_p50", "first_token_s_p99", "gap_s_p50", "gap_s_p99")
-                ),
+                bound + measured(figure.get("first_token_s_p50"), scale=1000),
+                bound + measured(figure.get("first_token_s_p99"), scale=1000),
+                measured(figure.get("gap_s_p50"), scale=1000),
+                measured(figure.get("gap_s_p99"), scale=1000),
                 str(figure["errors"]) if figure["errors"] else "",
             ]
         )
@@ -136,7 +136,7 @@ def serve_card(figures: Sequence[Figure]) -> None:
                     title(figure["to"]),
                     str(figure["clients"]),
                     measured(figure["ratio"]["output_tokens_per_s"], digits=2),
-                    measured(figure["ratio"].get("first_token_s_p99"), digits=2),
+                    ("<" if figure["bound"] else "") + measured(figure["ratio"].get("first_token_s_p99"), digits=2),
                 ]
                 for figure in ratios
             ],

@@ -23,10 +23,10 @@ from typing import Any
 from benchmarks import page_cache, report
 from benchmarks.contenders import OURS, SERVERS, title
 from benchmarks.figures import Figure, over_repeats, ratios
-from benchmarks.load import ask_once
 from benchmarks.models import SHAPES, checkpoint, weight_bytes, weight_files
 from benchmarks.process import Program, StartFailed, free_port, stop_children_on_sigterm
 from benchmarks.prompts import prompts_for
+from benchmarks.streams import ask_once
 
 FLOOR = "floor"
 START_LIMIT_S = 180

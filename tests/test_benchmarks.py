@@ -26,9 +26,10 @@ from benchmarks import models, report, serve, start
 from benchmarks.ceilings import Matmuls
 from benchmarks.decoding import our_loop, transformers_loop
 from benchmarks.figures import over_repeats, ratios, spread, summary
-from benchmarks.load import Answer, Run, closed_loop, open_loop, poisson_arrivals
+from benchmarks.load import Answer, Ask, Run, closed_loop, open_loop, poisson_arrivals
 from benchmarks.process import Program, StartFailed, free_port
 from benchmarks.prompts import exact_prompts, plain_prompts
+from benchmarks.streams import ask_once, asking
 from benchmarks.thread_per_request import application
 from benchmarks.wire import Target, read_event
 
@@ -80,10 +81,10 @@ class FakeServer:
             await runner.cleanup()
 
 
-def under_load(server: FakeServer, load: Callable[[Target], Coroutine[Any, Any, Run]], **served: str) -> Run:
+def under_load(server: FakeServer, load: Callable[[Ask], Coroutine[Any, Any, Run]], **served: str) -> Run:
     async def run() -> Run:
-        async with server.served(**served) as target:
-            return await load(target)
+        async with server.served(**served) as target, asking(target) as ask:
+            return await load(ask)
 
     return asyncio.run(run())
 
@@ -91,7 +92,7 @@ def under_load(server: FakeServer, load: Callable[[Target], Coroutine[Any, Any, 
 def ask(server: FakeServer, clients: int = 1, limit_s: float = 30, **served: str) -> Run:
     return under_load(
         server,
-        lambda target: closed_loop(target, ["one two"], clients=clients, min_seconds=0, limit_s=limit_s),
+        lambda ask: closed_loop(ask, ["one two"], clients=clients, min_seconds=0, limit_s=limit_s),
         **served,
     )
 
@@ -146,8 +147,8 @@ def test_failed_answer_is_kept_with_its_reason(server: FakeServer, error: str) -
 
 def test_server_that_is_not_there_is_an_error_of_the_answer() -> None:
     target = Target(f"http://127.0.0.1:{free_port()}/v1/models/m:predict", NUM_TOKENS)
-    run = asyncio.run(closed_loop(target, ["x"], clients=1, min_seconds=0, limit_s=30))
-    assert "ClientConnector" in str(run.answers[0].error)
+    answer = asyncio.run(ask_once(target, "x", limit_s=30))
+    assert "ClientConnector" in str(answer.error)
 
 
 def test_answers_open_at_the_limit_are_cut_and_kept_as_unfinished() -> None:
@@ -159,8 +160,8 @@ def test_answers_open_at_the_limit_are_cut_and_kept_as_unfinished() -> None:
 
 
 def test_open_loop_asks_at_the_arrivals_it_drew_however_slow_the_server() -> None:
-    def load(target: Target) -> Coroutine[Any, Any, Run]:
-        return open_loop(target, ["x"], rate=200, num_requests=4, seed=7, limit_s=0.5)
+    def load(ask: Ask) -> Coroutine[Any, Any, Run]:
+        return open_loop(ask, ["x"], rate=200, num_requests=4, seed=7, limit_s=0.5)
 
     run = under_load(FakeServer(V1_STREAM[:1], hangs=True), load)
     asked_s = [answer.asked_s - run.began_s for answer in run.answers]
@@ -171,6 +172,18 @@ def test_arrivals_repeat_with_their_seed_and_come_at_their_rate() -> None:
     arrivals = list(islice(poisson_arrivals(10, seed=1), 5000))
     assert arrivals == list(islice(poisson_arrivals(10, seed=1), 5000))
     assert arrivals[-1] == pytest.approx(500, rel=0.05)
+
+
+def test_any_url_is_loaded_with_a_sweep_or_at_a_rate() -> None:
+    async def load(*flags: str) -> list[dict[str, Any]]:
+        async with FakeServer(V1_STREAM).served() as target:
+            options = serve._parser().parse_args(["--min-seconds", "0", "--repeats", "2", *flags])
+            return await serve.load_url(target, ["x"], options)
+
+    sweep = asyncio.run(load("--clients", "1,3"))
+    assert [(figure["clients"], figure["requests"], figure["errors"]) for figure in sweep] == [(1, 2, 0), (3, 6, 0)]
+    open_loop_figures = asyncio.run(load("--rate", "500", "--requests", "5"))
+    assert [(figure["rate"], figure["requests"]) for figure in open_loop_figures] == [(500, 5)]
 
 
 def test_chat_deltas_are_text() -> None:
@@ -207,7 +220,7 @@ def test_percentiles_are_of_first_tokens_gaps_and_totals() -> None:
 
 def test_request_without_a_token_stands_with_the_time_it_waited() -> None:
     figure = summary(a_run([], unfinished=True))
-    assert figure["unfinished"] == 1
+    assert (figure["unfinished"], figure["unanswered"]) == (1, 1)
     assert figure["first_token_s_p50"] == pytest.approx(9.0)
 
 
@@ -222,7 +235,7 @@ def test_repeats_add_their_counts_and_spread_their_measures() -> None:
 
 def a_figure(contender: str, clients: int, **changes: Any) -> dict[str, Any]:
     measures = {key: spread([1.0, 2.0, 4.0]) for key in ("output_tokens_per_s", "first_token_s_p50", "gap_s_p50")}
-    counts = {"unfinished": 0, "errors": 0}
+    counts = {"unfinished": 0, "unanswered": 0, "errors": 0}
     return {"benchmark": "serve", "contender": contender, "clients": clients, **measures, **counts, **changes}
 
 
@@ -252,8 +265,8 @@ def test_plot_is_a_png_and_an_svg_that_the_same_figures_repeat(tmp_path: Path) -
     assert report.plot(figures, tmp_path / "again")[1].read_bytes() == svg.read_bytes()
 
 
-def test_card_marks_cut_latencies_as_bounds(capsys: pytest.CaptureFixture[str]) -> None:
-    report.serve_card([a_figure("truss-1", 8, unfinished=3), a_figure("ours", 8)])
+def test_card_marks_times_to_first_token_that_were_cut_as_bounds(capsys: pytest.CaptureFixture[str]) -> None:
+    report.serve_card([a_figure("truss-1", 8, unanswered=3), a_figure("ours", 8)])
     rows = [line for line in capsys.readouterr().out.splitlines() if "1-4" in line]
     assert [">2000 (1000-4000)" in row for row in rows] == [True, False]
 
