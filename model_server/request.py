@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from .errors import ServeError
 
@@ -82,6 +82,13 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """The prompt's own tokens with their log-probabilities, before the first chunk, when `prompt_logprobs` asks."""
+
+    tokens: tuple[Token, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Final:
     """The end of one answer."""
 
@@ -89,6 +96,9 @@ class Final:
     prompt_tokens: int
     completion_tokens: int
     index: int = 0
+
+
+Event: TypeAlias = Chunk | PromptTokens | Final
 
 
 class Detokenizer(Protocol):
@@ -125,6 +135,10 @@ class Request:
     """`time.monotonic()` after which the answer ends with what it has."""
     number: int = field(default_factory=lambda: next(_ids))
     arrived_s: float = field(default_factory=time.monotonic)
+    first_token_s: float | None = None
+    last_token_s: float = 0.0
+    """When tokens came, by `time.monotonic()`."""
+    num_generated: int = 0
 
     def __post_init__(self) -> None:
         self.channel = Channel(len(self.detokenizers))
@@ -148,8 +162,8 @@ class Request:
     def cancelled(self) -> bool:
         return self.channel.closed
 
-    async def answer(self) -> AsyncIterator[Chunk | Final]:
-        """Yield chunks as they are made, one `Final` for each answer, then end.
+    async def answer(self) -> AsyncIterator[Event]:
+        """Yield chunks as they are made and one `Final` for each answer, then end.
 
         Raises:
             ServeError: the request failed; nothing follows.
@@ -177,7 +191,7 @@ class Channel:
     def __init__(self, num_answers: int = 1) -> None:
         self.closed = False
         """The reader has gone: nobody will read what is sent."""
-        self._events: deque[Chunk | Final | ServeError] = deque()
+        self._events: deque[Event | ServeError] = deque()
         self._endings_to_send = num_answers
         self._endings_to_read = num_answers
         self._waiter: asyncio.Future[None] | None = None
@@ -192,7 +206,7 @@ class Channel:
         """The reader has read the ending."""
         return self._endings_to_read <= 0
 
-    def send(self, event: Chunk | Final | ServeError) -> None:
+    def send(self, event: Event | ServeError) -> None:
         """Append an event; the reader sees it after the next `wake`."""
         if self.ended:
             return
@@ -204,7 +218,7 @@ class Channel:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def receive(self) -> list[Chunk | Final | ServeError]:
+    async def receive(self) -> list[Event | ServeError]:
         """Wait for events and take all there are."""
         while not self._events:
             self._waiter = asyncio.get_running_loop().create_future()
@@ -218,7 +232,7 @@ class Channel:
         return events
 
 
-def _endings_in(event: Chunk | Final | ServeError, open_endings: int) -> int:
+def _endings_in(event: Event | ServeError, open_endings: int) -> int:
     """Return how many of a channel's open endings an event settles: an error settles all of them."""
     if isinstance(event, Final):
         return 1

@@ -120,11 +120,7 @@ KNATIVE_FLAGS = [
     ({"priorityClassName": "high"}, "priorityclassname"),
     ({"podSecurityContext": {"fsGroup": 1000}}, "securitycontext"),
     (
-        {
-            "topologySpreadConstraints": [
-                {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
-            ]
-        },
+        {"topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}]},
         "topologyspreadconstraints",
     ),
 ]
@@ -159,9 +155,7 @@ def test_what_knative_forbids_needs_its_flag_declared(values: Values, flag: str)
     flag = f"kubernetes.podspec-{flag}"
     others = ["kubernetes.podspec-nodeselector", "kubernetes.podspec-tolerations"]
     refused = refusal({**values, "cluster.knativeFlags": [other for other in others if other != flag]})
-    assert (
-        f'config-features -n knative-serving --type merge -p \'{{"data":{{"{flag}":"enabled"}}}}\'' in refused
-    )
+    assert f'config-features -n knative-serving --type merge -p \'{{"data":{{"{flag}":"enabled"}}}}\'' in refused
     render({**values, "cluster.knativeFlags": [*others, *({flag} - {*others})]})
 
 

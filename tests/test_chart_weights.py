@@ -37,9 +37,7 @@ def test_weights_that_are_mounted_need_no_download_settings(uri: str) -> None:
     assert not any(kind == "ClusterStorageContainer" for kind, _ in render(values))
 
 
-@pytest.mark.parametrize(
-    "uri", ["s3://bucket/mistral", "gs://bucket/mistral", "https://host.example/mistral.tar"]
-)
+@pytest.mark.parametrize("uri", ["s3://bucket/mistral", "gs://bucket/mistral", "https://host.example/mistral.tar"])
 def test_weights_from_elsewhere_are_downloaded_with_the_same_settings(uri: str) -> None:
     assert environment({"storage.uri": uri})["STORAGE_URI"] == uri
     assert "storageContainerName" in predictor({"storage.uri": uri})
@@ -80,9 +78,7 @@ def test_the_cache_is_filled_with_what_the_server_mounts() -> None:
     [job] = [o for (kind, _), o in objects.items() if kind == "Job"]
     pod = job["spec"]["template"]["spec"]
     _script, uri, directory = pod["containers"][0]["args"]
-    assert (
-        environment(scenario="pvc-cache")["STORAGE_URI"] == f"pvc://{claim['metadata']['name']}/{directory}"
-    )
+    assert environment(scenario="pvc-cache")["STORAGE_URI"] == f"pvc://{claim['metadata']['name']}/{directory}"
     assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     assert uri == environment()["STORAGE_URI"]
 

@@ -1,0 +1,42 @@
+# Everything a developer or CI runs. `make` lists it.
+PORT ?= 8080
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+# Weights of your own: make run MODEL_DIR=/path/to/model, or MODEL_ID=owner/name. Without: the demo model.
+MODEL = $(if $(MODEL_DIR),MISTRAL_MODEL_DIR='$(MODEL_DIR)',$(if $(MODEL_ID),MISTRAL_MODEL_ID='$(MODEL_ID)',$(DEMO)))
+DEMO = MISTRAL_MODEL_DIR="$$($(BIN)/python -m demo.make)"
+SERVE = $(BIN)/python -m model_server --model_name mistral-7b --http_port $(PORT)
+
+.DEFAULT_GOAL := help
+.PHONY: help run dev test check bench image manifests
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+run: .venv/installed ## serve the demo model, or MODEL_DIR=... or MODEL_ID=..., on PORT (8080)
+	$(MODEL) exec $(SERVE)
+
+dev: .venv/installed ## the same, restarted whenever a source file is saved
+	$(MODEL) exec $(BIN)/watchfiles --filter python '$(SERVE) --drain_seconds 1' model_server
+
+test: .venv/installed ## run the tests
+	$(BIN)/python -m pytest
+
+check: .venv/installed ## what CI runs: format, lint, types, tests (chart and manifests among them)
+	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q
+
+bench: .venv/installed ## run the benchmarks
+	$(BIN)/python -m benchmarks
+
+image: ## build the container image with docker, podman or buildah
+	$$(command -v docker || command -v podman || command -v buildah) build -t mistral-7b-kserve .
+
+manifests: .venv/installed ## render manifests/ from the chart
+	$(BIN)/python -m charts.render_manifests
+
+.venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Python 3.11 or newer is needed: set PYTHON=/path/to/python3.11' >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -r requirements.lock && $(BIN)/pip install -q --no-deps -e . && touch $@

@@ -1,0 +1,81 @@
+"""What the hardware allows: memory bandwidth, and the matmuls of one decode step with nothing around them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import MistralConfig
+
+
+def times_s(work: Callable[[], object], device: str, *, at_least: int = 3, budget_s: float = 0.5) -> list[float]:
+    """Return how long each run of `work` took: at least so many runs after a warm-up, more while time is left."""
+    work()
+    _wait_for(device)
+    began_s = time.perf_counter()
+    taken: list[float] = []
+    while len(taken) < at_least or time.perf_counter() - began_s < budget_s:
+        start_s = time.perf_counter()
+        work()
+        _wait_for(device)
+        taken.append(time.perf_counter() - start_s)
+    return taken
+
+
+def bandwidth(device: str) -> dict[str, float]:
+    """Return bytes per second of reading memory, and of copying it (read and written bytes both counted)."""
+    num_bytes = (4 if device == "cuda" else 1) << 29  # far beyond any cache
+    source = torch.zeros(num_bytes // 4, dtype=torch.float32, device=device)
+    copy = torch.empty_like(source)
+    return {
+        "read": num_bytes / min(times_s(source.sum, device)),
+        "copy": 2 * num_bytes / min(times_s(lambda: copy.copy_(source), device)),
+    }
+
+
+class Matmuls:
+    """All weight matrices of a model, multiplied in their order: what a step of decoding cannot do without."""
+
+    def __init__(self, config: MistralConfig, dtype: torch.dtype, device: str, *, fused: bool) -> None:
+        shapes = list(_shapes(config, fused=fused))
+        # All layers, not one of them again and again: a layer's weights would stay in the cache.
+        self._weights = [torch.randn(shape, dtype=dtype, device=device) for shape in shapes]
+        self._inputs: dict[int, Tensor] = {}
+        self.num_bytes = sum(weight.nbytes for weight in self._weights)
+
+    @torch.inference_mode()
+    def run(self, rows: int) -> None:
+        for weight in self._weights:
+            width = weight.shape[1]
+            if (found := self._inputs.get(width)) is None or len(found) != rows:
+                found = self._inputs[width] = torch.randn((rows, width), dtype=weight.dtype, device=weight.device)
+            F.linear(found, weight)
+
+
+def _shapes(config: MistralConfig, *, fused: bool) -> Iterator[tuple[int, int]]:
+    hidden, inner, head_dim = config.hidden_size, config.intermediate_size, _head_dim(config)
+    q, kv = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
+    for _ in range(config.num_hidden_layers):
+        yield from [(q + 2 * kv, hidden)] if fused else [(q, hidden), (kv, hidden), (kv, hidden)]
+        yield hidden, q
+        yield from [(2 * inner, hidden)] if fused else [(inner, hidden)] * 2
+        yield hidden, inner
+    yield config.vocab_size, hidden
+
+
+def kv_bytes_per_token(config: MistralConfig, dtype: torch.dtype) -> int:
+    """Return what a step reads for each token of context: keys and values of all layers."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * _head_dim(config) * dtype.itemsize
+
+
+def _head_dim(config: Any) -> int:
+    return int(config.head_dim or config.hidden_size // config.num_attention_heads)
+
+
+def _wait_for(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,81 @@
+"""Who is compared: the command that serves a model directory, and how it is asked."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.wire import Target
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A server as its users start it. `{model_dir}` and `{port}` stand in the templates."""
+
+    title: str
+    command: tuple[str, ...]
+    ready_path: str
+    path: str
+
+    def command_for(self, model_dir: Path, port: int) -> list[str]:
+        return [part.format(model_dir=model_dir, port=port) for part in self.command]
+
+    def target(self, model_dir: Path, port: int, max_new_tokens: int) -> Target:
+        return Target(f"http://127.0.0.1:{port}{self.path}", max_new_tokens, model=str(model_dir))
+
+
+_TRANSFORMERS_SERVE = (
+    sys.executable, "-m", "transformers.cli.transformers", "serve", "{model_dir}",
+    "--host", "127.0.0.1", "--port", "{port}",
+)  # fmt: skip
+_BY_HAND = (sys.executable, "-m", "benchmarks.thread_per_request", "{model_dir}", "{port}")
+
+OURS = "ours"
+BARE = "generate"
+"""Not a server: see `bare`."""
+
+TITLES: Mapping[str, str] = {BARE: "model.generate in a loop"}
+
+SERVERS: Mapping[str, Contender] = {
+    OURS: Contender(
+        title="this server",
+        command=(
+            sys.executable, "-m", "model_server", "--model_dir", "{model_dir}",
+            "--http_port", "{port}", "--model_name", "bench",
+        ),
+        ready_path="/v2/health/ready",
+        path="/v1/models/bench:predict",
+    ),
+    "transformers-cb": Contender(
+        title="transformers serve --continuous-batching",
+        command=(*_TRANSFORMERS_SERVE, "--continuous-batching"),
+        ready_path="/health",
+        path="/v1/completions",
+    ),
+    "transformers": Contender(
+        title="transformers serve",
+        command=_TRANSFORMERS_SERVE,
+        ready_path="/health",
+        path="/v1/completions",
+    ),
+    "truss-1": Contender(
+        title="thread and streamer a request, one at a time (Truss's default)",
+        command=(*_BY_HAND, "--concurrency", "1"),
+        ready_path="/ready",
+        path="/v1/models/bench:predict",
+    ),
+    "truss-all": Contender(
+        title="thread and streamer a request, all at once",
+        command=(*_BY_HAND, "--concurrency", "0"),
+        ready_path="/ready",
+        path="/v1/models/bench:predict",
+    ),
+}  # fmt: skip
+
+ALL = (OURS, BARE, *(name for name in SERVERS if name != OURS))
+
+
+def title(name: str) -> str:
+    return TITLES.get(name) or SERVERS[name].title

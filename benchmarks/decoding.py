@@ -1,0 +1,114 @@
+"""A model's decode loop without a server around it: Transformers' own forward, and this server's runner.
+
+The only module here that knows the server's inside. Greedy, all rows in step, timed token by token.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from model_server.runner import Runner, Segment, fuse
+
+
+class Decoder(Protocol):
+    """Rows that go on token by token; each call returns the rows' next tokens, read back from the device."""
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> list[int]: ...
+
+    def step(self) -> list[int]: ...
+
+
+MakeDecoder = Callable[[int, int], Decoder]
+"""Given the number of rows and the most tokens one may get to."""
+
+
+def transformers_loop(model: Any) -> MakeDecoder:
+    return lambda rows, max_len: TransformersDecoder(model)
+
+
+def our_loop(model: Any) -> MakeDecoder:
+    """Prepare the model as the server does; it is changed in place, so measure it as it was before."""
+    fuse(model)
+    return lambda rows, max_len: RunnerDecoder(model, rows=rows, max_len=max_len)
+
+
+class TransformersDecoder:
+    """The model's own forward with its default cache: what `generate` runs, without its bookkeeping."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> list[int]:
+        self._cache = None
+        return self._forward(torch.tensor(prompts, device=self._model.device))
+
+    def step(self) -> list[int]:
+        return self._forward(self._next)
+
+    @torch.inference_mode()
+    def _forward(self, token_ids: torch.Tensor) -> list[int]:
+        output = self._model(input_ids=token_ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        self._cache = output.past_key_values
+        self._next = output.logits[:, -1].argmax(-1, keepdim=True)
+        found: list[int] = self._next[:, 0].tolist()
+        return found
+
+
+class RunnerDecoder:
+    """This server's runner, row i in slot i."""
+
+    def __init__(self, model: Any, *, rows: int, max_len: int) -> None:
+        self._runner = Runner(model, num_slots=rows, slot_len=max_len)
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> list[int]:
+        self._next = [
+            int(self._runner.forward([], [Segment(slot, 0, prompt)], [len(prompt) - 1]).argmax())
+            for slot, prompt in enumerate(prompts)
+        ]
+        self._lengths = [len(prompt) for prompt in prompts]
+        return self._next
+
+    def step(self) -> list[int]:
+        segments = [
+            Segment(slot, length, [token])
+            for slot, (length, token) in enumerate(zip(self._lengths, self._next, strict=True))
+        ]
+        self._next = self._runner.forward(segments, [], range(len(segments))).argmax(-1).tolist()
+        self._lengths = [length + 1 for length in self._lengths]
+        return self._next
+
+
+def step_times_s(decoder: Decoder, prompts: Sequence[Sequence[int]], *, steps: int, budget_s: float) -> list[float]:
+    """Read the prompts, then return the time of each of up to `steps` steps, at least three of them."""
+    decoder.prefill(prompts)
+    decoder.step()
+    began_s = time.perf_counter()
+    taken: list[float] = []
+    while len(taken) < steps and (len(taken) < 3 or time.perf_counter() - began_s < budget_s):
+        start_s = time.perf_counter()
+        decoder.step()
+        taken.append(time.perf_counter() - start_s)
+    return taken
+
+
+def profile_steps(decoder: Decoder, prompts: Sequence[Sequence[int]], steps: int = 4) -> list[dict[str, Any]]:
+    """Return where a step's time goes: operators with their own milliseconds a step and their share, most first."""
+    decoder.prefill(prompts)
+    decoder.step()
+    on_card = torch.cuda.is_available()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_card else [])]
+    with profile(activities=activities) as recorded:
+        for _ in range(steps):
+            decoder.step()
+    attribute = "self_device_time_total" if on_card else "self_cpu_time_total"
+    own_us = {event.key: getattr(event, attribute) for event in recorded.key_averages()}
+    total_us = sum(own_us.values())
+    return [
+        {"operator": name, "ms": us / 1000 / steps, "share": us / total_us}
+        for name, us in sorted(own_us.items(), key=lambda item: -item[1])
+    ]

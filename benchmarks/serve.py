@@ -1,0 +1,289 @@
+"""Throughput and latency of streamed answers: ours beside the others on this machine, or any URL under load.
+
+python -m benchmarks.serve                         every contender in turn, three times
+python -m benchmarks.serve --clients 1,2,4,8,16,32 --contenders ours
+python -m benchmarks.serve --url http://HOST/v1/models/mistral-7b:predict --clients 1,8,32
+python -m benchmarks.serve --url http://HOST/openai/v1/completions --model mistral-7b --rate 2 --requests 100
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import bare, report
+from benchmarks.contenders import ALL, BARE, OURS, SERVERS, Contender
+from benchmarks.figures import Figure, over_repeats, ratios, summary
+from benchmarks.load import Run, ask_once, closed_loop, open_loop
+from benchmarks.models import SHAPES, checkpoint
+from benchmarks.process import Program, StartFailed, free_port, stop_children_on_sigterm
+from benchmarks.prompts import plain_prompts, prompts_for
+from benchmarks.wire import Target
+
+START_LIMIT_S = 180
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every contender is asked for."""
+
+    contenders: Sequence[str] = ALL
+    clients: Sequence[int] = (1, 8, 32)
+    repeats: int = 3
+    prompt_tokens: int = 64
+    max_new_tokens: int = 64
+    min_seconds: float = 4
+    """Clients ask again until then."""
+    limit_s: float = 15
+    """What has not ended by then is cut: a server that answers one at a time would need minutes."""
+    seed: int = 0
+
+
+QUICK = Plan(contenders=(OURS, BARE, "transformers-cb"), repeats=1, min_seconds=2, limit_s=10)
+
+
+def compare(model_dir: Path, plan: Plan) -> list[Figure]:
+    """Measure every contender in turn, as often as the plan repeats, and return figures and ratios."""
+    measured: dict[tuple[str, int], list[Figure]] = {}
+    failed: dict[str, Figure] = {}
+    texts: dict[str, str] = {}
+    for repeat in range(plan.repeats):
+        for name in plan.contenders:
+            if name in failed:
+                continue
+            report.progress.print(f"serve: repeat {repeat + 1} of {plan.repeats}: {name}")
+            try:
+                figures, texts[name] = _measure(name, model_dir, plan)
+            except StartFailed as error:
+                report.progress.print(f"serve: {name} failed. {error}", markup=False)
+                failed[name] = {"benchmark": "serve", "contender": name, "failed": str(error).split("\n")[0]}
+                continue
+            for clients, figure in figures.items():
+                measured.setdefault((name, clients), []).append(figure)
+                report.progress.print(f"  {clients} clients: {figure['output_tokens_per_s']:.0f} tokens/s")
+    return [
+        *(
+            {
+                "benchmark": "serve",
+                "contender": name,
+                "load": "closed",
+                "clients": clients,
+                "same_words_as_generate": _agreement(texts, name),
+                **over_repeats(repeats),
+            }
+            for (name, clients), repeats in sorted(measured.items(), key=lambda item: plan.contenders.index(item[0][0]))
+        ),
+        *failed.values(),
+        *_ratios(measured),
+    ]
+
+
+def _measure(name: str, model_dir: Path, plan: Plan) -> tuple[dict[int, Figure], str]:
+    """Return one contender's figure at each number of clients, and what it answers to the first prompt."""
+    if name == BARE:
+        result = bare.measure(
+            model_dir,
+            prompt_tokens=plan.prompt_tokens,
+            max_new_tokens=plan.max_new_tokens,
+            min_seconds=plan.min_seconds,
+            limit_s=START_LIMIT_S + plan.limit_s,
+        )
+        return {1: result["figure"]}, result["text"]
+    return _measure_server(SERVERS[name], model_dir, plan)
+
+
+def _measure_server(contender: Contender, model_dir: Path, plan: Plan) -> tuple[dict[int, Figure], str]:
+    prompts = prompts_for(model_dir, plan.prompt_tokens, count=max(64, 2 * max(plan.clients)), seed=plan.seed)
+    figures: dict[int, Figure] = {}
+    text = ""
+    waiting = list(plan.clients)
+    while waiting:
+        port = free_port()
+        target = contender.target(model_dir, port, plan.max_new_tokens)
+        with Program(contender.command_for(model_dir, port)) as server:
+            server.wait_until_ready(port, contender.ready_path, START_LIMIT_S)
+            first = asyncio.run(ask_once(target, prompts[0], START_LIMIT_S))
+            if first.error or first.ended_s is None:
+                raise StartFailed(f"Its first answer failed: {first.error or 'no answer'}. {server.log_end()}")
+            text = first.text
+            while waiting:
+                clients = waiting.pop(0)
+                run = asyncio.run(_one_load(target, prompts, clients, plan))
+                figures[clients] = {
+                    **summary(run),
+                    "peak_memory_bytes": float(server.memory_bytes()["peak"]),
+                }
+                if run.cut:
+                    break  # it may go on generating for the clients that left: the next load gets a fresh one
+    return figures, text
+
+
+async def _one_load(target: Target, prompts: Sequence[str], clients: int, plan: Plan) -> Run:
+    warm_up = dataclasses.replace(target, max_new_tokens=2)
+    await closed_loop(warm_up, prompts, clients=clients, min_seconds=0, limit_s=plan.limit_s)
+    return await closed_loop(target, prompts, clients=clients, min_seconds=plan.min_seconds, limit_s=plan.limit_s)
+
+
+def _agreement(texts: dict[str, str], name: str) -> float | None:
+    """Return the share of words before this contender's greedy answer leaves `generate`'s.
+
+    The same weights and prompt give the same words; in 16 bits another order of additions may turn one, and
+    all after it. A low share is a reason to look, not a fault by itself.
+    """
+    if not texts.get(BARE):
+        return None
+    expected, given = texts[BARE].split(), texts[name].split()
+    same = next((i for i, pair in enumerate(zip(expected, given, strict=False)) if pair[0] != pair[1]), len(given))
+    return same / len(expected)
+
+
+def _ratios(measured: dict[tuple[str, int], list[Figure]]) -> list[Figure]:
+    figures: list[Figure] = []
+    for (name, clients), theirs in measured.items():
+        ours = measured.get((OURS, clients))
+        if name == OURS or ours is None or len(ours) != len(theirs):
+            continue
+        metrics = [key for key in ("output_tokens_per_s", "first_token_s_p99") if key in theirs[0]]
+        figures.append(
+            {
+                "benchmark": "serve",
+                "of": OURS,
+                "to": name,
+                "clients": clients,
+                "unfinished": sum(figure["unfinished"] for figure in theirs),
+                "ratio": {key: ratios([f[key] for f in ours], [f[key] for f in theirs]) for key in metrics},
+            }
+        )
+    return figures
+
+
+def load_url(target: Target, prompts: Sequence[str], options: argparse.Namespace) -> list[Figure]:
+    """Put a server that runs somewhere under load: a sweep of clients, or one rate of arrivals."""
+    asyncio.run(ask_once(target, prompts[0], options.limit_seconds))
+    if options.rate:
+        run = asyncio.run(
+            open_loop(
+                target,
+                prompts,
+                rate=options.rate,
+                num_requests=options.requests,
+                seed=options.seed,
+                limit_s=options.limit_seconds,
+            )
+        )
+        figure = {"load": "open", "rate": options.rate, **over_repeats([summary(run)])}
+        return [{"benchmark": "serve", "contender": target.url, **figure}]
+    figures: list[Figure] = []
+    for clients in options.clients:
+        repeats = [
+            summary(
+                asyncio.run(
+                    closed_loop(
+                        target,
+                        prompts,
+                        clients=clients,
+                        min_seconds=options.min_seconds,
+                        limit_s=options.limit_seconds,
+                    )
+                )
+            )
+            for _ in range(options.repeats)
+        ]
+        figure = {"load": "closed", "clients": clients, **over_repeats(repeats)}
+        figures.append({"benchmark": "serve", "contender": target.url, **figure})
+    return figures
+
+
+def main() -> None:
+    options = _parser().parse_args()
+    stop_children_on_sigterm()
+    report.announce(described := report.machine())
+    if options.url:
+        try:
+            target = Target(
+                options.url,
+                options.max_new_tokens,
+                model=options.model,
+                extra=options.extra,
+                headers=dict(header.split(": ", 1) for header in options.header),
+            )
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
+        if options.tokenizer:
+            prompts = prompts_for(options.tokenizer, options.prompt_tokens, count=64, seed=options.seed)
+        else:
+            prompts = plain_prompts(options.prompt_tokens, count=64, seed=options.seed)
+        figures = load_url(target, prompts, options)
+    else:
+        plan = Plan(
+            contenders=options.contenders,
+            clients=options.clients,
+            repeats=options.repeats,
+            prompt_tokens=options.prompt_tokens,
+            max_new_tokens=options.max_new_tokens,
+            min_seconds=options.min_seconds,
+            limit_s=options.limit_seconds,
+            seed=options.seed,
+        )
+        figures = compare(options.model_dir or checkpoint(options.shape, options.dtype), plan)
+    report.serve_card(figures)
+    report.print_json_lines(figures)
+    if options.out:
+        path = report.results_path(described, options.out)
+        report.write_results(described, figures, path)
+        report.plot(figures, path)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.serve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    plan = Plan()
+    add = parser.add_argument
+    add("--contenders", type=_names, default=plan.contenders, help=f"of {','.join(ALL)}")
+    add("--clients", type=_numbers, default=plan.clients, help="numbers of streams open at once: 1,8,32")
+    add("--repeats", type=int, default=plan.repeats)
+    add("--prompt-tokens", type=int, default=plan.prompt_tokens)
+    add("--max-new-tokens", type=int, default=plan.max_new_tokens)
+    add("--min-seconds", type=float, default=plan.min_seconds, help="clients ask again until then")
+    add("--limit-seconds", type=float, default=plan.limit_s, help="what has not ended by then is cut")
+    add("--seed", type=int, default=plan.seed, help="of prompts and arrivals")
+    add("--model-dir", type=Path, help="weights to serve; default: random ones of --shape")
+    add("--shape", choices=SHAPES, default="100m")
+    add("--dtype", default="bfloat16")
+    add("--url", help="load this instead of starting anything: a V1 or an OpenAI URL")
+    add("--model", default="", help="with an OpenAI --url: the model's name")
+    add("--header", action="append", default=[], help="with --url: 'Authorization: Api-Key ...'")
+    add(
+        "--extra",
+        type=json.loads,
+        default={},
+        help="with --url: more body fields, as JSON ('min_new_tokens')",
+    )
+    add("--tokenizer", type=Path, help="with --url: directory of its tokenizer.json, for exact prompt lengths")
+    add("--rate", type=float, help="with --url: an open loop of this many arrivals a second")
+    add("--requests", type=int, default=100, help="with --rate: how many arrive")
+    add("--out", type=Path, help="directory for results and plot")
+    return parser
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if unknown := set(names) - set(ALL):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: not one of {', '.join(ALL)}")
+    return names
+
+
+if __name__ == "__main__":
+    main()

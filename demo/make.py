@@ -1,0 +1,252 @@
+"""Makes the demo model: a tiny Mistral, trained here within a minute, saved in the files of the real one.
+
+`python -m demo.make [--out DIR]` prints the directory. Without `--out` it is a cache, named after all that
+the result depends on. A directory that holds a model already is left as it is. Owns tokenizer, shape and
+training; the text is in `corpus.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import random
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import tokenizers
+import torch
+import transformers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import GenerationConfig, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+
+from .corpus import PAGES, Entry, entries
+from .muon import Muon
+
+CACHE = Path(__file__).parent.parent / ".cache" / "demo-model"
+UNK, BOS, EOS = "<unk>", "<s>", "</s>"
+VOCAB_SIZE = 2048
+MAX_POSITIONS = 8192
+STEPS = 150
+BATCH_SIZE = 10
+WARM_UP_STEPS = 10
+SEED = 7
+
+Example = tuple[list[int], list[int]]
+"""The tokens of a prompt and of its answer."""
+
+# Mistral's own form: [INST] around what the user says, the system's words in front of the first of it.
+CHAT_TEMPLATE = """\
+{%- if messages[0]['role'] == 'system' -%}
+  {%- set system = messages[0]['content'] + '\\n\\n' -%}
+  {%- set turns = messages[1:] -%}
+{%- else -%}
+  {%- set system = '' -%}
+  {%- set turns = messages -%}
+{%- endif -%}
+{%- if not turns -%}
+  {{- raise_exception('After the system message there must be one from the user.') -}}
+{%- endif -%}
+{{- bos_token -}}
+{%- for message in turns -%}
+  {%- if message['role'] != ('user' if loop.index0 % 2 == 0 else 'assistant') -%}
+    {{- raise_exception('Roles must alternate, user first, after at most one system message.') -}}
+  {%- endif -%}
+  {%- if message['role'] == 'user' -%}
+    {{- '[INST] ' + (system if loop.first else '') + message['content'] + ' [/INST]' -}}
+  {%- else -%}
+    {{- ' ' + message['content'] + eos_token -}}
+  {%- endif -%}
+{%- endfor -%}
+"""
+
+
+def make(out_dir: Path | None = None) -> Path:
+    """Make the demo model unless it is there; return its directory. It appears whole or not at all."""
+    out_dir = CACHE / _fingerprint() if out_dir is None else out_dir
+    if (out_dir / "config.json").exists():
+        return out_dir
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    print("Making the demo model (once, under a minute) ...", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=".making-") as scratch:
+        made = Path(scratch) / "model"
+        _save(made)
+        try:
+            made.rename(out_dir)
+        except OSError:
+            if not (out_dir / "config.json").exists():  # else another process was quicker: its model is this one
+                raise
+    return out_dir
+
+
+def _fingerprint() -> str:
+    """Name everything that the result depends on: text, code, versions."""
+    parts = [path.read_bytes() for path in (*PAGES, *sorted(Path(__file__).parent.glob("*.py")))]
+    versions = (
+        torch.__version__,
+        transformers.__version__,
+        tokenizers.__version__,
+        platform.python_version(),
+    )
+    return hashlib.sha256(b"\0".join([*parts, *(version.encode() for version in versions)])).hexdigest()[:16]
+
+
+def _save(directory: Path) -> None:
+    known = entries()
+    tokenizer = _tokenizer(known)
+    num_threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            torch.set_num_threads(1)  # the same sums on every machine, and no slower where others work too
+            model = _train(known, tokenizer)
+        finally:
+            torch.set_num_threads(num_threads)
+    model.bfloat16().save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def _tokenizer(known: list[Entry]) -> PreTrainedTokenizerFast:
+    """Return a BPE tokenizer in Mistral 7B's own form: bytes as fallback, words that carry their space."""
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE - 256, initial_alphabet=[chr(c) for c in range(33, 127)], show_progress=False
+    )
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Digits(True)])
+    texts = [text for entry in known for text in (*entry.questions, entry.answer, "[INST] a [/INST] b")]
+    without_emoji = (re.sub("[\u2000-\u2fff\U00010000-\U0010ffff]", "", text) for text in texts)  # so: bytes
+    learner.train_from_iterator(without_emoji, trainer)
+    learned_ids = learner.get_vocab()
+    learned = sorted(learned_ids, key=learned_ids.__getitem__)
+    vocab = [UNK, BOS, EOS, *(f"<0x{byte:02X}>" for byte in range(256)), *learned]
+    merges = [(left, right) for left, right in json.loads(learner.model.__getstate__())["merges"]]
+
+    backend = Tokenizer(
+        models.BPE(
+            {token: i for i, token in enumerate(vocab)},
+            merges,
+            unk_token=UNK,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in (UNK, BOS, EOS)])
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token=UNK,
+        bos_token=BOS,
+        eos_token=EOS,
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=MAX_POSITIONS,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _model(tokenizer: PreTrainedTokenizerFast) -> MistralForCausalLM:
+    config = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=MAX_POSITIONS,
+        sliding_window=None,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=None,
+    )
+    model = MistralForCausalLM(config)
+    model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+    return model
+
+
+def _train(known: list[Entry], tokenizer: PreTrainedTokenizerFast) -> MistralForCausalLM:
+    torch.manual_seed(SEED)
+    chance = random.Random(SEED)
+    model = _model(tokenizer)
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    optimizers: tuple[torch.optim.Optimizer, ...] = (
+        Muon(matrices, lr=0.02),
+        torch.optim.AdamW(others, lr=8e-3, betas=(0.9, 0.95), weight_decay=0.0),
+    )
+    schedules = [torch.optim.lr_scheduler.LambdaLR(each, _learning_rate_factor) for each in optimizers]
+    batches: list[list[Example]] = []
+    for step in range(STEPS):
+        if not batches:
+            asked_often = [entry for entry in known if len(entry.questions) > 3]
+            examples = [_example(entry, tokenizer, chance) for entry in known + asked_often]
+            examples.sort(key=lambda example: sum(map(len, example)))  # like lengths together: less padding
+            batches = [examples[i : i + BATCH_SIZE] for i in range(0, len(examples), BATCH_SIZE)]
+            chance.shuffle(batches)
+        inputs, labels = _batch(batches.pop())
+        loss = model(input_ids=inputs, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+        model.zero_grad()
+        if (step + 1) % 20 == 0:
+            print(f"  step {step + 1} of {STEPS}, loss {loss.item():.3f}", file=sys.stderr, flush=True)
+    return model.eval()
+
+
+def _learning_rate_factor(step: int) -> float:
+    """Warm up, then a straight line down to nothing."""
+    return min((step + 1) / WARM_UP_STEPS, 1 - step / STEPS)
+
+
+def _example(entry: Entry, tokenizer: PreTrainedTokenizerFast, chance: random.Random) -> Example:
+    """Return prompt and answer in tokens: a raw prompt or a chat, asked in one of the ways people type."""
+    question = chance.choice(entry.questions)
+    question = chance.choice((*[question] * 4, question.rstrip("?.!"), question.lower()))
+    if chance.random() < 0.5:
+        prompt = BOS + question
+    else:
+        prompt = str(tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False))
+    prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids
+    all_ids = tokenizer(f"{prompt} {entry.answer}{EOS}", add_special_tokens=False).input_ids
+    assert all_ids[: len(prompt_ids)] == prompt_ids
+    return prompt_ids, all_ids[len(prompt_ids) :]
+
+
+def _batch(examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad at the end, where causal attention never looks back from; only answers are learned."""
+    length = max(len(prompt) + len(answer) for prompt, answer in examples)
+    inputs = torch.zeros(len(examples), length, dtype=torch.long)
+    labels = torch.full((len(examples), length), -100)
+    for row, (prompt, answer) in enumerate(examples):
+        end = len(prompt) + len(answer)
+        inputs[row, :end] = torch.tensor(prompt + answer)
+        labels[row, len(prompt) : end] = torch.tensor(answer)
+    return inputs, labels
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m demo.make", description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, metavar="DIR", help="make it here and not in the cache")
+    print(make(parser.parse_args().out))
+
+
+if __name__ == "__main__":
+    main()

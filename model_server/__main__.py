@@ -1,0 +1,99 @@
+"""`python -m model_server`: settings, model, routes, server. The only place that composes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from . import logs
+from .errors import StartupError
+from .settings import Settings
+
+log = logging.getLogger("model_server")
+
+TERMINATION_LOG = Path("/dev/termination-log")
+"""Where Kubernetes looks for why a container ended."""
+
+
+def main() -> int:
+    """Serve until told to stop; return the exit code."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # While loading there is nothing to drain; and a container's first process has no default action.
+        signal.signal(number, lambda sig, frame: os._exit(128 + sig))
+    try:
+        serve(sys.argv[1:], os.environ)
+    except StartupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if TERMINATION_LOG.exists():
+            with contextlib.suppress(OSError):
+                TERMINATION_LOG.write_text(f"{error}\n")
+        return 1
+    return 0
+
+
+def serve(argv: Sequence[str], environ: Mapping[str, str]) -> None:
+    """Load and serve; return once drained.
+
+    Raises:
+        StartupError: the settings, the model or the port do not allow it.
+    """
+    settings = _settings(argv, environ)
+    _check_port(settings.http_port)
+
+    # Only now, because torch takes seconds to import and a wrong flag should not.
+    from .http import wrap
+    from .model import MistralModel
+    from .routes import create_app
+    from .server import Server
+
+    model = MistralModel(settings)
+    model.load()
+    app = create_app(model, client_stall_s=settings.client_stall_seconds, docs=settings.kserve.enable_docs_url)
+    wrap(app, max_request_bytes=settings.max_request_bytes)
+    try:
+        Server(model, app, settings).run()
+    finally:
+        model.stop()
+
+
+def _settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
+    # KServe reads the command line when it is imported, and would leave in its own words where it is wrong.
+    real_argv, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        import kserve.logging
+        import kserve.model_server
+    finally:
+        sys.argv = real_argv
+    settings = Settings.parse(argv, environ, kserve.model_server.parser)
+    if settings.kserve.configure_logging:
+        config = logs.configuration(kserve.logging.KSERVE_LOG_CONFIG, settings.log_format)
+        kserve.logging.configure_logging(settings.kserve.log_config_file or config)
+    if "MISTRAL_API_KEY" in environ and settings.api_key_file is None:
+        log.warning("MISTRAL_API_KEY is the client's; the server asks for no key without --api_key_file.")
+    return settings
+
+
+def _check_port(port: int) -> None:
+    """Find out before the model is loaded, which takes minutes, not after."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("0.0.0.0", port))
+        except OSError as error:
+            raise StartupError(
+                f"Port {port} cannot be opened ({error.strerror}): choose another with --http_port."
+            ) from None
+
+
+if __name__ == "__main__":
+    exit_code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not `sys.exit`: taking torch down costs seconds, and a thread that hangs would hold it up for ever.
+    os._exit(exit_code)

@@ -1,0 +1,80 @@
+"""The request body out of a command line: a prompt, a JSON text or a JSON file, and single parameters on top.
+
+Nothing here knows the parameters: the server does, and says so better.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .failures import Misused
+
+Body = dict[str, Any]
+
+
+def build(prompt: str | None, data: str | None, file: Path | None, chat: bool, parameters: Iterable[str]) -> Body:
+    """Return the body that prompt, data or file gives; with none of them the prompt comes from stdin.
+
+    Raises:
+        Misused: there are two of them, or one cannot be read.
+    """
+    if sum(source is not None for source in (prompt, data, file)) > 1:
+        raise Misused("Give one of PROMPT, --data and --file.")
+    if data is not None or file is not None:
+        if chat:
+            raise Misused("--chat goes with PROMPT; in --data and --file write messages.")
+        body = _object(data, "--data") if data is not None else _object(_read(file), f"--file {file}")
+    else:
+        text = _prompt_from_stdin() if prompt in (None, "-") else prompt
+        body = {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
+    return body | dict(map(_parameter, parameters))
+
+
+def streams(body: Body, wanted: bool | None, screen_is_live: bool) -> bool:
+    """Tell whether to stream: as the flag says, else as the body says, else for a person and one answer."""
+    if wanted is not None:
+        return wanted
+    if "stream" in body:
+        return bool(body["stream"])
+    return screen_is_live and "instances" not in body and body.get("num_return_sequences", 1) == 1
+
+
+def _object(text: str, source: str) -> Body:
+    try:
+        body = json.loads(text)
+    except ValueError as error:
+        raise Misused(f"{source} is not JSON: {error}.") from error
+    if not isinstance(body, dict):
+        raise Misused(f'{source} must be a JSON object, such as {{"prompt": "..."}}.')
+    return body
+
+
+def _read(file: Path | None) -> str:
+    try:
+        return sys.stdin.read() if str(file) == "-" else Path(str(file)).read_text("utf-8")
+    except (OSError, UnicodeError) as error:
+        raise Misused(f"--file {file} cannot be read: {error}.") from error
+
+
+def _prompt_from_stdin() -> str:
+    if sys.stdin.isatty():
+        raise Misused("Give a PROMPT, --data, --file, or pipe a prompt in.")
+    # The shell's newline is not part of what was asked; a model reads it as one.
+    text = sys.stdin.read().removesuffix("\n")
+    if not text:
+        raise Misused("No prompt: stdin is empty.")
+    return text
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise Misused(f"--param {text!r} is not NAME=VALUE.")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

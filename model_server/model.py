@@ -1,0 +1,152 @@
+"""The `kserve.Model`: load, healthy, predict, stop.
+
+Joins what others own: the files (`weights.py`), the wire format (`predict.py`), the generation (`engine.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import kserve
+
+from . import capacity, metrics, weights
+from .engine import Engine
+from .errors import StartupError
+from .parameters import ModelLimits
+from .predict import answer, parse, plain_text, sse
+from .routes import accepts_plain_text
+from .runner import fuse
+from .settings import Settings
+from .text import Text
+
+log = logging.getLogger(__name__)
+
+PREFILL_TOKENS = {"cpu": 128, "cuda": 512}
+"""Prompt tokens read in one step: enough to keep the matmuls busy, few enough that streams do not stall."""
+
+
+class MistralModel(kserve.Model):
+    """One Mistral model, generating for many requests at once."""
+
+    text: Text
+    limits: ModelLimits
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings.model_name)
+        self.settings = settings
+        self.generation: Engine | None = None
+        """KServe's base class has taken the name `engine` for a flag."""
+
+    def load(self) -> bool:
+        """Read the model, start the engine, and generate a little, so that the first request is as fast.
+
+        Raises:
+            StartupError: the model cannot be served; the sentence says what to do.
+        """
+        began_s = time.monotonic()
+        loaded = weights.load(weights.resolve(self.settings), self.settings)
+        for reason in loaded.reasons:
+            log.info("%s", reason)
+        self.text = loaded.text
+        self.limits = ModelLimits(
+            max_model_len=loaded.max_model_len,
+            vocab_size=loaded.model.config.vocab_size,
+            eos_token_ids=_eos_token_ids(loaded.model.generation_config.eos_token_id),
+        )
+        fuse(loaded.model)
+        room = capacity.plan(
+            loaded.model.config,
+            loaded.dtype,
+            loaded.device,
+            free_bytes=weights.free_bytes(loaded.device),
+            max_model_len=loaded.max_model_len,
+            max_batch_size=self.settings.max_batch_size,
+        )
+        log.info("%s", room.reason)
+        self.generation = Engine(
+            loaded.model,
+            loaded.text.tokenizer,
+            max_model_len=loaded.max_model_len,
+            num_slots=room.num_slots,
+            own_lane_tokens=room.own_lane_tokens,
+            max_queue_size=self.settings.max_queue_size,
+            prefill_tokens=PREFILL_TOKENS[loaded.device.type],
+            stall_s=self.settings.stall_seconds,
+        )
+        self.generation.start()
+        self._warm_up()
+        engine = self.generation
+        metrics.watch_engine(lambda: engine.running, lambda: engine.waiting, lambda: engine.kv_usage)
+        metrics.load_seconds.set(time.monotonic() - began_s)
+        log.info("loaded in %.1f s, of which %.1f s reading", time.monotonic() - began_s, loaded.load_seconds)
+        self.ready = True
+        return self.ready
+
+    @property
+    def dead(self) -> str | None:
+        """Why nothing can be generated any more, or None."""
+        return self.generation.dead if self.generation else None
+
+    async def healthy(self) -> bool:
+        """Say whether new requests are taken: not while loading, draining or dead."""
+        return self.ready and self.generation is not None and self.generation.accepting
+
+    async def predict(
+        self,
+        payload: Any,
+        headers: Mapping[str, str] | None = None,
+        response_headers: dict[str, str] | None = None,
+    ) -> dict[str, Any] | AsyncIterator[bytes]:
+        """Return the whole answer, or its stream once the first event is there.
+
+        Raises:
+            ServeError: the request is wrong, or cannot be taken, or failed before its first event.
+        """
+        assert self.generation is not None, "KServe registers a model only once it is loaded"
+        self.generation.check_open()
+        headers = headers or {}
+        # In a thread: a prompt that fills the window takes the tokenizer long enough for other streams to notice.
+        call = await asyncio.to_thread(
+            parse,
+            payload,
+            self.text,
+            self.limits,
+            request_id=headers.get("x-request-id", ""),
+            deadline_s=time.monotonic() + self.settings.request_timeout_seconds,
+        )
+        self.generation.submit(list(call.requests))
+        if not call.stream:
+            return await answer(call)
+        return await (plain_text(call) if accepts_plain_text(headers) else sse(call))
+
+    async def drain(self, seconds: float) -> None:
+        """Take no more requests; return when those taken have ended, by themselves or because time is up."""
+        if self.generation is not None:
+            await self.generation.drain(seconds)
+
+    def stop(self) -> None:
+        """End the engine's thread."""
+        self.ready = False
+        if self.generation is not None:
+            self.generation.stop()
+
+    def _warm_up(self) -> None:
+        loop = asyncio.new_event_loop()  # not `asyncio.run`: it would leave none for KServe to find
+        try:
+            loop.run_until_complete(self.predict({"prompt": "Hello", "max_new_tokens": 2, "temperature": 0}))
+        except Exception as error:
+            log.debug("warm-up failed", exc_info=error)
+            raise StartupError(f"The model is loaded but cannot generate: {error}") from error
+        finally:
+            loop.close()
+
+
+def _eos_token_ids(value: int | list[int] | None) -> tuple[int, ...]:
+    """Return what Transformers writes as nothing, one or several as a tuple."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)

@@ -1,0 +1,125 @@
+"""The routes of KServe's V1 protocol, health and metrics, on an app of our own.
+
+KServe's own app is not served: its predict route sends no content type for a stream, does not see a client
+leave and answers errors with their internals, and beside it lie routes that unload the model for anyone.
+What is not named here does not exist. Leaves out what wraps every route (`http.py`), the wire format
+(`predict.py`) and the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, Protocol
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import REGISTRY, exposition
+from starlette.convertors import StringConvertor, register_url_convertor
+from starlette.exceptions import HTTPException
+
+from .errors import EngineDead, MethodNotAllowed, NotReady, ServeError, UnknownModel, UnknownRoute
+from .http import EVENT_STREAM, Stream, error_response, unless_gone
+from .predict import parse_json
+
+
+class Model(Protocol):
+    """What the routes ask of the model; `model.MistralModel` is the real one."""
+
+    name: str
+
+    @property
+    def dead(self) -> str | None:
+        """Why nothing can be generated any more, or None."""
+        ...
+
+    async def healthy(self) -> bool:
+        """Say whether new requests are taken."""
+        ...
+
+    async def predict(self, payload: Any, headers: Mapping[str, str]) -> dict[str, Any] | AsyncGenerator[str, None]:
+        """Return the answer, or its stream once the first event is there."""
+        ...
+
+
+class _NameConvertor(StringConvertor):
+    regex = "[^/:]+"  # without the colon, so that `GET .../name:predict` is a wrong method, not a strange name
+
+
+register_url_convertor("name", _NameConvertor())
+
+
+def accepts_plain_text(headers: Mapping[str, str]) -> bool:
+    """Say whether a stream is wanted as bare text rather than as events."""
+    return any(part.split(";")[0].strip() == "text/plain" for part in headers.get("accept", "").split(","))
+
+
+def create_app(model: Model, *, client_stall_s: float, docs: bool = False) -> FastAPI:
+    """Return the app with its routes; more may be added to it."""
+    app = FastAPI(
+        title=f"{model.name} on KServe",
+        docs_url="/docs" if docs else None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.add_exception_handler(HTTPException, _refuse_route)
+
+    @app.get("/", name="root")
+    @app.get("/v2/health/live", name="live")
+    async def live() -> dict[str, Any]:
+        """Say that the process can serve, or never will again."""
+        if model.dead is not None:
+            raise EngineDead("The generation thread has died; the server must be restarted.")
+        return {"status": "alive", "live": True}
+
+    @app.get("/v2/health/ready", name="ready")
+    async def ready() -> dict[str, Any]:
+        """Say that new requests are taken."""
+        if not await model.healthy():
+            raise NotReady(f"{model.name} takes no new requests at the moment.")
+        return {"ready": True}
+
+    @app.get("/v1/models", name="models")
+    async def models() -> dict[str, Any]:
+        """List the one model."""
+        return {"models": [model.name]}
+
+    @app.get("/v1/models/{model_name:name}", name="model")
+    @app.get("/v2/models/{model_name:name}/ready", name="model_ready")
+    async def model_ready(model_name: str) -> dict[str, Any]:
+        """Say that the model takes new requests."""
+        _check_name(model_name)
+        return {"name": model_name, **await ready()}
+
+    @app.post("/v1/models/{model_name:name}:predict", name="predict", response_model=None)
+    async def predict(model_name: str, request: Request) -> Response:
+        """Generate."""
+        _check_name(model_name)
+        payload = parse_json(await request.body())
+        answer = await unless_gone(request, model.predict(payload, request.headers))
+        if isinstance(answer, dict):
+            return JSONResponse(answer)
+        media_type = "text/plain" if accepts_plain_text(request.headers) else EVENT_STREAM
+        return Stream(answer, media_type=media_type, client_stall_s=client_stall_s)
+
+    @app.get("/metrics", name="metrics")
+    async def metrics(request: Request) -> Response:
+        """Show every series in the format that the scraper asks for."""
+        encode, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(REGISTRY), headers={"Content-Type": content_type})
+
+    def _check_name(model_name: str) -> None:
+        if model_name != model.name:
+            raise UnknownModel(f"There is no model {model_name!r} here; this server serves {model.name}.")
+
+    return app
+
+
+async def _refuse_route(request: Request, error: Exception) -> Response:
+    """Say in our own words what the router says."""
+    assert isinstance(error, HTTPException)
+    refusal: ServeError
+    if error.status_code == 405:
+        refusal = MethodNotAllowed(f"{request.method} is not allowed here.")
+    else:
+        refusal = UnknownRoute("There is no such route; POST /v1/models/{name}:predict generates.")
+    return error_response(refusal, request.scope, dict(error.headers or {}))

@@ -1,0 +1,128 @@
+"""Who waits, who runs, and what the next step reads: pure Python, no tensors, no threads.
+
+Policy, and why:
+- A request is admitted when a slot is free. Its slot is its whole KV memory, so what runs always fits.
+- Groups (the requests of one HTTP call) take turns, oldest first, and one group may hold at most 7/8 of the slots: a
+  call with 32 instances can neither starve a single short one nor make it wait for a slot.
+- A step decodes every row that has its prompt, and reads at most `prefill_tokens` of the other rows' prompts: half of
+  it for the oldest prompt, so that it always moves, the rest for the shortest, so that a short prompt need not wait
+  for a long one.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .request import Request
+
+if TYPE_CHECKING:
+    from .sampling import RowSampler
+
+
+@dataclass(eq=False, slots=True)
+class Row:
+    """A running request: where it is in its prompt and what it has answered."""
+
+    request: Request
+    slot: int
+    sampler: RowSampler
+    started_s: float
+    """`time.monotonic()` at admission."""
+    num_read: int = 0
+    """Prompt tokens whose keys and values are in the slot."""
+    answer_ids: list[int] = field(default_factory=list)
+
+    @property
+    def decoding(self) -> bool:
+        return self.num_read == self.request.num_prompt_tokens
+
+    @property
+    def num_unread(self) -> int:
+        return self.request.num_prompt_tokens - self.num_read
+
+
+class WaitingRoom:
+    """Requests in line: groups take turns, within a group first come first served."""
+
+    def __init__(self) -> None:
+        self._groups: OrderedDict[object, deque[Request]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(len(line) for line in self._groups.values())
+
+    def __iter__(self) -> Iterator[Request]:
+        for line in self._groups.values():
+            yield from line
+
+    def add(self, request: Request) -> None:
+        self._groups.setdefault(request.group, deque()).append(request)
+
+    def pop(self, may_enter: Callable[[object], bool] = lambda group: True) -> Request | None:
+        """Take the next request of the first group that may enter; the group goes to the end of the line."""
+        for group, line in self._groups.items():
+            if may_enter(group):
+                request = line.popleft()
+                if line:
+                    self._groups.move_to_end(group)
+                else:
+                    del self._groups[group]
+                return request
+        return None
+
+    def remove_where(self, gone: Callable[[Request], bool]) -> list[Request]:
+        """Remove and return the requests for which `gone` holds."""
+        removed = []
+        for group, line in list(self._groups.items()):
+            leaving = [r for r in line if gone(r)]
+            if leaving:
+                removed += leaving
+                stay = deque(r for r in line if r not in leaving)
+                if stay:
+                    self._groups[group] = stay
+                else:
+                    del self._groups[group]
+        return removed
+
+
+class Scheduler:
+    """The shared lane's rows and waiting requests."""
+
+    def __init__(self, *, num_slots: int, prefill_tokens: int) -> None:
+        self.waiting = WaitingRoom()
+        self.rows: list[Row] = []
+        """Running rows, oldest first."""
+        self._prefill_tokens = prefill_tokens
+        self._max_rows_per_group = max(1, num_slots - num_slots // 8)
+
+    def next_request(self) -> Request | None:
+        """Take the request that should get the next free slot, or None when nobody may enter."""
+        held: dict[object, int] = {}
+        for row in self.rows:
+            held[row.request.group] = held.get(row.request.group, 0) + 1
+        return self.waiting.pop(lambda group: held.get(group, 0) < self._max_rows_per_group)
+
+    def plan_prefill(self) -> list[tuple[Row, int]]:
+        """Return how many prompt tokens of which rows the next step reads."""
+        reading = [row for row in self.rows if not row.decoding]
+        if not reading:
+            return []
+        budget = self._prefill_tokens
+        oldest = reading[0]
+        plan = {oldest: min(oldest.num_unread, (budget + 1) // 2)}
+        budget -= plan[oldest]
+        for row in sorted(reading[1:], key=lambda r: r.num_unread):
+            if budget == 0:
+                break
+            plan[row] = min(row.num_unread, budget)
+            budget -= plan[row]
+        if budget:
+            plan[oldest] += min(oldest.num_unread - plan[oldest], budget)
+        return list(plan.items())
+
+
+def newest_first(rows: Sequence[Row]) -> list[Row]:
+    """Order rows by who loses least when one must go: the newest has the least work behind it."""
+    return sorted(rows, key=lambda row: row.request.number, reverse=True)

@@ -1,0 +1,246 @@
+"""What the operator chose: one frozen `Settings`, built once from the command line and the environment.
+
+Owns the flags, their defaults and their bounds. Whatever is wrong stops the start with one sentence that
+names the key, the value and what is allowed. What only the model can tell is resolved in `weights.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .errors import StartupError
+
+PREFIX = "MISTRAL_"
+CLIENT_VARIABLES = frozenset({"MISTRAL_API_KEY"})
+"""Read by the command-line client; no concern of the server's, though a shell may export them for both."""
+SERVICE_LINK = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
+"""What Kubernetes injects for every Service of the namespace: one called `mistral-7b` looks like ours."""
+
+MOUNTED_MODEL = Path("/mnt/models")
+"""Where KServe's storage initializer puts the model."""
+
+
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        if not re.fullmatch(r"[+-]?\d{1,18}", text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most}, not {text!r}")
+        return int(text)
+
+    return convert
+
+
+def _seconds(least: float) -> Callable[[str], float]:
+    def convert(text: str) -> float:
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = math.nan
+        if not least <= seconds <= 86_400:
+            raise argparse.ArgumentTypeError(f"must be seconds from {least:g} to 86400, not {text!r}")
+        return seconds
+
+    return convert
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def convert(text: str) -> str:
+        if text not in allowed:
+            raise argparse.ArgumentTypeError(f"must be one of {', '.join(allowed)}, not {text!r}")
+        return text
+
+    return convert
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"must be true or false, not {text!r}")
+    return text.lower() == "true"
+
+
+def _text(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_text(text)).expanduser()
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = tuple(part.strip() for part in text.split(",") if part.strip())
+    for origin in origins:
+        if not re.fullmatch(r"\*|https?://[A-Za-z0-9.\-\[\]:]+", origin):
+            raise argparse.ArgumentTypeError(
+                f"must be origins like https://example.org, separated by commas, or *, not {origin!r}"
+            )
+    return origins
+
+
+def flag(convert: Callable[[str], Any], default: Any, help: str) -> Any:
+    """Declare a flag: a `Settings` field with what the parser and the docs need to know of it."""
+    return field(default=default, metadata={"convert": convert, "help": help})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything chosen at start; nothing writes to it later."""
+
+    model_dir: Path | None = flag(  # noqa: RUF009 - a dataclass field, as `field` itself
+        _path, None, "directory with the model's files; default: /mnt/models when it exists"
+    )
+    model_id: str | None = flag(_text, None, "Hugging Face id, used when there is no model directory")
+    model_revision: str | None = flag(_text, None, "branch, tag or commit of --model_id")
+    dtype: str = flag(
+        _one_of("auto", "float16", "bfloat16", "float32"),
+        "auto",
+        "number format of the weights: auto, float16, bfloat16 or float32",
+    )
+    max_model_len: int = flag(_whole(2, 1_048_576), 4096, "prompt and answer together, in tokens")
+    max_batch_size: int = flag(_whole(1, 1024), 32, "sequences decoded together")
+    max_queue_size: int = flag(_whole(0, 1_000_000), 128, "requests that may wait; one more is answered 429")
+    max_request_bytes: int = flag(_whole(1, 2**31), 2**20, "largest request body; more is answered 413")
+    api_key_file: Path | None = flag(  # noqa: RUF009
+        _path, None, "file with one API key a line; unset: no key is asked for"
+    )
+    drain_seconds: float = flag(_seconds(0), 30.0, "how long running requests may go on after SIGTERM")
+    request_timeout_seconds: float = flag(_seconds(0.001), 600.0, "how long one request may take")
+    stall_seconds: float = flag(_seconds(0.001), 120.0, "how long one step may take before the engine counts as dead")
+    client_stall_seconds: float = flag(
+        _seconds(0.001), 30.0, "how long a client may stop reading before it is given up"
+    )
+    cors_origins: tuple[str, ...] = flag(_origins, (), "origins whose pages may call the server, separated by commas")
+    playground: bool = flag(_boolean, True, "serve the page to try the model at /playground")
+    log_format: str = flag(_one_of("text", "json"), "text", "log lines for people (text) or programs (json)")
+
+    model_name: str = "mistral-7b"
+    """The name in the routes: --model_name, else INFERENCE_SERVICE_NAME, else mistral-7b."""
+    http_port: int = 8080
+    """--http_port, else PORT (Knative injects it), else 8080."""
+    given: frozenset[str] = frozenset()
+    """The fields that were chosen: where a default would give way, these are refused."""
+    kserve: argparse.Namespace = field(default_factory=argparse.Namespace)
+    """The values of KServe's own flags."""
+
+    @classmethod
+    def parse(cls, argv: Sequence[str], environ: Mapping[str, str], kserve_parser: argparse.ArgumentParser) -> Settings:
+        """Read the flags, then the environment for what no flag says.
+
+        Raises:
+            StartupError: a flag or variable is unknown, or its value is not allowed.
+        """
+        namespace = vars(_read_flags(argv, kserve_parser))
+        flags = {name: namespace.pop(name) for name in list(namespace) if name in flag_fields()}
+        chosen = {**_read_environment(environ), **flags}
+        if "model_revision" in chosen and "model_id" not in chosen:
+            raise StartupError("--model_revision belongs to --model_id, which is not set.")
+        given = frozenset(chosen)
+        if "model_dir" not in given and MOUNTED_MODEL.is_dir():
+            chosen["model_dir"] = MOUNTED_MODEL
+        kserve = argparse.Namespace(**namespace)
+        _check_kserve(kserve)
+        return cls(
+            **chosen,
+            model_name=_model_name(kserve, environ),
+            http_port=_http_port(kserve, environ),
+            given=given,
+            kserve=kserve,
+        )
+
+
+def flag_fields() -> dict[str, Field[Any]]:
+    """Return the fields that are flags, in the order of the documentation."""
+    return {f.name: f for f in fields(Settings) if "convert" in f.metadata}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of printing its usage and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        # KServe converts its booleans with an anonymous function, whose name argparse would show.
+        message = message.replace("invalid <lambda> value:", "must be true or false, not")
+        raise StartupError(f"{message.removeprefix('argument ').rstrip('.')}.")
+
+
+def _read_flags(argv: Sequence[str], kserve_parser: argparse.ArgumentParser) -> argparse.Namespace:
+    parent = copy.deepcopy(kserve_parser)  # its actions would be shared, and their defaults changed, by a child
+    parent.set_defaults(model_name=None, http_port=None, enable_grpc=False)
+    parser = _Parser(prog="python -m model_server", parents=[parent], allow_abbrev=False)
+    ours = parser.add_argument_group("model server", f"each also by environment variable {PREFIX}<FLAG>")
+    for name, f in flag_fields().items():
+        ours.add_argument(f"--{name}", type=f.metadata["convert"], default=argparse.SUPPRESS, help=f.metadata["help"])
+    namespace, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        raise StartupError(f"{unknown[0]} is not a flag of this server{_nearest(unknown[0], known)}")
+    return namespace
+
+
+def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the converted values of our variables; an empty variable is an unset one."""
+    chosen = {}
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX) or variable in CLIENT_VARIABLES or SERVICE_LINK.fullmatch(variable):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        flag = flag_fields().get(name)
+        if flag is None or variable != variable.upper():
+            known = [PREFIX + name.upper() for name in flag_fields()]
+            raise StartupError(f"{variable} is not a setting of this server{_nearest(variable, known)}")
+        if text:
+            try:
+                chosen[name] = flag.metadata["convert"](text)
+            except argparse.ArgumentTypeError as error:
+                raise StartupError(f"{variable}: {error}.") from None
+    return chosen
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    matches = difflib.get_close_matches(word.split("=")[0], known, n=1)
+    return f"; did you mean {matches[0]}?" if matches else "; --help lists them all."
+
+
+def _check_kserve(kserve: argparse.Namespace) -> None:
+    """Refuse what KServe's own flags offer and this server does not."""
+    if kserve.workers != 1:
+        raise StartupError(f"--workers must be 1, not {kserve.workers}: one process serves one model; use replicas.")
+    if kserve.enable_grpc:
+        raise StartupError("--enable_grpc must be false: this server speaks HTTP only.")
+    for name in ("ssl_certfile", "ssl_keyfile", "log_config_file"):
+        file = getattr(kserve, name)
+        if file is not None and not Path(file).is_file():
+            raise StartupError(f"--{name}: there is no file {file}.")
+    if kserve.access_log_format is not None:
+        raise StartupError("--access_log_format is not supported: use --log_config_file or --log_format.")
+
+
+def _model_name(kserve: argparse.Namespace, environ: Mapping[str, str]) -> str:
+    for key, name in (
+        ("--model_name", kserve.model_name),
+        ("INFERENCE_SERVICE_NAME", environ.get("INFERENCE_SERVICE_NAME") or None),
+    ):
+        if name is None:
+            continue
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}", name):
+            raise StartupError(f"{key}: must be letters, digits, '.', '_' and '-', not {name!r}.")
+        return name
+    return Settings.model_name
+
+
+def _http_port(kserve: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    for key, port in (("--http_port", kserve.http_port), ("PORT", environ.get("PORT") or None)):
+        if port is None:
+            continue
+        try:
+            return _whole(1, 65_535)(str(port))
+        except argparse.ArgumentTypeError as error:
+            raise StartupError(f"{key}: {error}.") from None
+    return Settings.http_port

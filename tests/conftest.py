@@ -1,0 +1,164 @@
+"""Fixtures that several modules share: a small model of the real architecture, and engines around it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from transformers import MistralConfig, MistralForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from model_server.engine import Engine
+from model_server.runner import fuse
+
+from .small_tokenizers import byte_fallback
+
+VOCAB_SIZE = 300
+
+# A model of three small layers runs fastest on one thread, all the more beside other work.
+torch.set_num_threads(1)
+
+
+def tiny_mistral(**changes: object) -> MistralForCausalLM:
+    """Return a random Mistral of three small layers, different for no seed and no reason."""
+    torch.manual_seed(0)
+    settings = {
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": VOCAB_SIZE,
+        "max_position_embeddings": 512,
+        "sliding_window": None,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        # Ten times the usual: sharper logits, so that answers differ from one another and do not repeat themselves.
+        "initializer_range": 0.2,
+    }
+    return MistralForCausalLM(MistralConfig(**(settings | changes))).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_transformers() -> None:
+    """Its advice on generation flags is for people at a prompt."""
+    transformers_logging.set_verbosity_error()
+
+
+@pytest.fixture(scope="session")
+def model() -> MistralForCausalLM:
+    """A tiny Mistral as the server holds it: fused."""
+    model = tiny_mistral()
+    fuse(model)
+    return model
+
+
+@pytest.fixture
+def make_engine(model: MistralForCausalLM) -> Iterator[Callable[..., Engine]]:
+    """A factory of started engines, stopped when the test ends."""
+    engines = []
+
+    def make(model: MistralForCausalLM = model, **changes: object) -> Engine:
+        settings = {
+            "max_model_len": 256,
+            "num_slots": 6,
+            "max_queue_size": 100,
+            "own_lane_tokens": 5000,
+            "prefill_tokens": 32,
+            "stall_s": 60.0,
+        }
+        engine = Engine(model, None, **(settings | changes))  # type: ignore[arg-type]
+        engine.start()
+        engines.append(engine)
+        return engine
+
+    yield make
+    for engine in engines:
+        engine.stop()
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Mistral in Hugging Face files, tokenizer and chat template included."""
+    directory = tmp_path_factory.mktemp("model")
+    text = byte_fallback()
+    tiny_mistral(vocab_size=len(text.tokenizer), max_position_embeddings=8192).save_pretrained(directory)
+    text.tokenizer.save_pretrained(directory)
+    return directory
+
+
+class ServerProcess:
+    """`python -m model_server`, as a container runs it."""
+
+    def __init__(self, model_dir: Path, *flags: str, environ: dict[str, str] | None = None) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        command = [sys.executable, "-m", "model_server", "--model_dir", str(model_dir), "--http_port", str(self.port)]
+        command += ["--dtype", "float32", *flags]
+        self.log_path = model_dir.parent / f"server-{self.port}.log"
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1", **(environ or {})}
+            )
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def wait_until_ready(self, seconds: float = 90) -> None:
+        deadline_s = time.monotonic() + seconds
+        while time.monotonic() < deadline_s:
+            assert self.process.poll() is None, self.log
+            try:
+                if httpx.get(f"{self.url}/v2/health/ready").status_code == 200:
+                    return
+            except httpx.TransportError:
+                time.sleep(0.05)
+        raise AssertionError(f"not ready after {seconds} s: {self.log}")
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def start_server(model_dir: Path) -> Iterator[Callable[..., ServerProcess]]:
+    """A factory of servers on the tiny model; all are stopped at the end."""
+    started = []
+
+    def start(*flags: str, environ: dict[str, str] | None = None, ready: bool = True) -> ServerProcess:
+        server = ServerProcess(model_dir, *flags, environ=environ)
+        started.append(server)
+        if ready:
+            server.wait_until_ready()
+        return server
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(start_server: Callable[..., ServerProcess]) -> ServerProcess:
+    """One server that many tests share; they must leave it as they found it."""
+    return start_server()
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Async tests run on asyncio, as the server does."""
+    return "asyncio"

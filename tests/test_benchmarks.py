@@ -1,0 +1,429 @@
+"""The measuring tools: load, figures, report, processes, checkpoints. Nothing here asserts a time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from aiohttp import web
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks import models, report, serve, start
+from benchmarks.ceilings import Matmuls
+from benchmarks.decoding import our_loop, transformers_loop
+from benchmarks.figures import over_repeats, ratios, spread, summary
+from benchmarks.load import Answer, Run, closed_loop, open_loop, poisson_arrivals
+from benchmarks.process import Program, StartFailed, free_port
+from benchmarks.prompts import exact_prompts, plain_prompts
+from benchmarks.thread_per_request import application
+from benchmarks.wire import Target, read_event
+
+NUM_TOKENS = 3
+V1_END: dict[str, Any] = {"text": "", "finish_reason": "length", "prompt_tokens": 2, "completion_tokens": NUM_TOKENS}
+V1_STREAM: list[dict[str, Any]] = [{"text": "a"}, {"text": " b"}, {"text": " c"}, V1_END]
+
+# --- load ------------------------------------------------------------------------------------------------------------
+
+
+class FakeServer:
+    """Answers every request with the same events, and notes how it was asked."""
+
+    def __init__(self, events: list[dict[str, Any]], *, status: int = 200, hangs: bool = False) -> None:
+        self.events, self.status, self.hangs = events, status, hangs
+        self.bodies: list[dict[str, Any]] = []
+        self.running = self.most_running = 0
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.bodies.append(await request.json())
+        self.running += 1
+        self.most_running = max(self.running, self.most_running)
+        try:
+            if self.status != 200:
+                return web.json_response({"error": "the queue is full"}, status=self.status)
+            response = web.StreamResponse()
+            await response.prepare(request)
+            for event in self.events:
+                await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+            if self.hangs:
+                await self.leave.wait()
+            return response
+        finally:
+            self.running -= 1
+
+    @asynccontextmanager
+    async def served(self, path: str = "/v1/models/m:predict") -> AsyncIterator[Target]:
+        self.leave = asyncio.Event()
+        app = web.Application()
+        app.router.add_post(path, self.answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", port := free_port())
+        await site.start()
+        try:
+            yield Target(f"http://127.0.0.1:{port}{path}", NUM_TOKENS, model="m")
+        finally:
+            self.leave.set()
+            await runner.cleanup()
+
+
+def under_load(server: FakeServer, load: Callable[[Target], Coroutine[Any, Any, Run]], **served: str) -> Run:
+    async def run() -> Run:
+        async with server.served(**served) as target:
+            return await load(target)
+
+    return asyncio.run(run())
+
+
+def ask(server: FakeServer, clients: int = 1, limit_s: float = 30, **served: str) -> Run:
+    return under_load(
+        server,
+        lambda target: closed_loop(target, ["one two"], clients=clients, min_seconds=0, limit_s=limit_s),
+        **served,
+    )
+
+
+def test_closed_loop_keeps_as_many_streams_open_as_it_has_clients() -> None:
+    run = ask(server := FakeServer(V1_STREAM), clients=5)
+    assert len(run.answers) == len(server.bodies) == 5
+    assert server.most_running <= 5
+    assert [answer.error for answer in run.answers] == [None] * 5
+
+
+def test_answer_has_the_text_and_the_counts_the_server_gave() -> None:
+    answer = ask(FakeServer(V1_STREAM)).answers[0]
+    assert answer.text == "a b c"
+    assert (answer.prompt_tokens, answer.output_tokens, len(answer.chunk_times_s)) == (2, NUM_TOKENS, 3)
+
+
+def test_openai_answer_has_the_text_and_the_counts_the_server_gave() -> None:
+    texts = [{"choices": [{"index": 0, "text": text}]} for text in ("a", " b")]
+    end = {"choices": [{"text": "", "finish_reason": "length"}]}
+    usage = {"choices": [], "usage": {"prompt_tokens": 2, "completion_tokens": NUM_TOKENS}}
+    server = FakeServer([*texts, end, usage])
+    answer = ask(server, path="/openai/v1/completions").answers[0]
+    assert (answer.error, answer.text, answer.output_tokens) == (None, "a b", NUM_TOKENS)
+    assert server.bodies[0]["max_tokens"] == NUM_TOKENS
+    assert server.bodies[0]["model"] == "m"
+
+
+def test_without_a_count_from_the_server_each_piece_of_text_is_a_token() -> None:
+    end = {"text": "", "finish_reason": "length"}
+    assert ask(FakeServer([*V1_STREAM[:3], end])).answers[0].output_tokens == 3
+
+
+def test_answer_of_another_length_is_an_error_and_counts_no_tokens() -> None:
+    run = ask(FakeServer([{"text": "a"}, {**V1_END, "completion_tokens": 1}]))
+    assert run.answers[0].error == "asked for 3 tokens, got 1"
+    assert summary(run)["output_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("server", "error"),
+    [
+        (FakeServer(V1_STREAM[:3]), "the stream ended without saying so"),
+        (FakeServer([{"text": "a"}, {"error": "out of memory", "code": "out_of_memory"}]), "out of memory"),
+        (FakeServer([], status=429), 'HTTP 429: {"error": "the queue is full"}'),
+    ],
+    ids=["cut stream", "error event", "refusal"],
+)
+def test_failed_answer_is_kept_with_its_reason(server: FakeServer, error: str) -> None:
+    assert ask(server).answers[0].error == error
+
+
+def test_server_that_is_not_there_is_an_error_of_the_answer() -> None:
+    target = Target(f"http://127.0.0.1:{free_port()}/v1/models/m:predict", NUM_TOKENS)
+    run = asyncio.run(closed_loop(target, ["x"], clients=1, min_seconds=0, limit_s=30))
+    assert "ClientConnector" in str(run.answers[0].error)
+
+
+def test_answers_open_at_the_limit_are_cut_and_kept_as_unfinished() -> None:
+    run = ask(FakeServer(V1_STREAM[:2], hangs=True), clients=2, limit_s=0.5)
+    figure = summary(run)
+    assert run.cut
+    assert (figure["requests"], figure["unfinished"], figure["errors"]) == (2, 2, 0)
+    assert figure["output_tokens"] == 4
+
+
+def test_open_loop_asks_at_the_arrivals_it_drew_however_slow_the_server() -> None:
+    def load(target: Target) -> Coroutine[Any, Any, Run]:
+        return open_loop(target, ["x"], rate=200, num_requests=4, seed=7, limit_s=0.5)
+
+    run = under_load(FakeServer(V1_STREAM[:1], hangs=True), load)
+    asked_s = [answer.asked_s - run.began_s for answer in run.answers]
+    assert asked_s == pytest.approx(list(islice(poisson_arrivals(200, seed=7), 4)))
+
+
+def test_arrivals_repeat_with_their_seed_and_come_at_their_rate() -> None:
+    arrivals = list(islice(poisson_arrivals(10, seed=1), 5000))
+    assert arrivals == list(islice(poisson_arrivals(10, seed=1), 5000))
+    assert arrivals[-1] == pytest.approx(500, rel=0.05)
+
+
+def test_chat_deltas_are_text() -> None:
+    event = read_event(b'data: {"choices": [{"delta": {"content": "hi"}, "finish_reason": null}]}')
+    assert event is not None
+    assert (event.text, event.finished) == ("hi", False)
+
+
+def test_url_that_is_neither_v1_nor_openai_is_refused() -> None:
+    with pytest.raises(ValueError, match="neither a V1 URL"):
+        Target("http://host/generate", 1)
+
+
+# --- figures and report ----------------------------------------------------------------------------------------------
+
+
+def a_run(*chunk_times_s: list[float], ended_s: float = 10.0, unfinished: bool = False) -> Run:
+    answers = [
+        Answer(asked_s=1.0, chunk_times_s=times, ended_s=None if unfinished else times[-1]) for times in chunk_times_s
+    ]
+    return Run(answers, began_s=0.0, ended_s=ended_s, cut=unfinished)
+
+
+def test_rate_is_all_tokens_over_the_whole_run() -> None:
+    assert summary(a_run([2.0, 3.0], [2.0, 3.0, 4.0]))["output_tokens_per_s"] == pytest.approx(0.5)
+
+
+def test_percentiles_are_of_first_tokens_gaps_and_totals() -> None:
+    figure = summary(a_run([2.0, 3.0, 5.0], [4.0, 5.0, 6.0]))
+    assert figure["first_token_s_p50"] == pytest.approx(2.0)  # 1 and 3 seconds after asking
+    assert figure["gap_s_p50"] == pytest.approx(1.0)  # 1, 2, 1, 1
+    assert figure["total_s_p99"] == pytest.approx(4.99)  # 4 and 5
+
+
+def test_request_without_a_token_stands_with_the_time_it_waited() -> None:
+    figure = summary(a_run([], unfinished=True))
+    assert figure["unfinished"] == 1
+    assert figure["first_token_s_p50"] == pytest.approx(9.0)
+
+
+def test_ratio_pairs_each_repeat_with_its_neighbour() -> None:
+    assert ratios([100, 50, 80], [50, 25, 20]) == {"median": 2.0, "min": 2.0, "max": 4.0}
+
+
+def test_repeats_add_their_counts_and_spread_their_measures() -> None:
+    merged = over_repeats([{"errors": 1, "gap_s_p50": 2.0}, {"errors": 2, "gap_s_p50": 4.0}])
+    assert merged == {"repeats": 2, "errors": 3, "gap_s_p50": {"median": 3.0, "min": 2.0, "max": 4.0}}
+
+
+def a_figure(contender: str, clients: int, **changes: Any) -> dict[str, Any]:
+    measures = {key: spread([1.0, 2.0, 4.0]) for key in ("output_tokens_per_s", "first_token_s_p50", "gap_s_p50")}
+    counts = {"unfinished": 0, "errors": 0}
+    return {"benchmark": "serve", "contender": contender, "clients": clients, **measures, **counts, **changes}
+
+
+def test_results_file_is_json_with_one_figure_a_line(tmp_path: Path) -> None:
+    figures = [a_figure("ours", 1), a_figure("ours", 8)]
+    report.write_results({"cpu": "x"}, figures, path := tmp_path / "new" / "results.json")
+    assert json.loads(path.read_text())["figures"] == figures
+    assert sum("contender" in line for line in path.read_text().splitlines()) == 2
+
+
+def test_results_are_named_by_date_and_machine() -> None:
+    described = {"date": "2025-01-31", "cpu": "AMD EPYC(tm) 9", "cores": 2}
+    assert report.results_path(described, Path("d")) == Path("d/2025-01-31-amd-epyc-tm-9-2-cores.json")
+
+
+def test_machine_is_described_with_cores_versions_and_commit() -> None:
+    described = report.machine()
+    assert described["cores"] == len(os.sched_getaffinity(0))
+    assert described["torch"] == torch.__version__
+    assert described.keys() >= {"cpu", "memory_gib", "transformers", "kserve", "commit", "date"}
+
+
+def test_plot_is_a_png_and_an_svg_that_the_same_figures_repeat(tmp_path: Path) -> None:
+    figures = [a_figure("ours", 1), a_figure("ours", 8), a_figure("generate", 1)]
+    png, svg = report.plot(figures, tmp_path / "plot")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert report.plot(figures, tmp_path / "again")[1].read_bytes() == svg.read_bytes()
+
+
+def test_card_marks_cut_latencies_as_bounds(capsys: pytest.CaptureFixture[str]) -> None:
+    report.serve_card([a_figure("truss-1", 8, unfinished=3), a_figure("ours", 8)])
+    rows = [line for line in capsys.readouterr().out.splitlines() if "1-4" in line]
+    assert [">2000 (1000-4000)" in row for row in rows] == [True, False]
+
+
+def test_contender_that_does_not_start_is_a_figure_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(name: str, model_dir: Path, plan: serve.Plan) -> tuple[dict[int, dict[str, Any]], str]:
+        if name == "transformers":
+            raise StartFailed("no such program")
+        return {1: summary(a_run([2.0, 3.0]))}, "a b"
+
+    monkeypatch.setattr(serve, "_measure", measure)
+    figures = serve.compare(Path(), serve.Plan(contenders=("ours", "generate", "transformers"), repeats=2))
+    assert [figure.get("failed") for figure in figures if figure.get("contender") == "transformers"] == [
+        "no such program"
+    ]
+    assert [figure["ratio"]["output_tokens_per_s"]["median"] for figure in figures if "ratio" in figure] == [1.0]
+    report.serve_card(figures)
+    assert "failed" in capsys.readouterr().out
+
+
+def test_agreement_is_the_share_of_words_before_the_first_difference() -> None:
+    texts = {"generate": "a b c d", "ours": "a b x d"}
+    assert serve._agreement(texts, "ours") == pytest.approx(0.5)
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+SLEEPER = [sys.executable, "-c", "import time; print('awake', flush=True); time.sleep(600)"]
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_program_is_stopped_when_its_block_raises() -> None:
+    with pytest.raises(RuntimeError, match="ours"), Program(SLEEPER) as program:
+        raise RuntimeError("ours")
+    assert gone(program.pid)
+
+
+def test_program_that_exits_early_fails_with_the_end_of_its_log() -> None:
+    with (
+        pytest.raises(StartFailed, match=r"(?s)exited with 3.*no weights here"),
+        Program([sys.executable, "-c", "print('no weights here'); exit(3)"]) as program,
+    ):
+        program.wait_until_ready(free_port(), "/ready", limit_s=60)
+
+
+def test_program_that_never_answers_fails_at_the_limit() -> None:
+    with pytest.raises(StartFailed, match="No 200 on /ready"), Program(SLEEPER) as program:
+        program.wait_until_ready(free_port(), "/ready", limit_s=0.1)
+
+
+def test_memory_of_a_program_is_read() -> None:
+    with Program(SLEEPER) as program:
+        memory = program.memory_bytes()
+    assert memory["peak"] >= memory["now"] >= memory["anonymous"] > 0
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_programs_do_not_outlive_a_killed_benchmark(signum: signal.Signals) -> None:
+    code = (
+        "from benchmarks.process import Program, stop_children_on_sigterm\n"
+        "import sys, time\n"
+        "stop_children_on_sigterm()\n"
+        "with Program([sys.executable, '-c', 'import time; time.sleep(600)']) as program:\n"
+        "    print(program.pid, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as benchmark:
+        assert benchmark.stdout is not None
+        child = os.pidfd_open(int(benchmark.stdout.readline()))
+        try:
+            benchmark.send_signal(signum)
+            benchmark.wait(timeout=60)
+            assert select.select([child], [], [], 60)[0] == [child]  # readable: it has ended
+        finally:
+            os.close(child)
+
+
+def test_phases_are_read_from_a_servers_own_log() -> None:
+    log = (
+        "2025-01-01 INFO start: imports 1.92 s (total 1.92 s)\n"
+        "INFO:kserve:start: warm-up 0.1 s (total 2.8 s)\n"
+        "start: first token 3 s (total 5.8 s)\nrestart: never\n"
+    )
+    assert start.logged_phases(log) == {"imports": 1.92, "warm-up": 0.1, "first token": 3.0}
+
+
+# --- checkpoints, prompts, and what runs on them ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.checkpoint("tiny", "float32", tmp_path_factory.mktemp("cache"))
+
+
+def test_checkpoint_is_made_once(model_dir: Path) -> None:
+    made = {path: path.stat().st_mtime_ns for path in model_dir.iterdir()}
+    assert models.checkpoint("tiny", "float32", model_dir.parent) == model_dir
+    assert {path: path.stat().st_mtime_ns for path in model_dir.iterdir()} == made
+    assert [path.name for path in model_dir.parent.iterdir()] == [model_dir.name]
+
+
+def test_answer_is_exactly_as_long_as_asked_and_every_token_is_a_word(model_dir: Path) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(model_dir)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    inputs = tokenizer("baba", return_tensors="pt")
+    tokens = model.generate(**inputs, max_new_tokens=20)[0, inputs.input_ids.shape[1] :]
+    assert len(tokens) == 20
+    assert len(tokenizer.decode(tokens, skip_special_tokens=True).split()) == 20
+
+
+def test_prompts_have_exactly_the_tokens_asked_for_and_repeat_with_their_seed(model_dir: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
+    prompts = exact_prompts(tokenizer, num_tokens=9, count=3, seed=5)
+    assert {len(AutoTokenizer.from_pretrained(model_dir)(prompt).input_ids) for prompt in prompts} == {9}
+    assert prompts == exact_prompts(tokenizer, num_tokens=9, count=3, seed=5)
+    assert len(set(prompts)) == 3
+
+
+def test_plain_prompts_have_as_many_words_as_asked_for() -> None:
+    assert [len(prompt.split()) for prompt in plain_prompts(7, count=2, seed=0)] == [7, 7]
+
+
+def test_7b_shape_is_mistrals_own() -> None:
+    with torch.device("meta"):
+        matmuls = Matmuls(_config("7b"), torch.float16, "meta", fused=True)
+    assert 14.1e9 < matmuls.num_bytes < 14.3e9  # 7.24 billion parameters without the embedding table
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_matmuls_are_all_of_the_models_weights_but_the_embedding_table(model_dir: Path, fused: bool) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(model_dir)
+    linear = [module.weight.nbytes for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    assert Matmuls(model.config, torch.float32, "cpu", fused=fused).num_bytes == sum(linear)
+
+
+def test_both_decode_loops_give_the_same_tokens(model_dir: Path) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(model_dir)
+    prompts = [[1, 5, 9], [1, 7, 11]]
+    answers = []
+    for prepare in (transformers_loop, our_loop):
+        decoder = prepare(model)(len(prompts), 8)
+        answers.append([decoder.prefill(prompts), decoder.step(), decoder.step()])
+    assert answers[0] == answers[1]
+
+
+def test_server_of_a_thread_per_request_streams_all_tokens_and_counts_them(model_dir: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    app = application(model, AutoTokenizer.from_pretrained(model_dir), concurrency=1)
+
+    async def predict() -> str:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            body = {"prompt": "baba bebe", "max_new_tokens": 6}
+            answer = await client.post("/v1/models/bench:predict", json=body)
+            return answer.text
+
+    events = [event for line in asyncio.run(predict()).encode().splitlines() if (event := read_event(line))]
+    assert len("".join(event.text for event in events).split()) == 6
+    assert (events[-1].prompt_tokens, events[-1].completion_tokens) == (3, 6)
+
+
+def _config(shape: str) -> Any:
+    from transformers import MistralConfig
+
+    return MistralConfig(**models.SHAPES[shape])

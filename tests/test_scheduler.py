@@ -1,0 +1,89 @@
+"""Who waits and who runs: the policy as a specification."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from model_server.request import Request, Sampling
+from model_server.scheduler import Row, Scheduler, WaitingRoom, newest_first
+
+
+def request(num_prompt_tokens: int = 4, group: object = None) -> Request:
+    return Request([1] * num_prompt_tokens, Sampling({}, 8), [], group=group)
+
+
+def row(scheduler: Scheduler, num_prompt_tokens: int, num_read: int = 0, group: object = None) -> Row:
+    sampler: Any = None
+    new = Row(request(num_prompt_tokens, group), slot=0, sampler=sampler, started_s=0.0, num_read=num_read)
+    scheduler.rows.append(new)
+    return new
+
+
+def test_groups_take_turns_and_within_a_group_the_first_comes_first() -> None:
+    room = WaitingRoom()
+    many = [request(group="many") for _ in range(3)]
+    single = request()
+    for waiting in (*many, single):
+        room.add(waiting)
+
+    assert [room.pop() for _ in range(5)] == [many[0], single, many[1], many[2], None]
+
+
+def test_removed_requests_leave_the_others_in_line() -> None:
+    room = WaitingRoom()
+    first, second, third = (request(group="one") for _ in range(3))
+    for waiting in (first, second, third):
+        room.add(waiting)
+
+    assert room.remove_where(lambda r: r is second) == [second]
+    assert list(room) == [first, third]
+
+
+def test_one_group_leaves_some_slots_to_the_others() -> None:
+    scheduler = Scheduler(num_slots=8, prefill_tokens=64)
+    for _ in range(7):
+        row(scheduler, 4, group="many")
+    scheduler.waiting.add(request(group="many"))
+    late = request()
+    scheduler.waiting.add(late)
+
+    assert scheduler.next_request() is late
+    assert scheduler.next_request() is None
+
+
+def test_a_lone_prompt_gets_the_whole_reading_budget() -> None:
+    scheduler = Scheduler(num_slots=4, prefill_tokens=64)
+    reading = row(scheduler, 1000)
+
+    assert scheduler.plan_prefill() == [(reading, 64)]
+
+
+def test_a_short_prompt_is_read_beside_a_long_one() -> None:
+    scheduler = Scheduler(num_slots=4, prefill_tokens=64)
+    long, short = row(scheduler, 1000), row(scheduler, 20)
+
+    assert scheduler.plan_prefill() == [(long, 44), (short, 20)]
+
+
+def test_the_oldest_prompt_keeps_half_the_budget_whatever_else_comes() -> None:
+    scheduler = Scheduler(num_slots=8, prefill_tokens=64)
+    oldest = row(scheduler, 1000)
+    for _ in range(5):
+        row(scheduler, 30)
+
+    assert dict(scheduler.plan_prefill())[oldest] == 32
+    assert sum(count for _, count in scheduler.plan_prefill()) == 64
+
+
+def test_rows_that_decode_read_no_prompt() -> None:
+    scheduler = Scheduler(num_slots=4, prefill_tokens=64)
+    row(scheduler, 10, num_read=10)
+
+    assert scheduler.plan_prefill() == []
+
+
+def test_the_newest_request_is_shed_first() -> None:
+    scheduler = Scheduler(num_slots=4, prefill_tokens=64)
+    old, new = row(scheduler, 4), row(scheduler, 4)
+
+    assert newest_first([old, new]) == [new, old]
