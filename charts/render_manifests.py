@@ -91,7 +91,8 @@ def overlay(scenario: str) -> dict[str, str]:
 def difference(old: Any, new: Any, path: str = "") -> list[Object]:
     """Return the JSON patch (RFC 6902) that makes `old` into `new`."""
     if type(old) is not type(new) or not isinstance(old, dict | list):
-        return [] if old == new and type(old) is type(new) else [{"op": "replace", "path": path, "value": new}]
+        same = type(old) is type(new) and old == new  # Python has True equal to 1
+        return [] if same else [{"op": "replace", "path": path, "value": new}]
     if isinstance(old, list):
         if len(old) != len(new):
             return [{"op": "replace", "path": path, "value": new}]

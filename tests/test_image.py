@@ -1,6 +1,6 @@
 """The image, as far as its files tell: what goes into which stage, who runs, what may be sent to the build.
 
-That it builds, runs as uid 1000 on a read-only root and stops on SIGTERM takes a builder: see docs/operations.md.
+That it builds, runs as uid 1000 on a read-only root and stops on SIGTERM takes a builder, not a test.
 """
 
 from __future__ import annotations
