@@ -8,7 +8,7 @@ DEMO = MISTRAL_MODEL_DIR="$$($(BIN)/python -m demo.make)"
 SERVE = $(BIN)/python -m model_server --model_name mistral-7b --http_port $(PORT)
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test check bench image manifests
+.PHONY: help run dev test check bench bench-quick lock image manifests
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -27,8 +27,15 @@ check: .venv/installed ## what CI runs: format, lint, types, tests (chart and ma
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q
 
-bench: .venv/installed ## run the benchmarks
+bench: .venv/installed ## run the benchmarks: a quarter of an hour on a quiet machine
 	$(BIN)/python -m benchmarks
+
+bench-quick: .venv/installed ## the same in two minutes, and less exact
+	$(BIN)/python -m benchmarks --quick
+
+lock: ## make requirements.lock anew from pyproject.toml, in an environment of its own
+	rm -rf build/lock && python3.11 -m venv build/lock && build/lock/bin/pip install -q '.[dev]'
+	{ echo '# Every dependency at one version, for `pip install -r`. Made by `make lock`.'; build/lock/bin/pip freeze --exclude mistral-7b-kserve --exclude setuptools | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > requirements.lock
 
 image: ## build the container image with docker, podman or buildah
 	$$(command -v docker || command -v podman || command -v buildah) build -t mistral-7b-kserve .
