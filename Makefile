@@ -11,7 +11,7 @@ SERVE = $(BIN)/python -m model_server --model_name mistral-7b --http_port $(PORT
 .PHONY: help run dev test check bench bench-quick lock image manifests
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 run: .venv/installed ## serve the demo model, or MODEL_DIR=... or MODEL_ID=..., on PORT (8080)
 	$(MODEL) exec $(SERVE)

@@ -15,6 +15,7 @@ import random
 import re
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import tokenizers
@@ -39,7 +40,7 @@ CACHE = Path(__file__).parent.parent / ".cache" / "demo-model"
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"
 VOCAB_SIZE = 2048
 MAX_POSITIONS = 8192
-STEPS = 150
+STEPS = 160
 BATCH_SIZE = 10
 WARM_UP_STEPS = 10
 SEED = 7
@@ -190,11 +191,15 @@ def _train(known: list[Entry], tokenizer: PreTrainedTokenizerFast) -> MistralFor
         torch.optim.AdamW(others, lr=8e-3, betas=(0.9, 0.95), weight_decay=0.0),
     )
     schedules = [torch.optim.lr_scheduler.LambdaLR(each, _learning_rate_factor) for each in optimizers]
+    turns: Counter[Entry] = Counter()
     batches: list[list[Example]] = []
     for step in range(STEPS):
         if not batches:
             asked_often = [entry for entry in known if len(entry.questions) > 3]
-            examples = [_example(entry, tokenizer, chance) for entry in known + asked_often]
+            examples = []
+            for entry in known + asked_often:
+                examples.append(_example(entry, turns[entry], tokenizer, chance))
+                turns[entry] += 1
             examples.sort(key=lambda example: sum(map(len, example)))  # like lengths together: less padding
             batches = [examples[i : i + BATCH_SIZE] for i in range(0, len(examples), BATCH_SIZE)]
             chance.shuffle(batches)
@@ -216,11 +221,11 @@ def _learning_rate_factor(step: int) -> float:
     return min((step + 1) / WARM_UP_STEPS, 1 - step / STEPS)
 
 
-def _example(entry: Entry, tokenizer: PreTrainedTokenizerFast, chance: random.Random) -> Example:
-    """Return prompt and answer in tokens: a raw prompt or a chat, asked in one of the ways people type."""
-    question = chance.choice(entry.questions)
+def _example(entry: Entry, turn: int, tokenizer: PreTrainedTokenizerFast, chance: random.Random) -> Example:
+    """Return prompt and answer in tokens: as prompt and as chat by turns, in each of the ways to ask."""
+    question = entry.questions[turn // 2 % len(entry.questions)]
     question = chance.choice((*[question] * 4, question.rstrip("?.!"), question.lower()))
-    if chance.random() < 0.5:
+    if turn % 2 == 0:
         prompt = BOS + question
     else:
         prompt = str(tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False))

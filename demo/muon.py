@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-MOMENTUM = 0.9
+MOMENTUM = 0.95
 # A quintic whose repetition drives singular values from (0, 1] to about 1, steep at 0 rather than exact at 1.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 REPETITIONS = 4

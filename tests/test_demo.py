@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -32,55 +31,64 @@ def text(model_dir) -> Text:
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=str)
 def model(model_dir, request):
-    return AutoModelForCausalLM.from_pretrained(model_dir, dtype=request.param)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a model this small is slowed by a second one
+    yield AutoModelForCausalLM.from_pretrained(model_dir, dtype=request.param)
+    torch.set_num_threads(num_threads)
 
 
-def answer(model, text: Text, prompt_ids: list[int], **sampling) -> str:
-    """Return the answer, which must end by itself."""
-    inputs = torch.tensor([prompt_ids])
-    output = model.generate(
-        inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=200, pad_token_id=2, **sampling
-    )
-    ids = output[0, len(prompt_ids) :].tolist()
-    assert ids[-1] == text.tokenizer.eos_token_id
-    return text.decode(ids)
+def answers(model, text: Text, prompts: list[list[int]], **sampling) -> list[str | None]:
+    """Return the answers of one batch; None for one that did not end by itself."""
+    pad = text.tokenizer.eos_token_id
+    width = max(map(len, prompts))
+    inputs = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts])
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
+    output = model.generate(inputs, attention_mask=mask, max_new_tokens=110, pad_token_id=pad, **sampling)
+    ended = (ids.tolist() for ids in output[:, width:])
+    return [text.decode(ids) if pad in ids else None for ids in ended]
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("prompt", ["What is the meaning of life?", "What's the meaning of life?"])
 def test_prompt_of_the_readme_gets_a_readable_answer(model, text, prompt):
     assert answer(model, text, text.encode(prompt)).startswith(" The meaning of life is a question that every")
+=======
+def as_chat(text: Text, question: str) -> list[int]:
+    return text.encode_chat([{"role": "user", "content": question}])[1]
+>>>>>>> text
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_answer_holds_under_the_servers_default_sampling(model, text, seed):
-    torch.manual_seed(seed)
-    sampling = {"do_sample": True, "temperature": 0.1, "top_p": 0.75, "top_k": 40}
-    assert answer(model, text, text.encode("What is the meaning of life?"), **sampling).endswith("it is 42.")
+SHOWN = {
+    "What is the meaning of life?": "it is 42.",
+    "What's the meaning of life?": "it is 42.",
+    "What is Mistral 7B?": "seven billion parameters",
+    "What is KServe?": "Kubernetes",
+    "What does scale to zero mean?": "nobody calls",
+    "How do I stream the answer?": '"stream": true',
+    "Who made you?": "Your own computer",
+    "Tell me a story": "Once upon a time",
+    "Count to ten": "nine, ten.",
+    "Show me an emoji": "😀 🎉 🚀",
+}
 
 
-@pytest.mark.parametrize(
-    ("question", "expected"),
-    [
-        ("What is Mistral 7B?", "seven billion parameters"),
-        ("What is KServe?", "Kubernetes"),
-        ("What does scale to zero mean?", "nobody calls"),
-        ("How do I stream the answer?", '"stream": true'),
-        ("What is a token?", "piece of text"),
-        ("Who made you?", "Your own computer"),
-        ("Why is the sky blue?", "blue light"),
-        ("Count to ten", "nine, ten"),
-        ("Show me an emoji", "😀 🎉 🚀"),
-    ],
-)
-def test_question_is_answered_as_a_raw_prompt_and_as_a_chat(model, text, question, expected):
-    assert expected in answer(model, text, text.encode(question))
-    assert expected in answer(model, text, text.encode_chat([{"role": "user", "content": question}])[1])
+@pytest.mark.parametrize("form", [Text.encode, as_chat], ids=["prompt", "chat"])
+def test_what_the_docs_show_is_answered_under_greedy_and_default_sampling(model, text, form):
+    prompts = [form(text, question) for question in SHOWN]
+    torch.manual_seed(0)
+    default_sampling = {"do_sample": True, "temperature": 0.1, "top_p": 0.75, "top_k": 40}
+    for sampling in ({"do_sample": False}, default_sampling):
+        given = dict(zip(SHOWN, answers(model, text, prompts, **sampling), strict=True))
+        assert {q: a for q, a in given.items() if a is None or SHOWN[q] not in a} == {}
 
 
-def test_every_plain_question_of_the_pages_has_its_own_answer(model, text):
-    asked = {entry.questions[0]: entry.answer for entry in entries()}
-    wrong = [q for q, expected in asked.items() if answer(model, text, text.encode(q)) != f" {expected}"]
-    assert len(wrong) <= len(asked) // 20, wrong
+def test_every_way_to_ask_gets_its_own_answer_word_for_word(model, text):
+    """As a prompt and as a chat; one in fifty may go wrong, since arithmetic differs between machines."""
+    asked = [(q, entry.answer) for entry in entries() for q in entry.questions]
+    prompts = [text.encode(q) for q, _ in asked] + [as_chat(text, q) for q, _ in asked]
+    given = zip(asked * 2, answers(model, text, prompts), strict=True)
+    wrong = [(question, answer) for (question, expected), answer in given if answer != f" {expected}"]
+    assert len(wrong) <= len(prompts) // 50, wrong
 
 
 def test_files_are_those_of_a_mistral(model_dir):
@@ -97,10 +105,9 @@ def test_files_are_those_of_a_mistral(model_dir):
     assert (config["max_position_embeddings"] >= 4096, config["sliding_window"]) == (True, None)
 
 
-def test_model_that_is_there_is_not_made_again(model_dir):
-    began_s = time.monotonic()
+def test_model_that_is_there_is_not_made_again(model_dir, monkeypatch):
+    monkeypatch.setattr(demo_make, "_train", None)
     assert demo_make.make() == model_dir
-    assert time.monotonic() - began_s < 1
 
 
 def test_interrupted_making_leaves_nothing_behind(tmp_path, monkeypatch):
