@@ -7,14 +7,14 @@ Leaves out the memory and the device (`weights.py`).
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import MistralConfig
 
 from .errors import StartupError
+from .reader import StoredTensor, stored_tensors
 
 ARCHITECTURE = "MistralForCausalLM"
 
@@ -86,21 +86,19 @@ def _shards(index: Path) -> list[Path]:
     return files
 
 
-def count_parameters(files: list[Path]) -> int:
-    """Return how many numbers the files hold.
+def weights_in(files: list[Path]) -> dict[str, StoredTensor]:
+    """Return the weights that the files hold, by name.
 
     Raises:
         StartupError: a file's header is broken, or the file ends before what its header promises.
     """
-    return sum(_count_parameters(file) for file in files)
-
-
-def _count_parameters(file: Path) -> int:
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    except (SafetensorError, OSError):
-        raise StartupError(f"{file} is broken or cut short: download it again.") from None
+    found: dict[str, StoredTensor] = {}
+    for file in files:
+        try:
+            found |= stored_tensors([file])
+        except (SafetensorError, OSError, ValueError):
+            raise StartupError(f"{file} is broken or cut short: download it again.") from None
+    return found
 
 
 def one_line(error: Exception) -> str:

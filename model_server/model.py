@@ -20,7 +20,6 @@ from .errors import StartupError
 from .parameters import ModelLimits
 from .predict import Call, answer, parse, plain_text, sse
 from .routes import accepts_plain_text
-from .runner import fuse
 from .settings import Settings
 from .text import Text
 
@@ -66,7 +65,6 @@ class MistralModel(kserve.Model):
         )
         self.openai_server = openai.Server(self.name, self.text, self.limits)
         self.created_s = int(time.time())
-        fuse(loaded.model)
         room = capacity.plan(
             loaded.model.config,
             loaded.dtype,

@@ -239,20 +239,23 @@ class FusedMLP(MistralMLP):
         return self.down_proj(self.act_fn(gate) * up)
 
 
-def fuse(model: MistralForCausalLM) -> None:
+def fuse(model: MistralForCausalLM, device: torch.device | None = None) -> None:
     """Lay the projections that read the same input side by side, in place.
 
-    The old parameters become views of the fused ones, so nothing is held twice and `state_dict` still names them.
+    The old parameters become views of the fused ones, so nothing is held twice and `state_dict` still names them. A
+    model without memory (on the meta device) gets memory for them on `device`, to be filled.
     """
     for layer in model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
-        attention.qkv_weight = _side_by_side(attention.q_proj, attention.k_proj, attention.v_proj)
-        mlp.gate_up_weight = _side_by_side(mlp.gate_proj, mlp.up_proj)
+        attention.qkv_weight = _side_by_side(device, attention.q_proj, attention.k_proj, attention.v_proj)
+        mlp.gate_up_weight = _side_by_side(device, mlp.gate_proj, mlp.up_proj)
         attention.__class__, mlp.__class__ = FusedAttention, FusedMLP
 
 
-def _side_by_side(*projections: nn.Linear) -> Tensor:
+def _side_by_side(device: torch.device | None, *projections: nn.Linear) -> Tensor:
     fused = torch.cat([p.weight.detach() for p in projections])
+    if fused.is_meta:
+        fused = torch.empty_like(fused, device=device)
     for projection, rows in zip(projections, fused.split([p.weight.shape[0] for p in projections]), strict=True):
         projection.weight = nn.Parameter(rows, requires_grad=False)
     return fused

@@ -1,37 +1,36 @@
 """A model from disk to memory, once it is known to fit.
 
 Owns the device, the number format and the length that a start resolves to, each with its reason. Code that
-lies beside the weights is never run. Leaves out the download (`hub.py`), the checks of the files
-(`checkpoint.py`) and what is done with the model afterwards.
+lies beside the weights is never run. Leaves out the download (`hub.py`), the checks of the files (`checkpoint.py`), the
+reading (`reader.py`) and what is done with the model afterwards.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
-import transformers
-from safetensors import SafetensorError
-from transformers import MistralConfig, MistralForCausalLM
+from accelerate import init_empty_weights
+from torch import Tensor
+from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
 from . import checkpoint, hub
 from .errors import StartupError
 from .progress import Progress, in_units
+from .reader import StoredTensor, read_all
+from .runner import fuse
 from .settings import Settings
 from .text import Text
 
 log = logging.getLogger(__name__)
 
-READ_BYTES = 16 * 2**20
 CGROUP = Path("/sys/fs/cgroup")
+
+Wanted = dict[str, tuple[StoredTensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,10 @@ def load(directory: Path, settings: Settings) -> LoadedModel:
         StartupError: the files are not a Mistral model we can serve, or do not fit.
     """
     began_s = time.monotonic()
-    transformers.utils.logging.disable_progress_bar()
     config = checkpoint.read_config(directory)
     max_model_len, length_reason = _resolve_max_model_len(settings, config.max_position_embeddings)
-    files = checkpoint.weight_files(directory)
-    num_parameters = checkpoint.count_parameters(files)
+    stored = checkpoint.weights_in(checkpoint.weight_files(directory))
+    num_parameters = sum(tensor.num_elements for tensor in stored.values())
     device, device_reason = _resolve_device()
     dtype, dtype_reason = _resolve_dtype(settings.dtype, device)
     weight_bytes = num_parameters * dtype.itemsize
@@ -88,8 +86,7 @@ def load(directory: Path, settings: Settings) -> LoadedModel:
             f"The tokenizer in {directory} has {len(text.tokenizer)} tokens, the model {config.vocab_size}: "
             "give the tokenizer that the model was trained with."
         )
-    with _reading(files):
-        model = _read_model(directory, config, dtype, device, weight_bytes)
+    model = _read_model(directory, config, stored, dtype, device, weight_bytes)
     return LoadedModel(
         model=model,
         text=text,
@@ -169,63 +166,75 @@ def _too_large(directory: Path, weight_bytes: int, available_bytes: int | None, 
     )
 
 
-@contextmanager
-def _reading(files: list[Path]) -> Iterator[None]:
-    """Log how far the files are read, by reading them ahead.
+def _empty_model(config: MistralConfig, dtype: torch.dtype, device: torch.device) -> MistralForCausalLM:
+    """Return the model with memory for its weights, laid out as the runner computes with them, and nothing in it."""
+    with init_empty_weights(include_buffers=False):
+        model = MistralForCausalLM(config)
+    model.to(dtype)
+    fuse(model, device)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta:
+                empty = torch.empty_like(parameter, device=device)
+                setattr(module, name, torch.nn.Parameter(empty, requires_grad=False))
+    model.tie_weights()
+    # Positions stay in float32, whatever the weights are.
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
+    return model.eval().requires_grad_(False)
 
-    Transformers maps the files and faults them in piece by piece. Reading them in order fills the page cache
-    faster, and is where it is known how many bytes have come.
+
+def _match(directory: Path, model: MistralForCausalLM, stored: dict[str, StoredTensor]) -> Wanted:
+    """Return, for each of the model's weights, where it lies and where it goes.
+
+    Raises:
+        StartupError: one is missing or has another shape.
     """
-    ended = threading.Event()
-    done_bytes = 0
-
-    def read_ahead() -> None:
-        nonlocal done_bytes
-        buffer = bytearray(READ_BYTES)
-        for file in files:
-            with file.open("rb", buffering=0) as stream:
-                while not ended.is_set() and (count := stream.readinto(buffer)):
-                    done_bytes += count
-
-    reader = threading.Thread(target=read_ahead, name="read-ahead", daemon=True)
-    reader.start()
-    try:
-        with Progress("loading weights", sum(f.stat().st_size for f in files), lambda: done_bytes):
-            yield
-    finally:
-        ended.set()
-        reader.join()
+    wanted = {}
+    for name, parameter in model.named_parameters():
+        found = stored.get(name)
+        if found is None:
+            raise StartupError(f"The weights in {directory} lack {name}: download the model's files again.")
+        if found.shape != tuple(parameter.shape):
+            raise StartupError(
+                f"The weights in {directory} have another shape for {name}, {list(found.shape)}, than config.json "
+                f"says, {list(parameter.shape)}: download the model's files again."
+            )
+        wanted[name] = (found, parameter.data)
+    return wanted
 
 
 def _read_model(
-    directory: Path, config: MistralConfig, dtype: torch.dtype, device: torch.device, weight_bytes: int
+    directory: Path,
+    config: MistralConfig,
+    stored: dict[str, StoredTensor],
+    dtype: torch.dtype,
+    device: torch.device,
+    weight_bytes: int,
 ) -> MistralForCausalLM:
+    done_bytes = 0
+
+    def count(num_bytes: int) -> None:
+        nonlocal done_bytes
+        done_bytes += num_bytes
+
     try:
-        loaded: Any = MistralForCausalLM.from_pretrained(
-            directory,
-            config=config,
-            dtype=dtype,
-            device_map={"": device} if device.type == "cuda" else None,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below; the library's own error is a page long
-        )
+        model = _empty_model(config, dtype, device)
+        wanted = _match(directory, model, stored)
+        total_bytes = sum(tensor.num_bytes for tensor, _ in wanted.values())
+        with Progress("loading weights", total_bytes, lambda: done_bytes):
+            read_all(wanted, count)
     except (torch.OutOfMemoryError, MemoryError):
         raise StartupError(_too_large(directory, weight_bytes, None, device)) from None
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
         raise StartupError(f"The weights in {directory} cannot be read: {checkpoint.one_line(error)}") from None
-    model, report = loaded
-    # The library fills what is missing with random numbers and goes on; that is not the model asked for.
-    for fault, verb in (
-        ("missing_keys", "lack"),
-        ("mismatched_keys", "have another shape than config.json says for"),
-    ):
-        if report[fault]:
-            names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report[fault])
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise StartupError(f"The weights in {directory} {verb} {names[0]}{more}: download the model's files again.")
-    return model.eval().requires_grad_(False)
+    if (directory / "generation_config.json").exists():
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
+        except (OSError, ValueError, TypeError) as error:
+            raise StartupError(
+                f"{directory / 'generation_config.json'} cannot be read: {checkpoint.one_line(error)}"
+            ) from None
+    return model
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -48,14 +48,8 @@ def answers(model, text: Text, prompts: list[list[int]], **sampling) -> list[str
     return [text.decode(ids) if pad in ids else None for ids in ended]
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("prompt", ["What is the meaning of life?", "What's the meaning of life?"])
-def test_prompt_of_the_readme_gets_a_readable_answer(model, text, prompt):
-    assert answer(model, text, text.encode(prompt)).startswith(" The meaning of life is a question that every")
-=======
 def as_chat(text: Text, question: str) -> list[int]:
     return text.encode_chat([{"role": "user", "content": question}])[1]
->>>>>>> text
 
 
 SHOWN = {

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,37 @@ def test_loaded_weights_are_those_of_the_file(model_dir):
     assert loaded.weight_bytes == 4 * loaded.num_parameters
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}, {"head_dim": 16}], ids=str)
+def test_loaded_model_computes_what_transformers_own_loading_does(whole_model, tmp_path, dtype, changes):
+    config = MistralConfig.from_pretrained(whole_model)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    model_dir = Path(shutil.copytree(whole_model, tmp_path / "model"))
+    MistralForCausalLM(config).save_pretrained(model_dir)
+    ids = torch.arange(20)[None]
+
+    ours = weights.load(model_dir, Settings(dtype=dtype, max_model_len=128)).model
+    theirs = MistralForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype))
+
+    assert torch.allclose(ours(ids).logits, theirs(ids).logits, rtol=0, atol=1e-6 if dtype == "float32" else 0.02)
+    assert ours.generation_config == theirs.generation_config
+
+
+def test_weights_are_read_into_their_final_place(model_dir):
+    """Queries, keys and values side by side, each byte held once."""
+    layer = weights.load(model_dir, FLOAT32).model.model.layers[0]
+    assert layer.self_attn.k_proj.weight.data_ptr() > layer.self_attn.qkv_weight.data_ptr()
+    assert layer.self_attn.q_proj.weight.untyped_storage().data_ptr() == (
+        layer.self_attn.qkv_weight.untyped_storage().data_ptr()
+    )
+
+
+def test_broken_generation_config_is_refused(model_dir):
+    (model_dir / "generation_config.json").write_text("{")
+    assert "generation_config.json cannot be read" in refusal(model_dir)
+
+
 def test_loaded_model_is_for_inference_only(model_dir):
     model = weights.load(model_dir, FLOAT32).model
     assert not model.training
@@ -125,7 +157,7 @@ def test_progress_is_logged_with_bytes_percent_and_seconds(model_dir, caplog):
 
 def test_progress_is_logged_while_bytes_move(caplog):
     caplog.set_level(logging.INFO)
-    asked = weights.threading.Event()
+    asked = threading.Event()
 
     def done_bytes() -> int:
         asked.set()
@@ -247,7 +279,7 @@ def test_weight_of_another_shape_is_refused(model_dir):
         tensors["model.norm.weight"] = tensors["model.norm.weight"][:16].clone()
 
     edit_weights(model_dir, shrink)
-    assert "another shape than config.json says for model.norm.weight" in refusal(model_dir)
+    assert "another shape for model.norm.weight, [16], than config.json says, [32]" in refusal(model_dir)
 
 
 def test_missing_tokenizer_is_refused(model_dir):
@@ -271,7 +303,7 @@ def test_running_out_of_memory_while_reading_is_one_sentence(model_dir, monkeypa
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(MistralForCausalLM, "from_pretrained", fail)
+    monkeypatch.setattr(weights, "read_all", fail)
     assert "give the container more" in refusal(model_dir)
 
 
