@@ -57,8 +57,8 @@ def declared_series() -> set[str]:
     names = set()
     for metric in vars(metrics).values():
         if isinstance(metric, MetricWrapperBase):
-            name = metric.describe()[0].name
-            names |= {f"{name}_total"} if isinstance(metric, Counter) else {name, f"{name}_bucket"}
+            [family] = metric.describe()
+            names |= {f"{family.name}_total"} if isinstance(metric, Counter) else {family.name, f"{family.name}_bucket"}
     return names
 
 

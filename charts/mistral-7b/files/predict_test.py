@@ -42,7 +42,7 @@ def main() -> int:
             else:
                 print(json.dumps(answer), flush=True)
                 return 0 if answer["predictions"][0]["completion_tokens"] > 0 else 1
-        time.sleep(5)
+        time.sleep(min(5, max(0, deadline_s - time.monotonic())))
     print(f"No answer within {wait_s} s.", flush=True)
     return 1
 
