@@ -13,6 +13,7 @@ from pathlib import Path
 
 from . import logs
 from .errors import StartupError
+from .keys import Keys
 from .settings import Settings
 
 log = logging.getLogger("model_server")
@@ -46,16 +47,29 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> None:
     settings = _settings(argv, environ)
     _check_port(settings.http_port)
 
+    keys = Keys(settings.api_key_file) if settings.api_key_file else None
+
     # Only now, because torch takes seconds to import and a wrong flag should not.
+    from . import playground
     from .http import wrap
     from .model import MistralModel
-    from .routes import create_app
+    from .routes import create_app, open_paths
     from .server import Server
 
     model = MistralModel(settings)
     model.load()
-    app = create_app(model, client_stall_s=settings.client_stall_seconds, docs=settings.kserve.enable_docs_url)
-    wrap(app, max_request_bytes=settings.max_request_bytes)
+    app = create_app(model, docs=settings.kserve.enable_docs_url)
+    if settings.playground:
+        app.router.routes.append(playground.route())
+    wrap(
+        app,
+        max_request_bytes=settings.max_request_bytes,
+        client_stall_s=settings.client_stall_seconds,
+        keys=keys,
+        free=open_paths(model.name),
+        pages={playground.PATH: playground.response(401)} if settings.playground else {},
+        cors_origins=settings.cors_origins,
+    )
     try:
         Server(model, app, settings).run()
     finally:

@@ -36,7 +36,7 @@ class Model(Protocol):
         """Say whether new requests are taken."""
         ...
 
-    async def predict(self, payload: Any, headers: Mapping[str, str]) -> dict[str, Any] | AsyncGenerator[str, None]:
+    async def predict(self, payload: Any, headers: Mapping[str, str]) -> dict[str, Any] | AsyncGenerator[bytes, None]:
         """Return the answer, or its stream once the first event is there."""
         ...
 
@@ -53,7 +53,13 @@ def accepts_plain_text(headers: Mapping[str, str]) -> bool:
     return any(part.split(";")[0].strip() == "text/plain" for part in headers.get("accept", "").split(","))
 
 
-def create_app(model: Model, *, client_stall_s: float, docs: bool = False) -> FastAPI:
+def open_paths(model_name: str) -> frozenset[str]:
+    """Return the paths of probes and scrapers, which carry no key."""
+    of_model = {f"/v1/models/{model_name}", f"/v2/models/{model_name}/ready"}
+    return frozenset({"/", "/v2/health/live", "/v2/health/ready", "/metrics"} | of_model)
+
+
+def create_app(model: Model, *, docs: bool = False) -> FastAPI:
     """Return the app with its routes; more may be added to it."""
     app = FastAPI(
         title=f"{model.name} on KServe",
@@ -99,7 +105,7 @@ def create_app(model: Model, *, client_stall_s: float, docs: bool = False) -> Fa
         if isinstance(answer, dict):
             return JSONResponse(answer)
         media_type = "text/plain" if accepts_plain_text(request.headers) else EVENT_STREAM
-        return Stream(answer, media_type=media_type, client_stall_s=client_stall_s)
+        return Stream(answer, media_type=media_type)
 
     @app.get("/metrics", name="metrics")
     async def metrics(request: Request) -> Response:
