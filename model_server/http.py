@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 """What we take from a caller: short, and harmless in a log or a header."""
+FIELD = re.compile(r"[a-z0-9_.\[\]]{1,64}")
+"""What a log shows of a field's name, which the client has chosen: another may be a prompt gone astray."""
 EVENT_STREAM = "text/event-stream"
 OPENAI_ROOT = "/openai/"
 """Paths below it are OpenAI's API, errors included."""
@@ -235,7 +237,7 @@ def _note(error: ServeError, scope: Scope) -> None:
     _state(scope)["outcome"] = error.code
     level = logging.ERROR if error.status == 500 else logging.INFO
     request_id = Headers(scope=scope).get("x-request-id", "")
-    field = f" (field {error.field!r})" if error.field else ""
+    field = f" (field {error.field!r})" if error.field and FIELD.fullmatch(error.field) else ""
     log.log(
         level,
         "%s answered %d %s%s",
