@@ -56,6 +56,7 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Say in our own shape that this is not HTTP, if the answer has not begun."""
+        self._tell_gone()
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()
             return
@@ -89,9 +90,16 @@ class Connection(H11Protocol):
         if 0 < unread_bytes < self._unread_bytes:
             self._keep_watch()  # slow, but reading
         elif unread_bytes or self.timeout_keep_alive_task is None:
-            if self.cycle is not None:
-                # Before it can write again, or it would run through all it has left and call that an answer.
-                self.cycle.disconnected = True
-                self.cycle.message_event.set()
+            self._tell_gone()
             self.transport.abort()
         # Else it is idle between two requests, where uvicorn's own timer runs.
+
+    def _tell_gone(self) -> None:
+        """Have a request under way end as if its client had left: what it still sends goes nowhere.
+
+        Before its connection ends: a stream that can write again would run through all it has left, unread, and
+        count as answered.
+        """
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()

@@ -25,7 +25,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import metrics
-from .errors import BodyTooLarge, HeadersTooLarge, InternalError, ServeError, TooSlow, Unauthorized
+from .errors import BadRequest, BodyTooLarge, HeadersTooLarge, InternalError, ServeError, TooSlow, Unauthorized
 from .keys import CHALLENGE, Keys, RequireKey
 
 log = logging.getLogger(__name__)
@@ -181,6 +181,8 @@ class Limits:
         headers = Headers(scope=scope)
         if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers.raw) > MAX_HEADER_BYTES:
             raise HeadersTooLarge(f"A request may have {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes in all.")
+        if "content-length" in headers and "transfer-encoding" in headers:
+            raise BadRequest("A request must not have both Content-Length and Transfer-Encoding.")
         self._check_size(int(headers.get("content-length", 0)))
         deadline_s = asyncio.get_running_loop().time() + self.client_stall_s
         received_bytes = 0
