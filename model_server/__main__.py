@@ -50,7 +50,7 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> None:
     keys = Keys(settings.api_key_file) if settings.api_key_file else None
 
     # Only now, because torch takes seconds to import and a wrong flag should not.
-    from . import playground
+    from . import openapi, playground
     from .http import wrap
     from .model import MistralModel
     from .routes import create_app, open_paths
@@ -61,6 +61,7 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> None:
     app = create_app(model, docs=settings.kserve.enable_docs_url)
     if settings.playground:
         app.router.routes.append(playground.route())
+    openapi.describe(app, model.name, free=open_paths(model.name), keyed=keys is not None)
     wrap(
         app,
         max_request_bytes=settings.max_request_bytes,

@@ -47,6 +47,8 @@ class ServeError(Exception):
     def openai_body(self) -> dict[str, dict[str, str | None]]:
         """Return the JSON object of OpenAI's wire format."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        if self.status == 429:
+            kind = "rate_limit_error"
         return {"error": {"message": str(self), "type": kind, "param": self.field, "code": self.code}}
 
 
