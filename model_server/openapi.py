@@ -13,7 +13,6 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from fastapi.routing import APIRoute
 
 from . import errors
 from .errors import ServeError
@@ -155,7 +154,7 @@ METRICS: dict[str, Any] = {
 }
 
 
-def describe(app: FastAPI, model_name: str, *, free: frozenset[str] = frozenset(), keyed: bool = False) -> None:
+def describe(app: FastAPI, model_name: str, *, free: frozenset[str], keyed: bool) -> None:
     """Have the app tell the truth about the routes it has by now."""
     document = get_openapi(
         title=app.title,
@@ -173,35 +172,26 @@ def describe(app: FastAPI, model_name: str, *, free: frozenset[str] = frozenset(
             "bearer": {"type": "http", "scheme": "bearer"},
             "apiKey": {"type": "http", "scheme": "api-key"},
         }
-    for route in app.routes:
-        if not isinstance(route, APIRoute) or not route.include_in_schema:
-            continue
-        needs_key = keyed and route.path_format.replace("{model_name}", model_name) not in free
-        for method in route.methods or ():
-            operation = document["paths"][route.path_format][method.lower()]
-            operation["responses"].pop("422", None)
-            operation["responses"].update(_refusals(route, needs_key))
-            for parameter in operation.get("parameters", ()):
-                if parameter["name"] == "model_name":
-                    parameter["schema"] = {"enum": [model_name]}
+    for path, operations in document["paths"].items():
+        real_path = path.replace("{model_name}", model_name)
+        needs_key = keyed and real_path not in free
+        for method, operation in operations.items():
+            refusals: list[type[ServeError]] = [*ANY_REQUEST]
             if needs_key:
+                refusals.append(errors.Unauthorized)
                 operation["security"] = [{"bearer": []}, {"apiKey": []}]
-    app.openapi_schema = document
-
-
-def _refusals(route: APIRoute, needs_key: bool) -> dict[str, Any]:
-    """Return the error responses of a route, by status."""
-    classes: list[type[ServeError]] = [*ANY_REQUEST]
-    if needs_key:
-        classes.append(errors.Unauthorized)
-    if "{model_name}" in route.path_format or route.path_format.startswith(OPENAI_ROOT):
-        classes.append(errors.UnknownModel)
-    if "POST" in (route.methods or ()):
-        classes += GENERATION
-    elif route.name in ("root", "live", "ready", "model", "model_ready"):
-        classes.append(errors.Unavailable)
-    schema = _reference("OpenAIError" if route.path_format.startswith(OPENAI_ROOT) else "Error")
-    return {str(cls.status): _refusal(cls, schema) for cls in sorted(classes, key=lambda cls: cls.status)}
+            if real_path != path or path.startswith(OPENAI_ROOT):
+                refusals.append(errors.UnknownModel)
+            if method == "post":
+                refusals += GENERATION
+            elif real_path in free:
+                refusals.append(errors.Unavailable)
+            schema = _reference("OpenAIError" if path.startswith(OPENAI_ROOT) else "Error")
+            operation["responses"].pop("422", None)
+            operation["responses"].update({str(cls.status): _refusal(cls, schema) for cls in refusals})
+            for parameter in operation.get("parameters", ()):
+                parameter["schema"] = {"enum": [model_name]}  # the only one there is
+    app.openapi = lambda: document  # type: ignore[method-assign]
 
 
 def _refusal(cls: type[ServeError], schema: Schema) -> dict[str, Any]:
