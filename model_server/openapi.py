@@ -59,7 +59,7 @@ _MESSAGE = _object(
     "content",
 )
 _TEXT = {"type": "string", "minLength": 1}
-_ONE_OF_TWO = [_reference("PromptBody"), _reference("ChatBody")]
+_ONE_OF_TWO = [_reference("PredictPrompt"), _reference("PredictMessages")]
 _PREDICTION = _object(
     {
         "generated_text": {"type": "string"},
@@ -77,11 +77,11 @@ _PREDICTION = _object(
 def _schemas() -> dict[str, Schema]:
     parameters = _parameters()
     return {
-        "PromptBody": _object({"prompt": _TEXT, **parameters}, "prompt"),
-        "ChatBody": _object(
+        "PredictPrompt": _object({"prompt": _TEXT, **parameters}, "prompt"),
+        "PredictMessages": _object(
             {"messages": {"type": "array", "items": _MESSAGE, "minItems": 1}, **parameters}, "messages"
         ),
-        "InstancesBody": _object(
+        "PredictInstances": _object(
             {
                 "instances": {
                     "type": "array",
@@ -126,7 +126,7 @@ PREDICT: dict[str, Any] = {
     "openapi_extra": {
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": {"anyOf": [*_ONE_OF_TWO, _reference("InstancesBody")]}}},
+            "content": {"application/json": {"schema": {"anyOf": [*_ONE_OF_TWO, _reference("PredictInstances")]}}},
         }
     },
     "responses": {

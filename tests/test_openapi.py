@@ -94,7 +94,7 @@ def test_routes_that_need_a_key_say_401_and_the_others_do_not() -> None:
 
 
 def test_every_parameter_is_in_the_body_and_nothing_else() -> None:
-    properties = set(SCHEMAS["PromptBody"]["properties"])
+    properties = set(SCHEMAS["PredictPrompt"]["properties"])
 
     assert properties == {"prompt", *ALIASES, *(parameter.name for parameter in TABLE)}
 
