@@ -8,7 +8,7 @@ DEMO = MISTRAL_MODEL_DIR="$$($(BIN)/python -m demo.make)"
 SERVE = $(BIN)/python -m model_server --model_name mistral-7b --http_port $(PORT)
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test check bench bench-quick lock image manifests
+.PHONY: help run dev test fuzz check bench bench-quick lock image manifests
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -21,6 +21,10 @@ dev: .venv/installed ## the same, restarted whenever a source file is saved
 
 test: .venv/installed ## run the tests
 	$(BIN)/python -m pytest
+
+fuzz: .venv/installed ## try thousands of requests on the server that runs on PORT, for five minutes (key: MISTRAL_API_KEY)
+	$(BIN)/schemathesis run http://localhost:$(PORT)/openapi.json -H "Authorization: Bearer $${MISTRAL_API_KEY:-none}" \
+	  --exclude-checks positive_data_acceptance --max-time 300 --continue-on-failure
 
 check: .venv/installed ## what CI runs: format, lint, types, tests (chart and manifests among them)
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from . import last_words, logs, phases
 from .errors import StartupError
+from .keys import Keys
 from .settings import Settings
 
 log = logging.getLogger("model_server")
@@ -41,19 +42,33 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> None:
         log.warning("the last process died: %s", reason)
     _check_port(settings.http_port)
 
+    keys = Keys(settings.api_key_file) if settings.api_key_file else None
+
     # Only now, because torch takes seconds to import and a wrong flag should not.
+    from . import openapi, playground
     from .http import wrap
     from .model import MistralModel
     from .openai_routes import openai_router
-    from .routes import create_app
+    from .routes import create_app, open_paths
     from .server import Server
 
     phases.ended("imports")
     model = MistralModel(settings)
     model.load()
-    app = create_app(model, client_stall_s=settings.client_stall_seconds, docs=settings.kserve.enable_docs_url)
+    app = create_app(model, docs=settings.kserve.enable_docs_url)
     app.include_router(openai_router(model))
-    wrap(app, max_request_bytes=settings.max_request_bytes)
+    if settings.playground:
+        app.router.routes.append(playground.route())
+    openapi.describe(app, model.name, free=open_paths(model.name), keyed=keys is not None)
+    wrap(
+        app,
+        max_request_bytes=settings.max_request_bytes,
+        client_stall_s=settings.client_stall_seconds,
+        keys=keys,
+        free=open_paths(model.name),
+        pages={playground.PATH: playground.response(401)} if settings.playground else {},
+        cors_origins=settings.cors_origins,
+    )
     try:
         Server(model, app, settings).run()
     finally:

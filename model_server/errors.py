@@ -6,8 +6,10 @@ ServeError                     the root: an HTTP status, a code word, one senten
  ├─ UnknownRoute        404    not_found            no such path
  │   └─ UnknownModel    404    model_not_found      no such model here
  ├─ MethodNotAllowed    405    method_not_allowed   the path exists, the method does not
+ ├─ TooSlow             408    too_slow             the body dribbles in
  ├─ BodyTooLarge        413    body_too_large       larger than --max_request_bytes
  ├─ QueueFull           429    queue_full           as many requests wait as may; come back later
+ ├─ HeadersTooLarge     431    headers_too_large    too many headers, or too long ones
  ├─ Unavailable         503    unavailable          not now, though the request was fine
  │   ├─ NotReady        503    not_ready            still loading
  │   ├─ Draining        503    draining             shutting down
@@ -42,6 +44,13 @@ class ServeError(Exception):
         """Return the JSON object of the V1 wire format."""
         return {"error": str(self), "code": self.code}
 
+    def openai_body(self) -> dict[str, dict[str, str | None]]:
+        """Return the JSON object of OpenAI's wire format."""
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        if self.status == 429:
+            kind = "rate_limit_error"
+        return {"error": {"message": str(self), "type": kind, "param": self.field, "code": self.code}}
+
 
 class BadRequest(ServeError):
     status, code = 400, "bad_request"
@@ -63,12 +72,20 @@ class MethodNotAllowed(ServeError):
     status, code = 405, "method_not_allowed"
 
 
+class TooSlow(ServeError):
+    status, code = 408, "too_slow"
+
+
 class BodyTooLarge(ServeError):
     status, code = 413, "body_too_large"
 
 
 class QueueFull(ServeError):
     status, code = 429, "queue_full"
+
+
+class HeadersTooLarge(ServeError):
+    status, code = 431, "headers_too_large"
 
 
 class Unavailable(ServeError):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from .errors import BadRequest
 
@@ -21,12 +21,21 @@ MAX_SEQUENCE = 64
 """Tokens of one sequence in `bad_words_ids` or `sequence_bias`."""
 
 
+Schema = dict[str, Any]
+"""A JSON schema."""
+
+
 class Kind(Protocol):
     """What all kinds share."""
 
     @property
     def allowed(self) -> str:
         """Say what is allowed, to fit after 'must be'."""
+        ...
+
+    @property
+    def schema(self) -> Schema:
+        """Say the same as a JSON schema; what only the model can tell, such as its vocabulary, is left out."""
         ...
 
     def check(self, value: Any, label: str, vocab_size: int) -> Any:
@@ -47,6 +56,14 @@ def shown(value: object) -> str:
     return "an object" if isinstance(value, Mapping) else f"a {type(value).__name__}"
 
 
+def _array(items: Schema, most: int) -> Schema:
+    return {"type": "array", "items": items, "minItems": 1, "maxItems": most}
+
+
+def _pair(first: Schema, second: Schema) -> Schema:
+    return {"type": "array", "prefixItems": [first, second], "minItems": 2, "maxItems": 2}
+
+
 def refuse(kind: Kind, value: object, label: str) -> BadRequest:
     return BadRequest(f"{label} must be {kind.allowed}, not {shown(value)}.", field=label)
 
@@ -65,6 +82,10 @@ def as_integer(value: object) -> int | None:
 class Flag:
     allowed = "true or false"
 
+    @property
+    def schema(self) -> Schema:
+        return {"type": "boolean"}
+
     def check(self, value: Any, label: str, vocab_size: int) -> bool:
         if not isinstance(value, bool):
             raise refuse(self, value, label)
@@ -79,6 +100,10 @@ class Integer:
     @property
     def allowed(self) -> str:
         return f"an integer from {self.low} to {self.high}"
+
+    @property
+    def schema(self) -> Schema:
+        return {"type": "integer", "minimum": self.low, "maximum": self.high}
 
     def check(self, value: Any, label: str, vocab_size: int) -> int:
         number = as_integer(value)
@@ -104,6 +129,12 @@ class Number:
             high = f"at most {self.high:g}"
         return f"a number {low}{joint}{high}"
 
+    @property
+    def schema(self) -> Schema:
+        low = "exclusiveMinimum" if self.open_low else "minimum"
+        high = "exclusiveMaximum" if self.open_high else "maximum"
+        return {"type": "number", low: self.low, high: self.high}
+
     def check(self, value: Any, label: str, vocab_size: int) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise refuse(self, value, label)
@@ -117,6 +148,10 @@ class Number:
 @dataclass(frozen=True)
 class FlagOrNever:
     allowed = 'true, false or "never"'
+
+    @property
+    def schema(self) -> Schema:
+        return {"enum": [True, False, "never"]}
 
     def check(self, value: Any, label: str, vocab_size: int) -> bool | str:
         if isinstance(value, bool) or value == "never":
@@ -133,6 +168,11 @@ class StopStrings:
     def allowed(self) -> str:
         return f"a string, or a list of up to {self.most}, each of 1 to {self.longest} characters"
 
+    @property
+    def schema(self) -> Schema:
+        string = {"type": "string", "minLength": 1, "maxLength": self.longest}
+        return {"anyOf": [string, {"type": "array", "items": string, "maxItems": self.most}]}
+
     def check(self, value: Any, label: str, vocab_size: int) -> tuple[str, ...]:
         strings = [value] if isinstance(value, str) else value
         if not isinstance(strings, list) or len(strings) > self.most:
@@ -148,6 +188,10 @@ class StopStrings:
 class TokenId:
     allowed = "a token id, from 0 to the vocabulary's size less 1"
 
+    @property
+    def schema(self) -> Schema:
+        return {"type": "integer", "minimum": 0}
+
     def check(self, value: Any, label: str, vocab_size: int) -> int:
         return Integer(0, vocab_size - 1).check(value, label, vocab_size)
 
@@ -162,6 +206,11 @@ class TokenIds:
     def allowed(self) -> str:
         return f"{'a token id or ' if self.or_one else ''}a list of 1 to {self.most} token ids"
 
+    @property
+    def schema(self) -> Schema:
+        ids = _array(TokenId().schema, self.most)
+        return {"anyOf": [TokenId().schema, ids]} if self.or_one else ids
+
     def check(self, value: Any, label: str, vocab_size: int) -> int | list[int]:
         if self.or_one and as_integer(value) is not None:
             return TokenId().check(value, label, vocab_size)
@@ -173,6 +222,10 @@ class TokenIds:
 @dataclass(frozen=True)
 class TokenSequences:
     allowed = f"a list of 1 to {MAX_LIST} lists of 1 to {MAX_SEQUENCE} token ids"
+
+    @property
+    def schema(self) -> Schema:
+        return _array(TokenIds(MAX_SEQUENCE).schema, MAX_LIST)
 
     def check(self, value: Any, label: str, vocab_size: int) -> list[list[int]]:
         if not isinstance(value, list) or not 1 <= len(value) <= MAX_LIST:
@@ -186,6 +239,11 @@ class SequenceBias:
     """Transformers' list form: its dict form has tuples for keys, which JSON cannot write."""
 
     allowed = f"a list of 1 to {MAX_LIST} pairs [[1 to {MAX_SEQUENCE} token ids], bias from -1e9 to 1e9]"
+    bias = Number(-1e9, 1e9)
+
+    @property
+    def schema(self) -> Schema:
+        return _array(_pair(TokenIds(MAX_SEQUENCE).schema, self.bias.schema), MAX_LIST)
 
     def check(self, value: Any, label: str, vocab_size: int) -> list[list[Any]]:
         if not isinstance(value, list) or not 1 <= len(value) <= MAX_LIST:
@@ -196,7 +254,7 @@ class SequenceBias:
             if not isinstance(pair, list) or len(pair) != 2:
                 raise BadRequest(f"{here} must be a pair [[token ids], bias], not {shown(pair)}.", field=label)
             ids = TokenIds(MAX_SEQUENCE).check(pair[0], f"{here}[0]", vocab_size)
-            bias = Number(-1e9, 1e9).check(pair[1], f"{here}[1]", vocab_size)
+            bias = self.bias.check(pair[1], f"{here}[1]", vocab_size)
             key = tuple(ids)  # type: ignore[arg-type]
             if key in seen:
                 raise BadRequest(f"{here} repeats the token ids of an earlier pair: give each one bias.", field=label)
@@ -208,12 +266,18 @@ class SequenceBias:
 @dataclass(frozen=True)
 class DecayPenalty:
     allowed = "a pair [start, factor]: the new tokens before it begins, and a number above 0 and at most 10"
+    start = Integer(0, 1_000_000)
+    factor = Number(0, 10, open_low=True)
+
+    @property
+    def schema(self) -> Schema:
+        return _pair(self.start.schema, self.factor.schema)
 
     def check(self, value: Any, label: str, vocab_size: int) -> tuple[int, float]:
         if not isinstance(value, list) or len(value) != 2:
             raise refuse(self, value, label)
-        start = Integer(0, 1_000_000).check(value[0], f"{label}[0]", vocab_size)
-        return start, Number(0, 10, open_low=True).check(value[1], f"{label}[1]", vocab_size)
+        start = self.start.check(value[0], f"{label}[0]", vocab_size)
+        return start, self.factor.check(value[1], f"{label}[1]", vocab_size)
 
 
 @dataclass(frozen=True)
@@ -223,6 +287,10 @@ class Choice:
     @property
     def allowed(self) -> str:
         return " or ".join(f'"{option}"' for option in self.options)
+
+    @property
+    def schema(self) -> Schema:
+        return {"enum": list(self.options)}
 
     def check(self, value: Any, label: str, vocab_size: int) -> str:
         if not isinstance(value, str) or value not in self.options:
@@ -235,22 +303,27 @@ class Watermarking:
     """The fields of Transformers' `WatermarkingConfig`; it converts the dict itself."""
 
     allowed = "an object with any of greenlist_ratio, bias, hashing_key, seeding_scheme, context_width"
+    kinds: ClassVar[dict[str, Kind]] = {
+        "greenlist_ratio": Number(0, 1, open_low=True, open_high=True),
+        "bias": Number(-100, 100),
+        "hashing_key": Integer(1, 2**31 - 1),
+        "seeding_scheme": Choice(("lefthash", "selfhash")),
+        "context_width": Integer(1, MAX_SEQUENCE),
+    }
+
+    @property
+    def schema(self) -> Schema:
+        properties = {name: kind.schema for name, kind in self.kinds.items()}
+        return {"type": "object", "properties": properties, "additionalProperties": False}
 
     def check(self, value: Any, label: str, vocab_size: int) -> dict[str, Any]:
-        kinds: dict[str, Kind] = {
-            "greenlist_ratio": Number(0, 1, open_low=True, open_high=True),
-            "bias": Number(-100, 100),
-            "hashing_key": Integer(1, 2**31 - 1),
-            "seeding_scheme": Choice(("lefthash", "selfhash")),
-            "context_width": Integer(1, MAX_SEQUENCE),
-        }
         if not isinstance(value, Mapping):
             raise refuse(self, value, label)
         checked = {}
         for name, item in value.items():
-            if name not in kinds:
+            if name not in self.kinds:
                 raise BadRequest(f"{label} must be {self.allowed}; {shown(name)} is none of them.", field=label)
-            checked[name] = kinds[name].check(item, f"{label}.{name}", vocab_size)
+            checked[name] = self.kinds[name].check(item, f"{label}.{name}", vocab_size)
         if checked.get("seeding_scheme") == "selfhash" and checked.get("greenlist_ratio", 0.25) < 0.25:
             # With few green tokens Transformers finds none among the likeliest 40, and fails.
             raise BadRequest(f'{label}.greenlist_ratio must be at least 0.25 with "selfhash".', field=label)

@@ -9,17 +9,36 @@ What is not named here does not exist. Leaves out what wraps every route (`http.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import REGISTRY, exposition
 from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
+from typing_extensions import TypedDict
 
+from . import openapi
 from .errors import EngineDead, MethodNotAllowed, NotReady, ServeError, UnknownModel, UnknownRoute
 from .http import EVENT_STREAM, Stream, error_response, unless_gone
 from .predict import parse_json
+
+
+class Live(TypedDict):
+    status: Literal["alive"]
+    live: Literal[True]
+
+
+class Ready(TypedDict):
+    ready: Literal[True]
+
+
+class ModelReady(Ready):
+    name: str
+
+
+class Models(TypedDict):
+    models: list[str]
 
 
 class Model(Protocol):
@@ -36,7 +55,7 @@ class Model(Protocol):
         """Say whether new requests are taken."""
         ...
 
-    async def predict(self, payload: Any, headers: Mapping[str, str]) -> dict[str, Any] | AsyncGenerator[str, None]:
+    async def predict(self, payload: Any, headers: Mapping[str, str]) -> dict[str, Any] | AsyncGenerator[bytes, None]:
         """Return the answer, or its stream once the first event is there."""
         ...
 
@@ -53,7 +72,13 @@ def accepts_plain_text(headers: Mapping[str, str]) -> bool:
     return any(part.split(";")[0].strip() == "text/plain" for part in headers.get("accept", "").split(","))
 
 
-def create_app(model: Model, *, client_stall_s: float, docs: bool = False) -> FastAPI:
+def open_paths(model_name: str) -> frozenset[str]:
+    """Return the paths of probes and scrapers, which carry no key."""
+    of_model = {f"/v1/models/{model_name}", f"/v2/models/{model_name}/ready"}
+    return frozenset({"/", "/v2/health/live", "/v2/health/ready", "/metrics"} | of_model)
+
+
+def create_app(model: Model, *, docs: bool = False) -> FastAPI:
     """Return the app with its routes; more may be added to it."""
     app = FastAPI(
         title=f"{model.name} on KServe",
@@ -65,32 +90,32 @@ def create_app(model: Model, *, client_stall_s: float, docs: bool = False) -> Fa
 
     @app.get("/", name="root")
     @app.get("/v2/health/live", name="live")
-    async def live() -> dict[str, Any]:
+    async def live() -> Live:
         """Say that the process can serve, or never will again."""
         if model.dead is not None:
             raise EngineDead("The generation thread has died; the server must be restarted.")
         return {"status": "alive", "live": True}
 
     @app.get("/v2/health/ready", name="ready")
-    async def ready() -> dict[str, Any]:
+    async def ready() -> Ready:
         """Say that new requests are taken."""
         if not await model.healthy():
             raise NotReady(f"{model.name} takes no new requests at the moment.")
         return {"ready": True}
 
     @app.get("/v1/models", name="models")
-    async def models() -> dict[str, Any]:
+    async def models() -> Models:
         """List the one model."""
         return {"models": [model.name]}
 
     @app.get("/v1/models/{model_name:name}", name="model")
     @app.get("/v2/models/{model_name:name}/ready", name="model_ready")
-    async def model_ready(model_name: str) -> dict[str, Any]:
+    async def model_ready(model_name: str) -> ModelReady:
         """Say that the model takes new requests."""
         _check_name(model_name)
         return {"name": model_name, **await ready()}
 
-    @app.post("/v1/models/{model_name:name}:predict", name="predict", response_model=None)
+    @app.post("/v1/models/{model_name:name}:predict", name="predict", response_model=None, **openapi.PREDICT)
     async def predict(model_name: str, request: Request) -> Response:
         """Generate."""
         _check_name(model_name)
@@ -99,9 +124,9 @@ def create_app(model: Model, *, client_stall_s: float, docs: bool = False) -> Fa
         if isinstance(answer, dict):
             return JSONResponse(answer)
         media_type = "text/plain" if accepts_plain_text(request.headers) else EVENT_STREAM
-        return Stream(answer, media_type=media_type, client_stall_s=client_stall_s)
+        return Stream(answer, media_type=media_type)
 
-    @app.get("/metrics", name="metrics")
+    @app.get("/metrics", name="metrics", response_model=None, **openapi.METRICS)
     async def metrics(request: Request) -> Response:
         """Show every series in the format that the scraper asks for."""
         encode, content_type = exposition.choose_encoder(request.headers.get("accept", ""))

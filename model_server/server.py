@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from kserve.model_server import ModelServer
 from starlette.types import ASGIApp
 
 from . import phases
+from .connection import Connection
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Server(ModelServer):
         )
         self._model = model
         self._app = app
+        self._connection = partial(Connection, client_stall_s=settings.client_stall_seconds)
         self._drain_seconds = settings.drain_seconds
         self._draining: asyncio.Task[None] | None = None
 
@@ -56,8 +59,11 @@ class Server(ModelServer):
         """Take over the HTTP server that KServe has just made and not yet started."""
         self._uvicorn = self._rest_server._server
         self._uvicorn.handle_exit = self._handle_exit
-        self._uvicorn.config.app = self._app
-        self._uvicorn.config.callback_notify = self._announce
+        config = self._uvicorn.config
+        config.app = self._app
+        config.http = self._connection
+        config.ws = "none"
+        config.callback_notify = self._announce
 
     async def _announce(self) -> None:
         """Log, once the port is open, what to call."""

@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
+from functools import partial
 
 import httpx
 import pytest
@@ -11,6 +12,7 @@ import uvicorn
 from prometheus_client import REGISTRY
 
 from model_server import errors
+from model_server.connection import Connection
 from model_server.http import wrap
 from model_server.routes import create_app
 
@@ -64,9 +66,9 @@ class ScriptedModel:
             self.left.set()
 
 
-def make_app(model: ScriptedModel, *, client_stall_s: float = 30, docs: bool = False):
-    app = create_app(model, client_stall_s=client_stall_s, docs=docs)
-    wrap(app, max_request_bytes=1000)
+def make_app(model: ScriptedModel, *, docs: bool = False):
+    app = create_app(model, docs=docs)
+    wrap(app, max_request_bytes=1000, client_stall_s=30)
     return app
 
 
@@ -81,11 +83,18 @@ def ask(model: ScriptedModel, method: str, path: str, *, docs: bool = False, **r
     return asyncio.run(run())
 
 
-def over_a_socket(model: ScriptedModel, act, **options):
+def over_a_socket(model: ScriptedModel, act, client_stall_s: float = 30):
     """Run `act(client)` against a server on a port of its own."""
 
     async def run():
-        server = uvicorn.Server(uvicorn.Config(make_app(model, **options), log_config=None, lifespan="off"))
+        server = uvicorn.Server(
+            uvicorn.Config(
+                make_app(model),
+                http=partial(Connection, client_stall_s=client_stall_s),
+                log_config=None,
+                lifespan="off",
+            )
+        )
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             host, port = listener.getsockname()
