@@ -42,7 +42,7 @@ lock: ## make requirements.lock anew from pyproject.toml, in an environment of i
 	{ echo '# Every dependency at one version, for `pip install -r`. Made by `make lock`.'; build/lock/bin/pip freeze --exclude mistral-7b-kserve --exclude setuptools | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > requirements.lock
 
 image: ## build the container image with docker, podman or buildah
-	$$(command -v docker || command -v podman || command -v buildah) build -t mistral-7b-kserve .
+	$$(docker info >/dev/null 2>&1 && echo docker || command -v podman || command -v buildah) build -t mistral-7b-kserve .
 
 manifests: .venv/installed ## render manifests/ from the chart
 	$(BIN)/python -m charts.render_manifests

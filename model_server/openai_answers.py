@@ -1,4 +1,4 @@
-"""OpenAI's API on the wire, outbound: a `Call`'s events in, JSON or an event stream out, and errors in its shape.
+"""OpenAI's API on the wire, outbound: a `Call`'s events in, JSON or an event stream out.
 
 `answer` gathers everything; `sse` waits for the first event, so that a failure before it is still an HTTP error.
 Leaving either early cancels the call. Knows nothing of HTTP, KServe or torch.
@@ -14,7 +14,6 @@ from typing import Any
 
 import orjson
 
-from .errors import ServeError
 from .openai import Call
 from .request import Event, Final, PromptTokens, Request, Token
 
@@ -22,14 +21,6 @@ LEAST_LOGPROB = -9999.0
 """What OpenAI writes for a probability of nothing, which JSON has no number for."""
 
 Json = dict[str, Any]
-
-
-def error_body(error: ServeError) -> Json:
-    """Return an error in OpenAI's shape."""
-    kind = "server_error" if error.status >= 500 else "invalid_request_error"
-    if error.status == 429:
-        kind = "rate_limit_error"
-    return {"error": {"message": str(error), "type": kind, "param": error.field, "code": error.code}}
 
 
 async def answer(call: Call) -> Json:
@@ -55,8 +46,8 @@ async def sse(call: Call) -> AsyncGenerator[bytes, None]:
     """Wait for the first event, then return the server-sent events.
 
     Raises:
-        ServeError: the call failed before its first event; nothing has been sent. A later failure is the stream's
-            last event.
+        ServeError: the call failed before its first event; nothing has been sent. A later failure is raised by the
+            iterator; the layer around the routes makes it the stream's last event.
     """
     events = _merged(call.requests)
     first = await anext(events)
@@ -87,8 +78,6 @@ async def _frames(
         if call.include_usage:
             yield _frame(envelope | {"choices": [], "usage": _usage(call, choices)})
         yield b"data: [DONE]\n\n"
-    except ServeError as error:
-        yield _frame(error_body(error))
     finally:
         await events.aclose()
         call.cancel()

@@ -13,11 +13,13 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
 
 from . import errors
 from .errors import ServeError
 from .fields import Schema
 from .http import EVENT_STREAM, OPENAI_ROOT
+from .openai_bodies import ChatBody, CompletionBody
 from .parameter_table import ALIASES, BY_NAME, TABLE
 from .predict import MAX_SEQUENCES
 
@@ -76,7 +78,10 @@ _PREDICTION = _object(
 
 def _schemas() -> dict[str, Schema]:
     parameters = _parameters()
-    return {
+    _, of_openai = models_json_schema(
+        [(ChatBody, "validation"), (CompletionBody, "validation")], ref_template="#/components/schemas/{model}"
+    )
+    return of_openai["$defs"] | {
         "PredictPrompt": _object({"prompt": _TEXT, **parameters}, "prompt"),
         "PredictMessages": _object(
             {"messages": {"type": "array", "items": _MESSAGE, "minItems": 1}, **parameters}, "messages"
@@ -141,6 +146,26 @@ PREDICT: dict[str, Any] = {
     },
 }
 """What the decorator of the predict route says to the document."""
+
+
+def openai_route(body: str) -> dict[str, Any]:
+    """Return what the decorator of a generating OpenAI route says to the document."""
+    return {
+        "openapi_extra": {
+            "requestBody": {"required": True, "content": {"application/json": {"schema": _reference(body)}}}
+        },
+        "responses": {
+            200: {
+                "description": "The answer as OpenAI writes it; with `stream` its chunks.",
+                "content": {
+                    "application/json": {"schema": {"type": "object"}},
+                    EVENT_STREAM: {"schema": {"type": "string"}},
+                },
+            }
+        },
+    }
+
+
 METRICS: dict[str, Any] = {
     "responses": {
         200: {
