@@ -15,7 +15,8 @@ from fastapi.responses import JSONResponse
 from . import openai
 from .http import EVENT_STREAM, Stream, unless_gone
 from .openai_answers import answer, sse
-from .openapi import openai_route
+from .openai_bodies import ChatBody, CompletionBody
+from .openapi import openai_body
 from .predict import parse_json
 
 Parse = Callable[..., openai.Call]
@@ -47,12 +48,12 @@ def openai_router(model: Model) -> APIRouter:
         found = await unless_gone(request, begun())
         return JSONResponse(found) if isinstance(found, dict) else Stream(found, media_type=EVENT_STREAM)
 
-    @router.post("/completions", name="openai_completions", response_model=None, **openai_route("CompletionBody"))
+    @router.post("/completions", name="openai_completions", response_model=None, **openai_body(CompletionBody))
     async def completions(request: Request) -> Response:
         """Complete a prompt."""
         return await generate(request, openai.parse_completion)
 
-    @router.post("/chat/completions", name="openai_chat_completions", response_model=None, **openai_route("ChatBody"))
+    @router.post("/chat/completions", name="openai_chat_completions", response_model=None, **openai_body(ChatBody))
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation."""
         return await generate(request, openai.parse_chat)

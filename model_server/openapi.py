@@ -19,7 +19,7 @@ from . import errors
 from .errors import ServeError
 from .fields import Schema
 from .http import EVENT_STREAM, OPENAI_ROOT
-from .openai_bodies import ChatBody, CompletionBody
+from .openai_bodies import ASKS_FOR_NOTHING, LABELS, Body, ChatBody, CompletionBody
 from .parameter_table import ALIASES, BY_NAME, TABLE
 from .predict import MAX_SEQUENCES
 
@@ -78,10 +78,7 @@ _PREDICTION = _object(
 
 def _schemas() -> dict[str, Schema]:
     parameters = _parameters()
-    _, of_openai = models_json_schema(
-        [(ChatBody, "validation"), (CompletionBody, "validation")], ref_template="#/components/schemas/{model}"
-    )
-    return of_openai["$defs"] | {
+    return {
         "PredictPrompt": _object({"prompt": _TEXT, **parameters}, "prompt"),
         "PredictMessages": _object(
             {"messages": {"type": "array", "items": _MESSAGE, "minItems": 1}, **parameters}, "messages"
@@ -139,7 +136,7 @@ PREDICT: dict[str, Any] = {
             "description": "The answers; with `stream` its events, or bare text for who accepts text/plain.",
             "content": {
                 "application/json": {"schema": _reference("Predictions")},
-                EVENT_STREAM: {"schema": {"type": "string"}},
+                EVENT_STREAM: {"schema": {}},
                 "text/plain": {"schema": {"type": "string"}},
             },
         }
@@ -147,23 +144,32 @@ PREDICT: dict[str, Any] = {
 }
 """What the decorator of the predict route says to the document."""
 
-
-def openai_route(body: str) -> dict[str, Any]:
-    """Return what the decorator of a generating OpenAI route says to the document."""
-    return {
-        "openapi_extra": {
-            "requestBody": {"required": True, "content": {"application/json": {"schema": _reference(body)}}}
-        },
-        "responses": {
-            200: {
-                "description": "The answer as OpenAI writes it; with `stream` its chunks.",
-                "content": {
-                    "application/json": {"schema": {"type": "object"}},
-                    EVENT_STREAM: {"schema": {"type": "string"}},
-                },
-            }
-        },
+_GENERATED: dict[int | str, Any] = {
+    200: {
+        "description": "The answer as OpenAI writes it; with `stream` its chunks.",
+        "content": {"application/json": {"schema": {"type": "object"}}, EVENT_STREAM: {"schema": {}}},
     }
+}
+
+
+def openai_body(kind: type[Body]) -> dict[str, Any]:
+    """Return what the decorator of an OpenAI route says to the document."""
+    content = {"application/json": {"schema": _reference(kind.__name__)}}
+    return {"openapi_extra": {"requestBody": {"required": True, "content": content}}, "responses": _GENERATED}
+
+
+def _openai_schemas(model_name: str) -> dict[str, Schema]:
+    """Return the bodies of OpenAI's API, with what is taken and dropped: null, labels, values that ask for nothing."""
+    kinds: tuple[type[Body], ...] = (CompletionBody, ChatBody)
+    _, found = models_json_schema([(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}")
+    schemas = found["$defs"]
+    for kind in kinds:
+        properties = schemas[kind.__name__]["properties"]
+        for name in properties.keys() - set(schemas[kind.__name__]["required"]):
+            properties[name] = {"anyOf": [properties[name], {"type": "null"}]}
+        properties |= {name: {"enum": [*values, None]} for name, values in ASKS_FOR_NOTHING.items()}
+        properties |= {name: {} for name in LABELS} | {"model": {"enum": [model_name]}}
+    return schemas
 
 
 METRICS: dict[str, Any] = {
@@ -191,7 +197,7 @@ def describe(app: FastAPI, model_name: str, *, free: frozenset[str], keyed: bool
     written = components.get("schemas", {})
     for ours in ("HTTPValidationError", "ValidationError"):  # FastAPI's own refusals: here bodies are read otherwise
         written.pop(ours, None)
-    components["schemas"] = written | _schemas()
+    components["schemas"] = written | _schemas() | _openai_schemas(model_name)
     if keyed:
         components["securitySchemes"] = {
             "bearer": {"type": "http", "scheme": "bearer"},

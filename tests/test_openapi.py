@@ -16,9 +16,10 @@ from jsonschema import Draft202012Validator
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 
-from model_server import openapi, predict
+from model_server import openai, openapi, predict
 from model_server.errors import BadRequest, ServeError
 from model_server.http import wrap
+from model_server.openai_routes import openai_router
 from model_server.parameter_table import ALIASES, TABLE
 from model_server.parameters import ModelLimits
 from model_server.request import Chunk, Final, FinishReason
@@ -41,13 +42,22 @@ class EchoModel:
     async def healthy(self) -> bool:
         return True
 
-    async def predict(self, payload: Any, headers: Any) -> Any:
-        call = predict.parse(payload, ByteText(), LIMITS)
+    created_s = 1
+
+    def __init__(self) -> None:
+        self.openai_server = openai.Server(self.name, ByteText(), LIMITS)
+
+    async def submit(self, parse: Any) -> Any:
+        call = parse(None)
         for request in call.requests:
             for index in range(request.sampling.num_answers):
                 request.channel.send(Chunk("text", index=index))
                 request.channel.send(Final(FinishReason.LENGTH, request.num_prompt_tokens, 1, index=index))
             request.channel.wake()
+        return call
+
+    async def predict(self, payload: Any, headers: Any) -> Any:
+        call = await self.submit(lambda deadline_s: predict.parse(payload, ByteText(), LIMITS))
         if not call.stream:
             return await predict.answer(call)
         return await (predict.plain_text(call) if accepts_plain_text(headers) else predict.sse(call))
@@ -55,6 +65,7 @@ class EchoModel:
 
 def make_app(keyed: bool = False) -> Any:
     app = create_app(EchoModel())  # type: ignore[arg-type]
+    app.include_router(openai_router(EchoModel()))  # type: ignore[arg-type]
     openapi.describe(app, "tiny", free=FREE, keyed=keyed)
     wrap(app, max_request_bytes=2**20, client_stall_s=30)
     return app
