@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from model_server.runner import Runner, Segment, fuse
+from model_server.runner import Runner, Segment, fuse, pack
 
 
 class Decoder(Protocol):
@@ -34,6 +34,7 @@ def transformers_loop(model: Any) -> MakeDecoder:
 def our_loop(model: Any) -> MakeDecoder:
     """Prepare the model as the server does; it is changed in place, so measure it as it was before."""
     fuse(model)
+    pack(model)
     return lambda rows, max_len: RunnerDecoder(model, rows=rows, max_len=max_len)
 
 

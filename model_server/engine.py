@@ -269,18 +269,19 @@ class Engine:
         """Give free slots to waiting requests; return those that could not start after all."""
         failed = []
         while self._runner.cache.num_free:
+            # Under the lock from the line to the slot: a drain that looked in between would find nobody here.
             with self._changed:
                 request = self._scheduler.next_request()
-            if request is None:
-                break
-            try:
-                sampler = row_sampler(self._model, request.prompt_ids, request.sampling)
-            except ServeError as error:
-                self._fail(request, error)
-                failed.append(request)
-                continue
-            slot = self._runner.cache.take()
-            self._scheduler.rows.append(Row(request, slot, sampler, started_s=time.monotonic()))
+                if request is None:
+                    break
+                try:
+                    sampler = row_sampler(self._model, request.prompt_ids, request.sampling)
+                except ServeError as error:
+                    self._fail(request, error)
+                    failed.append(request)
+                    continue
+                slot = self._runner.cache.take()
+                self._scheduler.rows.append(Row(request, slot, sampler, started_s=time.monotonic()))
         return failed
 
     def _step(self) -> list[Request]:

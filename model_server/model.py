@@ -20,6 +20,7 @@ from .errors import StartupError
 from .parameters import ModelLimits
 from .predict import Call, answer, parse, plain_text, sse
 from .routes import accepts_plain_text
+from .runner import pack
 from .settings import Settings
 from .text import Text
 
@@ -63,6 +64,7 @@ class MistralModel(kserve.Model):
             vocab_size=loaded.model.config.vocab_size,
             eos_token_ids=_eos_token_ids(loaded.model.generation_config.eos_token_id),
         )
+        pack(loaded.model)
         self.openai_server = openai.Server(self.name, self.text, self.limits)
         self.created_s = int(time.time())
         room = capacity.plan(

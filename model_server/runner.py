@@ -20,6 +20,9 @@ from transformers.models.mistral.modeling_mistral import MistralAttention, Mistr
 
 from .cache import SlotCache
 
+PACKABLE = (torch.float32, torch.bfloat16)
+PACKED_FOR_ROWS = 8
+"""How many rows the packed layout is made for; of 1, 8, 32 and 128 this one was never far from the best."""
 LONG_ROW_TOKENS = 128
 """What a separate attention call costs, counted in tokens of a batched one (see `_split_at`)."""
 
@@ -206,8 +209,9 @@ class FusedAttention(MistralAttention):
 
     def forward(self, hidden_states, position_embeddings, attention_mask, past_key_values=None, **kwargs):
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        q_size, kv_size = self.q_proj.weight.shape[0], self.k_proj.weight.shape[0]
-        q, k, v = F.linear(hidden_states, self.qkv_weight).split([q_size, kv_size, kv_size], dim=-1)
+        q_size = self.config.num_attention_heads * self.head_dim
+        kv_size = self.config.num_key_value_heads * self.head_dim
+        q, k, v = self.qkv(hidden_states).split([q_size, kv_size, kv_size], dim=-1)
         q, k, v = (t.view(shape).transpose(1, 2) for t in (q, k, v))
         cos, sin = position_embeddings
         q, k = apply_rotary_pos_emb(q, k, cos, sin)
@@ -235,7 +239,7 @@ class FusedMLP(MistralMLP):
     """Mistral's gated MLP with one projection for gate and up."""
 
     def forward(self, x):
-        gate, up = F.linear(x, self.gate_up_weight).chunk(2, dim=-1)
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down_proj(self.act_fn(gate) * up)
 
 
@@ -247,18 +251,58 @@ def fuse(model: MistralForCausalLM, device: torch.device | None = None) -> None:
     """
     for layer in model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
-        attention.qkv_weight = _side_by_side(device, attention.q_proj, attention.k_proj, attention.v_proj)
-        mlp.gate_up_weight = _side_by_side(device, mlp.gate_proj, mlp.up_proj)
+        attention.qkv = _side_by_side(device, attention.q_proj, attention.k_proj, attention.v_proj)
+        mlp.gate_up = _side_by_side(device, mlp.gate_proj, mlp.up_proj)
         attention.__class__, mlp.__class__ = FusedAttention, FusedMLP
 
 
-def _side_by_side(device: torch.device | None, *projections: nn.Linear) -> Tensor:
+def _side_by_side(device: torch.device | None, *projections: nn.Linear) -> Projection:
     fused = torch.cat([p.weight.detach() for p in projections])
     if fused.is_meta:
         fused = torch.empty_like(fused, device=device)
     for projection, rows in zip(projections, fused.split([p.weight.shape[0] for p in projections]), strict=True):
         projection.weight = nn.Parameter(rows, requires_grad=False)
-    return fused
+    return Projection(fused)
+
+
+class Projection(nn.Module):
+    """A matmul with a weight (outputs, inputs) that is laid out for the device it runs on; no bias."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight.detach()
+        """Not a parameter: the modules that were fused name its rows."""
+        self.packed = False
+
+    def pack(self) -> None:
+        """Lay the weight out in the blocks that oneDNN computes with, instead of again at every call."""
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, PACKED_FOR_ROWS)
+        self.packed = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.packed:
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
+        return F.linear(x, self.weight)
+
+
+def pack(model: MistralForCausalLM) -> None:
+    """Pack a fused model's projections, one after the other, each in place of what it was: a CPU only.
+
+    The weights cannot be read back afterwards. Measured on two cores with AVX-512 BF16, all matmuls of a decode step:
+    1.7 times as fast at 1 and 8 rows, 1.4 times at 32 (`docs/decisions.md`). What oneDNN does not pack stays as it is.
+    """
+    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available() or model.dtype not in PACKABLE:
+        return
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for module, names in ((attention, ("q_proj", "k_proj", "v_proj")), (mlp, ("gate_proj", "up_proj"))):
+            for name in names:
+                delattr(module, name)
+        attention.o_proj, mlp.down_proj = Projection(attention.o_proj.weight), Projection(mlp.down_proj.weight)
+        for projection in (attention.qkv, attention.o_proj, mlp.gate_up, mlp.down_proj):
+            projection.pack()
+    model.lm_head = Projection(model.lm_head.weight)
+    model.lm_head.pack()
 
 
 class Runner:

@@ -18,7 +18,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from model_server.engine import Engine
-from model_server.runner import fuse
+from model_server.runner import fuse, pack
 
 from .small_tokenizers import byte_fallback
 
@@ -55,10 +55,17 @@ def quiet_transformers() -> None:
 
 
 @pytest.fixture(scope="session")
+def plain_model() -> MistralForCausalLM:
+    """A tiny Mistral as Transformers makes it: the oracle."""
+    return tiny_mistral()
+
+
+@pytest.fixture(scope="session")
 def model() -> MistralForCausalLM:
-    """A tiny Mistral as the server holds it: fused."""
+    """The same as the server holds it: fused and packed."""
     model = tiny_mistral()
     fuse(model)
+    pack(model)
     return model
 
 

@@ -13,7 +13,7 @@ from transformers import MistralForCausalLM
 
 from model_server.engine import Engine
 from model_server.request import Final, FinishReason, Lane, Request, Sampling
-from model_server.runner import fuse
+from model_server.runner import fuse, pack
 
 from .conftest import VOCAB_SIZE, tiny_mistral
 from .fakes import TokenIds
@@ -107,16 +107,16 @@ async def answer(
 
 @pytest.mark.parametrize("fields", SHARED_LANE + OWN_LANE, ids=str)
 async def test_an_answer_equals_generate_with_the_same_field(
-    model: MistralForCausalLM, make_engine: Callable[..., Engine], fields: dict[str, Any]
+    plain_model: MistralForCausalLM, make_engine: Callable[..., Engine], fields: dict[str, Any]
 ) -> None:
     ids, final = await answer(make_engine(), prompt(17), 24, fields)
 
-    assert ids == expected(model, prompt(17), 24, fields)
+    assert ids == expected(plain_model, prompt(17), 24, fields)
     assert final.completion_tokens == len(ids)
 
 
 async def test_answers_in_a_full_batch_equal_generate(
-    model: MistralForCausalLM, make_engine: Callable[..., Engine]
+    plain_model: MistralForCausalLM, make_engine: Callable[..., Engine]
 ) -> None:
     """Rows of every kind, of different lengths, joining and leaving: none changes another's tokens."""
     engine = make_engine(num_slots=6)
@@ -124,7 +124,7 @@ async def test_answers_in_a_full_batch_equal_generate(
 
     answers = await asyncio.gather(*(answer(engine, *job) for job in jobs))
 
-    assert [ids for ids, _ in answers] == [expected(model, *job) for job in jobs]
+    assert [ids for ids, _ in answers] == [expected(plain_model, *job) for job in jobs]
     assert (engine.running, engine.waiting, engine.kv_usage) == (0, 0, 0)
 
 
@@ -140,6 +140,7 @@ async def test_every_shape_of_the_architecture_equals_generate(
     jobs = [(prompt(n), 30, GREEDY) for n in (2, 20, 90)]
     wanted = [expected(model, *job) for job in jobs]
     fuse(model)
+    pack(model)
     engine = make_engine(model)
 
     answers = await asyncio.gather(*(answer(engine, *job) for job in jobs))
@@ -148,7 +149,7 @@ async def test_every_shape_of_the_architecture_equals_generate(
 
 
 async def test_one_long_row_among_short_ones_equals_generate(
-    model: MistralForCausalLM, make_engine: Callable[..., Engine]
+    plain_model: MistralForCausalLM, make_engine: Callable[..., Engine]
 ) -> None:
     """The long row gets an attention call of its own (`_split_at`)."""
     engine = make_engine(max_model_len=512, num_slots=4)
@@ -156,7 +157,7 @@ async def test_one_long_row_among_short_ones_equals_generate(
 
     answers = await asyncio.gather(*(answer(engine, *job) for job in jobs))
 
-    assert [ids for ids, _ in answers] == [expected(model, *job) for job in jobs]
+    assert [ids for ids, _ in answers] == [expected(plain_model, *job) for job in jobs]
 
 
 async def test_an_answer_that_fills_its_tokens_ends_with_length(make_engine: Callable[..., Engine]) -> None:
@@ -166,9 +167,9 @@ async def test_an_answer_that_fills_its_tokens_ends_with_length(make_engine: Cal
 
 
 async def test_an_answer_with_an_end_of_sequence_token_ends_with_stop(
-    model: MistralForCausalLM, make_engine: Callable[..., Engine]
+    plain_model: MistralForCausalLM, make_engine: Callable[..., Engine]
 ) -> None:
-    third = expected(model, prompt(5), 3, GREEDY)[2]
+    third = expected(plain_model, prompt(5), 3, GREEDY)[2]
 
     ids, final = await answer(make_engine(), prompt(5), 20, GREEDY | {"eos_token_id": third})
 

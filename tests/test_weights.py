@@ -108,9 +108,9 @@ def test_loaded_model_computes_what_transformers_own_loading_does(whole_model, t
 def test_weights_are_read_into_their_final_place(model_dir):
     """Queries, keys and values side by side, each byte held once."""
     layer = weights.load(model_dir, FLOAT32).model.model.layers[0]
-    assert layer.self_attn.k_proj.weight.data_ptr() > layer.self_attn.qkv_weight.data_ptr()
+    assert layer.self_attn.k_proj.weight.data_ptr() > layer.self_attn.qkv.weight.data_ptr()
     assert layer.self_attn.q_proj.weight.untyped_storage().data_ptr() == (
-        layer.self_attn.qkv_weight.untyped_storage().data_ptr()
+        layer.self_attn.qkv.weight.untyped_storage().data_ptr()
     )
 
 
