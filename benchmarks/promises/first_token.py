@@ -35,7 +35,9 @@ async def measure(plan: Plan) -> list[Check]:
 
 async def measure_fairness(plan: Plan) -> list[Check]:
     """One client has 32 instances running, another asks one short thing."""
-    alone, beside, crowd = await _beside(plan, _beside_instances(1), _beside_instances(4))
+    alone, beside, crowd = await _beside(
+        plan, _beside_instances(1, max_new_tokens=1500, num_probes=PROBES), _beside_instances(4, 96, num_probes=1)
+    )
     return [
         told("alone, ms", _ms(alone)),
         told("beside a call of 32 instances, ms", _ms(beside)),
@@ -87,13 +89,15 @@ async def _beside_a_long_prompt(server: Served, prompt: str) -> list[float]:
     return times
 
 
-def _beside_instances(calls: int) -> Probes:
+def _beside_instances(calls: int, max_new_tokens: int, num_probes: int) -> Probes:
+    """Probe while so many calls of 32 instances each are answered: one leaves places free, several take all."""
+
     async def probes(server: Served, prompt: str) -> list[float]:
+        body = {"instances": server.prompts(64, 32, seed=5), "parameters": {"max_new_tokens": max_new_tokens}}
         async with connections() as session:
-            body = {"instances": server.prompts(64, 32, seed=5), "parameters": {"max_new_tokens": 1500}}
-            asking = [asyncio.ensure_future(server.predict(session, **body)) for _ in range(calls)]
+            asking = [server.predict(session, **body) for _ in range(calls)]
             async with _running(server, 28, *asking):
-                return [await _probe(server, prompt) for _ in range(PROBES if calls == 1 else 2)]
+                return [await _probe(server, prompt) for _ in range(num_probes)]
 
     return probes
 

@@ -11,7 +11,7 @@ from benchmarks.promises.rude import rude_crowd
 from benchmarks.promises.served import Holdings, Served, connections, serve
 
 CLIENTS = 500
-AT_ONCE = 150
+AT_ONCE = 64
 """More than run, fewer than run and wait."""
 
 

@@ -19,7 +19,7 @@ WAYS_TO_ASK: Sequence[tuple[int, Mapping[str, Any]]] = (
     (15, {"num_beams": 4}),
 )
 """How many in a hundred ask so: the last two go into the own lane."""
-PATIENCE_S = (0.02, 8.0)
+PATIENCE_S = (0.05, 20.0)
 """Most leave early, while queued or before the first token, some in the middle of a stream, few stay to the end."""
 
 
