@@ -1,6 +1,6 @@
 """Hold the server to its promises: a card for each, then JSON lines; exit code 1 when one is broken.
 
-    python -m benchmarks.promises                            all but the soak, about 10 minutes on two cores
+    python -m benchmarks.promises                            all but the soak, about 15 minutes on two cores
     python -m benchmarks.promises --only beams,flood
     python -m benchmarks.promises --only soak --minutes 20
     python -m benchmarks.promises --quick                    a tiny model, one repeat: does it run, not how fast
