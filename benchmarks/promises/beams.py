@@ -67,7 +67,9 @@ async def measure(plan: Plan) -> list[Check]:
 async def _one_beam_request(server: Served, session: aiohttp.ClientSession) -> AsyncIterator[None]:
     """Keep one request with four beams running, by the client's leaving at the end."""
     prompt = server.prompts(64, 1, seed=7)[0]
-    asking = asyncio.create_task(server.predict(session, prompt=prompt, num_beams=4, max_new_tokens=1500))
+    asking = asyncio.create_task(
+        server.predict(session, prompt=prompt, temperature=0, num_beams=4, max_new_tokens=1500)
+    )
     try:
         await server.until_running(session, STREAMS + 1)
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from benchmarks import report
 from benchmarks.figures import ratios, spread
@@ -93,7 +93,8 @@ def _beside_instances(calls: int, max_new_tokens: int, num_probes: int) -> Probe
     """Probe while so many calls of 32 instances each are answered: one leaves places free, several take all."""
 
     async def probes(server: Served, prompt: str) -> list[float]:
-        body = {"instances": server.prompts(64, 32, seed=5), "parameters": {"max_new_tokens": max_new_tokens}}
+        parameters = {"max_new_tokens": max_new_tokens, "temperature": 0}
+        body = {"instances": server.prompts(64, 32, seed=5), "parameters": parameters}
         async with connections() as session:
             asking = [server.predict(session, **body) for _ in range(calls)]
             async with _running(server, 28, *asking):
@@ -108,17 +109,25 @@ async def _running(server: Served, count: int, *load: Awaitable[object]) -> Asyn
     tasks = [asyncio.ensure_future(one) for one in load]
     try:
         async with connections() as session:
-            await server.until_running(session, count)
+            begun = asyncio.ensure_future(server.until_running(session, count))
+            await asyncio.wait([begun, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            begun.cancel()
             await asyncio.sleep(1.5)  # for the prompts to be read
+            _check_goes_on(tasks)
             yield
-            if any(task.done() for task in tasks):
-                raise RuntimeError("The load ended before the probes did: they were not beside it.")
+            _check_goes_on(tasks)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         async with connections() as session:
             await server.settle(session)
+
+
+def _check_goes_on(load: Sequence[asyncio.Future[object]]) -> None:
+    for ended in (task for task in load if task.done()):
+        ended.result()  # a refusal is its own explanation
+        raise RuntimeError("The load ended before the probes did: they were not beside it.")
 
 
 async def _probe(server: Served, prompt: str) -> float:

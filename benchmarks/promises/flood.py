@@ -35,7 +35,8 @@ async def measure(plan: Plan) -> list[Check]:
         prompts = server.prompts(plan.prompt_tokens, PROMPTS)
         async with connections() as session:
             expected = [
-                await server.predict(session, prompt=prompt, max_new_tokens=MAX_NEW_TOKENS) for prompt in prompts
+                await server.predict(session, prompt=prompt, temperature=0, max_new_tokens=MAX_NEW_TOKENS)
+                for prompt in prompts
             ]
             report.progress.print(f"flood: {REQUESTS} requests")
             began_s = time.perf_counter()
@@ -44,7 +45,7 @@ async def measure(plan: Plan) -> list[Check]:
                 return_exceptions=True,
             )
             gauges, _ = await server.settle(session)
-            again = await server.predict(session, prompt=prompts[0], max_new_tokens=MAX_NEW_TOKENS)
+            again = await server.predict(session, prompt=prompts[0], temperature=0, max_new_tokens=MAX_NEW_TOKENS)
     lost = Counter(type(reply).__name__ for reply in replies if isinstance(reply, BaseException))
     given = [(number, reply) for number, reply in enumerate(replies) if isinstance(reply, Reply)]
     statuses = Counter(reply.status for _, reply in given)

@@ -47,6 +47,6 @@ async def _quiet(server: Served, prompt: str) -> tuple[list[str], Holdings]:
     """Return an answer, and what the server holds once nothing runs and no connection is left."""
     async with connections() as session:
         await server.settle(session)
-        answer = await server.predict(session, prompt=prompt, max_new_tokens=64)
+        answer = await server.predict(session, prompt=prompt, temperature=0, max_new_tokens=64)
     await asyncio.sleep(1)
     return answer, server.holdings()

@@ -77,7 +77,7 @@ class Served:
         Raises:
             aiohttp.ClientResponseError: it was refused.
         """
-        async with session.post(self.url, json={"temperature": 0, **body}, raise_for_status=True) as response:
+        async with session.post(self.url, json=body, raise_for_status=True) as response:
             return [one["generated_text"] for one in (await response.json())["predictions"]]
 
     async def gauges(self, session: aiohttp.ClientSession) -> Gauges:
