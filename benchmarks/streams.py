@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import aiohttp
 
-from benchmarks.load import Answer, Ask, closed_loop
+from benchmarks.load import Answer, Ask, Run, closed_loop
 from benchmarks.wire import Target, read_event
 
 
@@ -22,6 +22,14 @@ async def asking(target: Target) -> AsyncIterator[Ask]:
         headers=dict(target.headers),
     ) as session:
         yield functools.partial(_ask, session, target)
+
+
+async def stream_in_closed_loop(
+    target: Target, prompts: Sequence[str], *, clients: int, min_seconds: float, limit_s: float
+) -> Run:
+    """Keep so many streams open at a target (see `load.closed_loop`)."""
+    async with asking(target) as ask:
+        return await closed_loop(ask, prompts, clients=clients, min_seconds=min_seconds, limit_s=limit_s)
 
 
 async def ask_once(target: Target, prompt: str, limit_s: float) -> Answer:

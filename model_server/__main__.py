@@ -16,6 +16,11 @@ from .settings import Settings
 
 log = logging.getLogger("model_server")
 
+# oneDNN keeps what it compiles for each shape of a matmul, 1,024 by default: hundreds of megabytes. Steps have few
+# shapes (`runner.padded`), so fewer do. Read when torch is imported.
+for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_cache, "128")
+
 
 def main() -> int:
     """Serve until told to stop; return the exit code."""

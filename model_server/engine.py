@@ -87,6 +87,7 @@ class Engine:
         self._on_death = on_death
         self._stall_s = stall_s
         self._stopping = False
+        self._num_threads = torch.get_num_threads()
         # Guards both waiting rooms, `_own_running` and the flags; rows belong to the shared lane's thread.
         self._changed = threading.Condition()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -228,6 +229,7 @@ class Engine:
     # --- the shared lane ---------------------------------------------------------------------------------------------
 
     def _run_shared(self) -> None:
+        torch.set_num_threads(self._num_threads)
         while True:
             with self._changed:
                 self._changed.wait_for(
@@ -415,6 +417,9 @@ class Engine:
     # --- the own lane ------------------------------------------------------------------------------------------------
 
     def _run_own(self) -> None:
+        # On a CPU the lanes share the cores, and one is this lane's share: a second team of OpenMP threads would make
+        # more of them than cores, and slow every step of the shared lane down even while this one is idle.
+        torch.set_num_threads(1)
         while True:
             with self._changed:
                 self._own_running = None
@@ -455,7 +460,11 @@ class Engine:
     # --- endings and faults ------------------------------------------------------------------------------------------
 
     def _tick(self, lane: Lane) -> None:
+        """Note that a lane is at work; the own lane's line is looked after meanwhile, as the other lane may sleep."""
         self._busy_since[lane] = time.monotonic()
+        if self._own_waiting:
+            with self._changed:
+                self._forget_the_gone()
 
     def _fail(self, request: Request, error: ServeError) -> None:
         if not request.channel.ended:

@@ -59,10 +59,11 @@ class StepBatch:
         self.num_decode = len(decode)
         self._window = sliding_window
         segments = [*decode, *prefill]
-        self.token_ids = torch.tensor([t for s in segments for t in s.token_ids], device=device)[None]
-        self.positions = torch.tensor(
-            [p for s in segments for p in range(s.start, s.start + len(s.token_ids))], device=device
-        )[None]
+        token_ids = [t for s in segments for t in s.token_ids]
+        positions = [p for s in segments for p in range(s.start, s.start + len(s.token_ids))]
+        padding = [0] * (padded(len(token_ids), device) - len(token_ids))
+        self.token_ids = torch.tensor(token_ids + padding, device=device)[None]
+        self.positions = torch.tensor(positions + padding, device=device)[None]
         if decode:
             self._plan_decode(decode, device)
 
@@ -122,6 +123,7 @@ class StepBatch:
                 scaling,
             )
             at += length
+        out[at:] = 0  # padding: nobody reads it, but it must stay finite
         return out[None]
 
     def _attend_rows(self, rows: Tensor, keys: Tensor, values: Tensor, scaling: float, out: Tensor) -> None:
@@ -167,6 +169,18 @@ class StepBatch:
             scale=scaling,
         )
         return found[0].transpose(0, 1)
+
+
+def padded(num_tokens: int, device: torch.device) -> int:
+    """Return how many tokens a step of so many computes.
+
+    A CPU's matmuls are compiled for each number of rows at first sight: milliseconds each, and memory that is kept. A
+    few sizes cost less than every size once.
+    """
+    if device.type != "cpu" or num_tokens <= 2:
+        return num_tokens
+    granule = 4 if num_tokens <= 8 else 8 if num_tokens <= 32 else 16
+    return -(-num_tokens // granule) * granule
 
 
 def _split_at(lengths: Sequence[int], num_slots: int) -> int:
@@ -334,6 +348,10 @@ class Runner:
             attention_mask=self._no_mask,
             past_key_values=batch,
             use_cache=True,
-            logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=self.device),
+            logits_to_keep=torch.tensor(
+                [*wanted, *[0] * (padded(len(wanted), self.device) - len(wanted))],
+                dtype=torch.long,
+                device=self.device,
+            ),
         )
-        return output.logits[0].float()
+        return output.logits[0, : len(wanted)].float()

@@ -11,10 +11,11 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.figures import ratios, spread
-from benchmarks.load import Answer, closed_loop
+from benchmarks.load import Answer
 from benchmarks.promises.checks import Check, at_least, at_most, told
 from benchmarks.promises.plan import Plan
 from benchmarks.promises.served import Served, connections, serve
+from benchmarks.streams import stream_in_closed_loop
 
 STREAMS = 8
 SETTLE_S = 0.5
@@ -28,7 +29,7 @@ async def measure(plan: Plan) -> list[Check]:
         total_s = 2 * plan.repeats * (plan.window_s + 2 * SETTLE_S) + 2
         target = server.target(4096 - plan.prompt_tokens)
         streaming = asyncio.create_task(
-            closed_loop(
+            stream_in_closed_loop(
                 target,
                 server.prompts(plan.prompt_tokens, STREAMS),
                 clients=STREAMS,

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from benchmarks import report
 from benchmarks.figures import ratios, spread
-from benchmarks.load import ask_once, closed_loop
 from benchmarks.promises.checks import Check, at_most, told
 from benchmarks.promises.plan import Plan
 from benchmarks.promises.served import Served, connections, serve
+from benchmarks.streams import ask_once, stream_in_closed_loop
 
 PROBES = 12
 LONG_PROMPT_TOKENS = 3000
@@ -64,7 +64,9 @@ async def _alone(server: Served, prompt: str) -> list[float]:
 
 
 async def _beside_decoding(server: Served, prompt: str) -> list[float]:
-    streams = closed_loop(server.target(4000), server.prompts(64, 8), clients=8, min_seconds=0, limit_s=LIMIT_S)
+    streams = stream_in_closed_loop(
+        server.target(4000), server.prompts(64, 8), clients=8, min_seconds=0, limit_s=LIMIT_S
+    )
     async with _running(server, 8, streams):
         return [await _probe(server, prompt) for _ in range(PROBES)]
 

@@ -6,10 +6,10 @@ import dataclasses
 
 from benchmarks import report
 from benchmarks.figures import ratios, spread, summary
-from benchmarks.load import closed_loop
 from benchmarks.promises.checks import Check, at_least, exactly, told
 from benchmarks.promises.plan import Plan
 from benchmarks.promises.served import serve
+from benchmarks.streams import stream_in_closed_loop
 
 CLIENTS = (1, 8, 32, 128)
 LIMIT_S = 120
@@ -22,11 +22,13 @@ async def measure(plan: Plan) -> list[Check]:
     with serve(plan.model_dir()) as server:
         target, prompts = server.target(plan.max_new_tokens), server.prompts(plan.prompt_tokens, 256)
         warm_up = dataclasses.replace(target, max_new_tokens=2)
-        await closed_loop(warm_up, prompts, clients=32, min_seconds=0, limit_s=LIMIT_S)
+        await stream_in_closed_loop(warm_up, prompts, clients=32, min_seconds=0, limit_s=LIMIT_S)
         for repeat in range(plan.repeats):
             for clients in CLIENTS:
                 report.progress.print(f"throughput: repeat {repeat + 1} of {plan.repeats}: {clients} clients")
-                run = await closed_loop(target, prompts, clients=clients, min_seconds=plan.window_s, limit_s=LIMIT_S)
+                run = await stream_in_closed_loop(
+                    target, prompts, clients=clients, min_seconds=plan.window_s, limit_s=LIMIT_S
+                )
                 figure = summary(run)
                 rates[clients].append(figure["output_tokens_per_s"])
                 errors += figure["errors"] + figure["unfinished"]
