@@ -96,6 +96,8 @@ def weights_in(files: list[Path]) -> dict[str, StoredTensor]:
     for file in files:
         try:
             found |= stored_tensors([file])
+        except PermissionError:
+            raise StartupError(f"{file} cannot be read: give the server's user permission to.") from None
         except (SafetensorError, OSError, ValueError):
             raise StartupError(f"{file} is broken or cut short: download it again.") from None
     return found

@@ -1,0 +1,45 @@
+"""The words hold: every target, file and link that the README and the docs name is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+
+
+@page
+def test_every_link_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text())
+
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@page
+def test_every_make_target_exists(page: Path) -> None:
+    named = set(re.findall(r"(?:^|`|\s{4})make ([a-z][a-z-]+)", page.read_text(), flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+
+    assert named <= targets
+
+
+def test_every_entry_of_the_readmes_tree_exists() -> None:
+    tree = re.search(r"## What is where\n\n```\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert tree is not None
+    entries = [line.split()[0] for line in tree[1].splitlines()]
+
+    assert [entry for entry in entries if not (ROOT / entry).exists()] == []
+
+
+@page
+def test_every_module_named_exists(page: Path) -> None:
+    modules = set(re.findall(r"`((?:model_server|tests|benchmarks|demo)/[\w/]+\.py)`", page.read_text()))
+    alone = set(re.findall(r"`\*{0,2}(\w+\.py)\*{0,2}`", page.read_text()))
+    known = {path.name for path in ROOT.glob("*/**/*.py") if ".venv" not in path.parts}
+
+    assert [name for name in modules if not (ROOT / name).exists()] == []
+    assert alone <= known
