@@ -133,8 +133,10 @@ def generate(
                 streamer=streamer,
                 **arguments,
             )
-    except (ValueError, TypeError) as error:
-        raise BadRequest(f"The parameters cannot be used together: {error}") from error
+    except (ValueError, TypeError, LookupError) as error:
+        # LookupError: healing a prompt that ends in no token's beginning; a self-hashing watermark without a green token.
+        reason = f"no entry for {error}" if isinstance(error, LookupError) else str(error)
+        raise BadRequest(f"The parameters cannot be used together: {reason}") from error
     for answer, sequence in zip(answers, sequences, strict=True):
         if streamer is None:
             for token_id in sequence[prompt.shape[1] :].tolist():
