@@ -134,7 +134,7 @@ def generate(
                 **arguments,
             )
     except (ValueError, TypeError, LookupError) as error:
-        # LookupError: a prompt whose end is no token's beginning, to be healed; a self-hashing watermark without greens.
+        # LookupError: healing a prompt that ends in no token's beginning; a self-hashing watermark without greens.
         reason = f"no entry for {error}" if isinstance(error, LookupError) else str(error)
         raise BadRequest(f"The parameters cannot be used together: {reason}") from error
     for answer, sequence in zip(answers, sequences, strict=True):
