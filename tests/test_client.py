@@ -368,7 +368,12 @@ def test_a_json_answer_to_a_stream_is_refused() -> None:
 
 def mistral(server: ScriptedServer, *args: str, **popen: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "model_server.client", "predict", "--url", server.url, *args]
-    return subprocess.Popen(command, **popen)  # type: ignore[call-overload]
+    # A shell's background job ignores Ctrl-C, and its children inherit that: a terminal's do not.
+    ours = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(command, **popen)  # type: ignore[call-overload]
+    finally:
+        signal.signal(signal.SIGINT, ours)
 
 
 def test_a_process_prints_to_its_pipe_and_exits_with_0() -> None:
