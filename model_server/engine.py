@@ -259,7 +259,8 @@ class Engine:
             request, limit_s = row.request, row.sampler.max_time_s
             if request.cancelled or request.channel.ended:
                 self._leave(row)
-                journal.ended(request, "cancelled")
+                if not request.channel.ended:  # else whoever ended it has written its line
+                    journal.ended(request, "cancelled")
             elif (request.deadline_s is not None and now_s >= request.deadline_s) or (
                 limit_s is not None and now_s - row.started_s >= limit_s
             ):
@@ -437,7 +438,7 @@ class Engine:
 
     def _generate(self, request: Request) -> None:
         try:
-            generate(
+            reason = generate(
                 self._model,
                 self._tokenizer,
                 request,
@@ -454,7 +455,8 @@ class Engine:
             logger.exception("request %s failed in generate", request.request_id)
             self._fail(request, InternalError())
         else:
-            journal.ended(request, "cancelled" if request.cancelled else "stop")
+            if reason is not None:
+                journal.ended(request, "cancelled" if request.cancelled else reason.value)
         self._wake([request])
 
     # --- endings and faults ------------------------------------------------------------------------------------------

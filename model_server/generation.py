@@ -78,12 +78,13 @@ class _Answer:
             self.request.channel.send(Chunk(text, self.index))
             self.wake()
 
-    def end(self) -> None:
+    def end(self) -> FinishReason:
         text = self.detokenizer.flush()
         if text:
             self.request.channel.send(Chunk(text, self.index))
         reason = FinishReason.STOP if self.at_eos or self.detokenizer.stopped else FinishReason.LENGTH
         self.request.channel.send(Final(reason, self.request.num_prompt_tokens, self.num_tokens, self.index))
+        return reason
 
 
 def generate(
@@ -93,8 +94,8 @@ def generate(
     *,
     wake: Callable[[], None],
     tick: Callable[[], None] = lambda: None,
-) -> None:
-    """Answer a request with one `generate` call.
+) -> FinishReason | None:
+    """Answer a request with one `generate` call; return why its last answer ended, None if somebody else ended it.
 
     `wake` is called after something was sent; `tick` at every step, for whoever watches that steps go on.
 
@@ -137,12 +138,14 @@ def generate(
         # LookupError: healing a prompt that ends in no token's beginning; a self-hashing watermark without greens.
         reason = f"no entry for {error}" if isinstance(error, LookupError) else str(error)
         raise BadRequest(f"The parameters cannot be used together: {reason}") from error
+    ended_elsewhere = request.channel.ended
     for answer, sequence in zip(answers, sequences, strict=True):
         if streamer is None:
             for token_id in sequence[prompt.shape[1] :].tolist():
                 answer.add(token_id)
-        answer.end()
+        reason = answer.end()
     wake()
+    return None if ended_elsewhere else reason
 
 
 def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -307,6 +307,24 @@ async def test_draining_lets_the_running_and_the_waiting_finish(make_engine: Mak
         engine.submit([request()])
 
 
+async def test_a_request_has_one_line_in_the_log_however_it_ends(
+    make_engine: MakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A drain that ran out wrote two: one for its error, one when the row left."""
+    caplog.set_level("INFO", logger="model_server.journal")
+    engine = make_engine(num_slots=1)
+    requests = [request(250, request_id="shared"), beams(200)]
+    engine.submit(requests)
+    await until(lambda: requests[0].num_generated > 0)
+
+    reading = asyncio.create_task(events(*requests))
+    await engine.drain(0)
+    await reading
+    await until(lambda: engine.running == 0)
+
+    assert [record.outcome for record in caplog.records] == ["draining"] * 2  # type: ignore[attr-defined]
+
+
 async def test_what_is_left_when_draining_is_over_ends_with_an_error(make_engine: MakeEngine) -> None:
     engine = make_engine(num_slots=1)
     requests = [request(250), request(250), beams(200)]
