@@ -143,9 +143,9 @@ def generate(
         if streamer is None:
             for token_id in sequence[prompt.shape[1] :].tolist():
                 answer.add(token_id)
-        reason = answer.end()
+        ending = answer.end()
     wake()
-    return None if ended_elsewhere else reason
+    return None if ended_elsewhere else ending
 
 
 def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
