@@ -88,6 +88,7 @@ class Engine:
         self._stall_s = stall_s
         self._stopping = False
         self._num_threads = torch.get_num_threads()
+        self._own_lane_set = threading.Event()
         # Guards both waiting rooms, `_own_running` and the flags; rows belong to the shared lane's thread.
         self._changed = threading.Condition()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -229,7 +230,8 @@ class Engine:
     # --- the shared lane ---------------------------------------------------------------------------------------------
 
     def _run_shared(self) -> None:
-        torch.set_num_threads(self._num_threads)
+        self._own_lane_set.wait()  # the last to say so decides for MKL, which has one number for the whole process
+        _compute_with(self._num_threads)
         while True:
             with self._changed:
                 self._changed.wait_for(
@@ -420,7 +422,8 @@ class Engine:
     def _run_own(self) -> None:
         # On a CPU the lanes share the cores, and one is this lane's share: a second team of OpenMP threads would make
         # more of them than cores, and slow every step of the shared lane down even while this one is idle.
-        torch.set_num_threads(1)
+        _compute_with(1)
+        self._own_lane_set.set()
         while True:
             with self._changed:
                 self._own_running = None
@@ -522,6 +525,16 @@ class Engine:
     def _call_loop(self, function: Callable[..., object], *arguments: object) -> None:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, *arguments)
+
+
+def _compute_with(num_threads: int) -> None:
+    """Let the calling thread compute with so many.
+
+    At its first parallel work a thread takes the number that any thread set last, over the one it had set itself. Asking
+    for the number does that first work; what is set afterwards stays (`lazy_init_num_threads` in ATen/Parallel.h).
+    """
+    torch.get_num_threads()
+    torch.set_num_threads(num_threads)
 
 
 def _wake_all(channels: Iterable[Channel]) -> None:

@@ -350,6 +350,29 @@ async def test_beams_do_not_stop_the_shared_lane(make_engine: MakeEngine) -> Non
     slow.cancel()
 
 
+async def test_each_lane_computes_with_its_own_number_of_threads(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All cores for the shared lane, one for the own lane, whichever of them worked first."""
+    torch.set_num_threads(3)
+    try:
+        engine = make_engine()
+    finally:
+        torch.set_num_threads(1)
+    gate = Gate(engine, monkeypatch)
+    seen: dict[str, int] = {}
+    gate.fault = lambda decode, prefill: seen.update(shared=torch.get_num_threads())
+    monkeypatch.setattr(engine, "_generate", lambda request: seen.update(own=torch.get_num_threads()))
+    one = request(1)
+
+    engine.submit([beams()])
+    await until(lambda: "own" in seen)
+    engine.submit([one])
+    await events(one)
+
+    assert seen == {"shared": 3, "own": 1}
+
+
 async def test_several_beam_answers_come_in_one_call(make_engine: MakeEngine) -> None:
     engine = make_engine()
     one = request(6, sampling={"generate": SLOW_BEAMS, "lane": Lane.OWN, "num_answers": 3})
