@@ -12,7 +12,10 @@ from typing import Any, Protocol
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from model_server.runner import Runner, Segment, fuse, pack
+from model_server.fusion import fuse, pack
+from model_server.memory import Segment
+from model_server.runner import Runner, make_memory
+from model_server.spans import flash_refusal
 
 
 class Decoder(Protocol):
@@ -61,23 +64,35 @@ class TransformersDecoder:
 
 
 class RunnerDecoder:
-    """This server's runner, row i in slot i."""
+    """This server's runner with the memory that the server would give it."""
 
     def __init__(self, model: Any, *, rows: int, max_len: int) -> None:
-        self._runner = Runner(model, num_slots=rows, slot_len=max_len)
+        config, dtype, device = model.config, model.dtype, model.device
+        memory = make_memory(
+            config,
+            dtype,
+            device,
+            num_rows=rows,
+            num_tokens=rows * max_len,
+            max_row_tokens=max_len,
+            flash=flash_refusal(config, dtype, device) is None,
+        )
+        self._runner = Runner(model, memory)
+        self._runner.record_graphs(rows)
+        self._places = [memory.take(max_len) or 0 for _ in range(rows)]
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[int]:
         self._next = [
-            int(self._runner.forward([], [Segment(slot, 0, prompt)], [len(prompt) - 1]).argmax())
-            for slot, prompt in enumerate(prompts)
+            int(self._runner.forward([], [Segment(place, 0, prompt)], [len(prompt) - 1]).argmax())
+            for place, prompt in zip(self._places, prompts, strict=True)
         ]
         self._lengths = [len(prompt) for prompt in prompts]
         return self._next
 
     def step(self) -> list[int]:
         segments = [
-            Segment(slot, length, [token])
-            for slot, (length, token) in enumerate(zip(self._lengths, self._next, strict=True))
+            Segment(place, length, [token])
+            for place, length, token in zip(self._places, self._lengths, self._next, strict=True)
         ]
         self._next = self._runner.forward(segments, [], range(len(segments))).argmax(-1).tolist()
         self._lengths = [length + 1 for length in self._lengths]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from transformers import MistralConfig
 
-from .cache import kv_bytes_per_token
 from .errors import StartupError
+from .memory import kv_bytes_per_token
 from .progress import in_units
 
 USABLE = {"cuda": 0.9, "cpu": 0.5}
@@ -22,8 +22,10 @@ MAX_OWN_LANE_SEQUENCES = 16
 class Capacity:
     """What the engine may hold at once."""
 
-    num_slots: int
-    """Rows of the shared lane, each with room for `max_model_len` tokens."""
+    num_rows: int
+    """Rows of the shared lane."""
+    num_tokens: int
+    """Tokens of all of them together."""
     own_lane_tokens: int
     """Sequences times length of one own-lane call."""
     reason: str
@@ -38,28 +40,37 @@ def plan(
     free_bytes: int,
     max_model_len: int,
     max_batch_size: int,
+    equal_rows: bool,
 ) -> Capacity:
     """Divide the memory that is free once the weights are loaded.
 
+    Args:
+        equal_rows: each row reserves the longest length there is (`slots.py`), not only what it may need (`spans.py`).
     Raises:
-        StartupError: not even one row fits.
+        StartupError: not even one row of the longest length fits.
     """
     usable_bytes = int(free_bytes * USABLE[device.type])
     token_bytes = kv_bytes_per_token(config, dtype)
     row_bytes = token_bytes * max_model_len
-    num_slots = min(max_batch_size, int(usable_bytes * (1 - OWN_LANE)) // row_bytes)
-    if num_slots == 0:
+    shared_bytes = int(usable_bytes * (1 - OWN_LANE))
+    if shared_bytes < row_bytes:
         raise StartupError(
             f"One request of {max_model_len} tokens needs {in_units(row_bytes)} of memory beside the weights "
             f"and {in_units(usable_bytes)} can be used: give more memory or choose a smaller --max_model_len."
         )
     own_lane_tokens = min(int(usable_bytes * OWN_LANE) // (2 * token_bytes), MAX_OWN_LANE_SEQUENCES * max_model_len)
-    reason = (
-        "as asked for" if num_slots == max_batch_size else f"memory allows no more, {max_batch_size} were asked for"
-    )
+    if equal_rows:
+        num_rows = min(max_batch_size, shared_bytes // row_bytes)
+        num_tokens = num_rows * max_model_len
+    else:
+        num_rows = max_batch_size
+        num_tokens = min(shared_bytes // token_bytes, max_batch_size * max_model_len)
+    asked = "as asked for" if num_rows == max_batch_size else f"memory allows no more, {max_batch_size} were asked for"
     return Capacity(
-        num_slots,
+        num_rows,
+        num_tokens,
         own_lane_tokens,
-        f"batch {num_slots}: {reason}; {in_units(num_slots * row_bytes)} for keys and values "
-        f"({max_model_len} tokens each, {in_units(token_bytes)} a token), {own_lane_tokens} tokens for the own lane",
+        f"batch {num_rows}: {asked}; {in_units(num_tokens * token_bytes)} for keys and values, {num_tokens} tokens "
+        f"({in_units(token_bytes)} each, a request holds up to {max_model_len}), "
+        f"{own_lane_tokens} tokens for the own lane",
     )

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from transformers import MistralForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from . import journal
 from .errors import (
@@ -30,8 +30,9 @@ from .errors import (
     TimedOut,
 )
 from .generation import generate
+from .memory import Segment
 from .request import Channel, Chunk, Final, FinishReason, Lane, PromptTokens, Request, Token
-from .runner import Runner, Segment
+from .runner import Runner
 from .sampling import row_sampler, sample, with_logprobs
 from .scheduler import Row, Scheduler, WaitingRoom, newest_first
 
@@ -52,21 +53,20 @@ class Engine:
 
     def __init__(
         self,
-        model: MistralForCausalLM,
+        runner: Runner,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        max_model_len: int,
-        num_slots: int,
+        max_batch_size: int,
         max_queue_size: int,
         own_lane_tokens: int,
         prefill_tokens: int,
         stall_s: float,
         on_death: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        """Make an engine around a loaded model; call `runner.fuse(model)` before, `start` after.
+        """Make an engine around a model and the memory of its rows; call `start` after.
 
         Args:
-            num_slots: rows that decode together.
+            max_batch_size: rows that decode together.
             own_lane_tokens: KV memory of the own lane, in tokens: sequences times length of one call.
             prefill_tokens: prompt tokens read in one step at most.
             stall_s: a step longer than this counts as hung.
@@ -76,13 +76,14 @@ class Engine:
         self.own_lane_tokens = own_lane_tokens
         self.dead: str | None = None
         self.accepting = True
-        self._model = model
+        self._model = runner.model
         self._tokenizer = tokenizer
-        self._runner = Runner(model, num_slots=num_slots, slot_len=max_model_len)
-        self._scheduler = Scheduler(num_slots=num_slots, prefill_tokens=prefill_tokens)
+        self._runner = runner
+        self._memory = runner.memory
+        self._scheduler = Scheduler(max_batch_size=max_batch_size, prefill_tokens=prefill_tokens)
         self._own_waiting = WaitingRoom()
         self._own_running: Request | None = None
-        self._randomness = torch.Generator(model.device)
+        self._randomness = torch.Generator(runner.model.device)
         self._randomness.seed()
         self._on_death = on_death
         self._stall_s = stall_s
@@ -120,7 +121,7 @@ class Engine:
                 self._check_fits(request)
             self.check_open()
             own = sum(r.sampling.lane is Lane.OWN for r in requests)
-            self._check_room(len(requests) - own, own)
+            self._check_room([r.max_tokens for r in requests if r.sampling.lane is not Lane.OWN], own)
             for request in requests:
                 lane = request.sampling.lane
                 (self._own_waiting if lane is Lane.OWN else self._scheduler.waiting).add(request)
@@ -134,7 +135,7 @@ class Engine:
             raise Draining("The server is shutting down; send the request again.", retry_after_s=1)
         with self._changed:
             self._forget_the_gone()
-            self._check_room(1, 0)
+            self._check_room([1], 0)
 
     @property
     def running(self) -> int:
@@ -147,9 +148,7 @@ class Engine:
     @property
     def kv_usage(self) -> float:
         """Return the share of the shared lane's KV memory that running requests have reserved, 0 to 1."""
-        cache = self._runner.cache
-        reserved = sum(row.request.max_tokens for row in list(self._scheduler.rows))
-        return reserved / (cache.num_slots * cache.slot_len)
+        return sum(row.request.max_tokens for row in list(self._scheduler.rows)) / self._memory.num_tokens
 
     async def drain(self, seconds: float) -> None:
         """Take no new requests, let those here finish for up to `seconds`, then end what is left with an error."""
@@ -179,10 +178,10 @@ class Engine:
             self._changed.notify_all()
 
     def _check_fits(self, request: Request) -> None:
-        if request.max_tokens > self._runner.cache.slot_len:
+        if request.max_tokens > self._memory.max_row_tokens:
             raise BadRequest(
                 f"prompt and max_new_tokens together are {request.max_tokens} tokens; "
-                f"this server holds {self._runner.cache.slot_len}.",
+                f"this server holds {self._memory.max_row_tokens}.",
                 field="max_new_tokens",
             )
         if request.sampling.lane is Lane.OWN:
@@ -195,18 +194,17 @@ class Engine:
                     field="num_beams" if sequences > 1 else "max_new_tokens",
                 )
 
-    def _check_room(self, num_shared: int, num_own: int) -> None:
-        if self._would_wait(num_shared, num_own) > self.max_queue_size:
+    def _check_room(self, shared: Sequence[int], num_own: int) -> None:
+        """Raise if requests of so many tokens each, and so many for the own lane, would make the line too long."""
+        in_line = [request.max_tokens for request in self._scheduler.waiting]
+        places = min(self._scheduler.num_free, self._memory.num_fitting([*in_line, *shared]))
+        would_wait = max(0, len(in_line) + len(shared) - places)
+        would_wait += max(0, len(self._own_waiting) + num_own - (self._own_running is None))
+        if would_wait > self.max_queue_size:
             raise QueueFull(
                 f"{self.waiting} requests are waiting and at most {self.max_queue_size} may.",
                 retry_after_s=self._seconds_until_room(),
             )
-
-    def _would_wait(self, num_shared: int, num_own: int) -> int:
-        """Return how many requests would be waiting with so many more: those that find no free place."""
-        shared = len(self._scheduler.waiting) + num_shared - self._runner.cache.num_free
-        own = len(self._own_waiting) + num_own - (self._own_running is None)
-        return max(0, shared) + max(0, own)
 
     def _seconds_until_room(self) -> int:
         """Estimate from the recent rate of endings when half the line will have gone."""
@@ -249,7 +247,7 @@ class Engine:
                 self._busy_since[Lane.SHARED] = None
             self._wake(touched)
             if not self._scheduler.rows:
-                self._runner.cache.trim()
+                self._memory.trim()
                 with self._changed:
                     self._changed.notify_all()
 
@@ -271,12 +269,12 @@ class Engine:
         return dropped
 
     def _admit(self) -> list[Request]:
-        """Give free slots to waiting requests; return those that could not start after all."""
+        """Give free places to waiting requests; return those that could not start after all."""
         failed = []
-        while self._runner.cache.num_free:
-            # Under the lock from the line to the slot: a drain that looked in between would find nobody here.
+        while self._scheduler.num_free:
+            # Under the lock from the line to the place: a drain that looked in between would find nobody here.
             with self._changed:
-                request = self._scheduler.next_request()
+                request = self._scheduler.next_request(self._fits)
                 if request is None:
                     break
                 try:
@@ -285,9 +283,13 @@ class Engine:
                     self._fail(request, error)
                     failed.append(request)
                     continue
-                slot = self._runner.cache.take()
-                self._scheduler.rows.append(Row(request, slot, sampler, started_s=time.monotonic()))
+                place = self._memory.take(request.max_tokens)
+                assert place is not None, "it fitted a moment ago, and only this thread takes"
+                self._scheduler.rows.append(Row(request, place, sampler, started_s=time.monotonic()))
         return failed
+
+    def _fits(self, request: Request) -> bool:
+        return self._memory.num_fitting([request.max_tokens]) == 1
 
     def _step(self) -> list[Request]:
         """Run one step and hand out its tokens; return the requests that have news."""
@@ -345,9 +347,11 @@ class Engine:
             request = row.request
             if row.decoding:
                 position = request.num_prompt_tokens + len(row.answer_ids) - 1
-                decode.append(Segment(row.slot, position, row.answer_ids[-1:]))
+                decode.append(Segment(row.place, position, row.answer_ids[-1:]))
             else:
-                prefill.append(Segment(row.slot, row.num_read, request.prompt_ids[row.num_read : row.num_read + count]))
+                prefill.append(
+                    Segment(row.place, row.num_read, request.prompt_ids[row.num_read : row.num_read + count])
+                )
                 if request.sampling.prompt_logprobs:
                     of_prompts += range(at, at + count)
             at += count
@@ -414,7 +418,7 @@ class Engine:
 
     def _leave(self, row: Row) -> None:
         self._scheduler.rows.remove(row)
-        self._runner.cache.give_back(row.slot)
+        self._memory.give_back(row.place)
         self._endings.append(time.monotonic())
 
     # --- the own lane ------------------------------------------------------------------------------------------------
@@ -530,8 +534,8 @@ class Engine:
 def _compute_with(num_threads: int) -> None:
     """Let the calling thread compute with so many.
 
-    At its first parallel work a thread takes the number that any thread set last, over the one it had set itself. Asking
-    for the number does that first work; what is set afterwards stays (`lazy_init_num_threads` in ATen/Parallel.h).
+    At its first parallel work a thread takes the number that any thread set last, over the one it had set itself.
+    Asking for the number counts as that work; what is set afterwards stays (`lazy_init_num_threads`, ATen/Parallel.h).
     """
     torch.get_num_threads()
     torch.set_num_threads(num_threads)

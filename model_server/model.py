@@ -18,11 +18,13 @@ import kserve
 from . import capacity, last_words, metrics, openai, phases, weights
 from .engine import Engine
 from .errors import StartupError
+from .fusion import pack
 from .parameters import ModelLimits
 from .predict import Call, answer, parse, plain_text, sse
 from .routes import accepts_plain_text
-from .runner import pack
+from .runner import Runner, make_memory
 from .settings import Settings
+from .spans import flash_refusal
 from .text import Text
 
 log = logging.getLogger(__name__)
@@ -68,20 +70,11 @@ class MistralModel(kserve.Model):
         )
         self.openai_server = openai.Server(self.name, self.text, self.limits)
         self.created_s = int(time.time())
-        room = capacity.plan(
-            loaded.model.config,
-            loaded.dtype,
-            loaded.device,
-            free_bytes=weights.free_bytes(loaded.device),
-            max_model_len=loaded.max_model_len,
-            max_batch_size=self.settings.max_batch_size,
-        )
-        log.info("%s", room.reason)
+        runner, room = _runner(loaded, self.settings.max_batch_size)
         self.generation = Engine(
-            loaded.model,
+            runner,
             loaded.text.tokenizer,
-            max_model_len=loaded.max_model_len,
-            num_slots=room.num_slots,
+            max_batch_size=room.num_rows,
             own_lane_tokens=room.own_lane_tokens,
             max_queue_size=self.settings.max_queue_size,
             prefill_tokens=PREFILL_TOKENS[loaded.device.type],
@@ -164,6 +157,38 @@ def _loaded(settings: Settings) -> weights.LoadedModel:
     loaded = weights.load(weights.resolve(settings), settings)
     pack(loaded.model)
     return loaded
+
+
+def _runner(loaded: weights.LoadedModel, max_batch_size: int) -> tuple[Runner, capacity.Capacity]:
+    """Give the model as much KV memory as there is, in the form that its device computes best."""
+    config = loaded.model.config
+    refusal = flash_refusal(config, loaded.dtype, loaded.device)
+    room = capacity.plan(
+        config,
+        loaded.dtype,
+        loaded.device,
+        free_bytes=weights.free_bytes(loaded.device),
+        max_model_len=loaded.max_model_len,
+        max_batch_size=max_batch_size,
+        equal_rows=refusal is not None,
+    )
+    log.info("%s", room.reason)
+    if refusal is None:
+        log.info("keys and values: each request reserves what it may need; read by flash attention")
+    else:
+        log.info("keys and values: each request reserves %d tokens; flash attention: %s", loaded.max_model_len, refusal)
+    memory = make_memory(
+        config,
+        loaded.dtype,
+        loaded.device,
+        num_rows=room.num_rows,
+        num_tokens=room.num_tokens,
+        max_row_tokens=loaded.max_model_len,
+        flash=refusal is None,
+    )
+    runner = Runner(loaded.model, memory)
+    runner.record_graphs(room.num_rows)
+    return runner, room
 
 
 def _in_passing_thread(work: Callable[[], T]) -> T:

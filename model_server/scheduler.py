@@ -1,9 +1,10 @@
 """Who waits, who runs, and what the next step reads: pure Python, no tensors, no threads.
 
 Policy, and why:
-- A request is admitted when a slot is free. Its slot is its whole KV memory, so what runs always fits.
-- Groups (the requests of one HTTP call) take turns, oldest first, and one group may hold at most 7/8 of the slots: a
-  call with 32 instances can neither starve a single short one nor make it wait for a slot.
+- A request is admitted when a place in the batch is free and its whole KV memory, so what runs always fits. One whose
+  memory is not free is waited for: letting smaller ones pass would starve it.
+- Groups (the requests of one HTTP call) take turns, oldest first, and one group may hold at most 7/8 of the places: a
+  call with 32 instances can neither starve a single short one nor make it wait for a place.
 - A step decodes every row that has its prompt, and reads at most `prefill_tokens` of the other rows' prompts: half of
   it for the oldest prompt, so that it always moves, the rest for the shortest, so that a short prompt need not wait
   for a long one.
@@ -27,12 +28,13 @@ class Row:
     """A running request: where it is in its prompt and what it has answered."""
 
     request: Request
-    slot: int
+    place: int
+    """Where its keys and values lie (`memory.KVMemory`)."""
     sampler: RowSampler
     started_s: float
     """`time.monotonic()` at admission."""
     num_read: int = 0
-    """Prompt tokens whose keys and values are in the slot."""
+    """Prompt tokens whose keys and values are in memory."""
     answer_ids: list[int] = field(default_factory=list)
 
     @property
@@ -60,10 +62,19 @@ class WaitingRoom:
     def add(self, request: Request) -> None:
         self._groups.setdefault(request.group, deque()).append(request)
 
-    def pop(self, may_enter: Callable[[object], bool] = lambda group: True) -> Request | None:
-        """Take the next request of the first group that may enter; the group goes to the end of the line."""
+    def pop(
+        self,
+        may_enter: Callable[[object], bool] = lambda group: True,
+        fits: Callable[[Request], bool] = lambda request: True,
+    ) -> Request | None:
+        """Take the next request of the first group that may enter; the group goes to the end of the line.
+
+        None when no group may, or when that request does not fit yet.
+        """
         for group, line in self._groups.items():
             if may_enter(group):
+                if not fits(line[0]):
+                    return None
                 request = line.popleft()
                 if line:
                     self._groups.move_to_end(group)
@@ -90,19 +101,25 @@ class WaitingRoom:
 class Scheduler:
     """The shared lane's rows and waiting requests."""
 
-    def __init__(self, *, num_slots: int, prefill_tokens: int) -> None:
+    def __init__(self, *, max_batch_size: int, prefill_tokens: int) -> None:
         self.waiting = WaitingRoom()
         self.rows: list[Row] = []
         """Running rows, oldest first."""
         self._prefill_tokens = prefill_tokens
-        self._max_rows_per_group = max(1, num_slots - num_slots // 8)
+        self._max_batch_size = max_batch_size
+        self._max_rows_per_group = max(1, max_batch_size - max_batch_size // 8)
 
-    def next_request(self) -> Request | None:
-        """Take the request that should get the next free slot, or None when nobody may enter."""
+    @property
+    def num_free(self) -> int:
+        """Return how many more rows the batch may have."""
+        return self._max_batch_size - len(self.rows)
+
+    def next_request(self, fits: Callable[[Request], bool] = lambda request: True) -> Request | None:
+        """Take the request that should get the next free place, or None when nobody may enter or fits yet."""
         held: dict[object, int] = {}
         for row in self.rows:
             held[row.request.group] = held.get(row.request.group, 0) + 1
-        return self.waiting.pop(lambda group: held.get(group, 0) < self._max_rows_per_group)
+        return self.waiting.pop(lambda group: held.get(group, 0) < self._max_rows_per_group, fits)
 
     def plan_prefill(self) -> list[tuple[Row, int]]:
         """Return how many prompt tokens of which rows the next step reads."""

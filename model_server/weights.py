@@ -20,9 +20,9 @@ from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
 from . import checkpoint, hub
 from .errors import StartupError
+from .fusion import fuse
 from .progress import Progress, in_units
 from .reader import StoredTensor, read_all
-from .runner import fuse
 from .settings import Settings
 from .text import Text
 

@@ -18,7 +18,10 @@ from transformers import MistralConfig, MistralForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from model_server.engine import Engine
-from model_server.runner import fuse, pack
+from model_server.fusion import fuse, pack
+from model_server.memory import KVMemory
+from model_server.runner import Runner
+from model_server.slots import Slots
 
 from .small_tokenizers import byte_fallback
 
@@ -74,16 +77,24 @@ def make_engine(model: MistralForCausalLM) -> Iterator[Callable[..., Engine]]:
     """A factory of started engines, stopped when the test ends."""
     engines = []
 
-    def make(model: MistralForCausalLM = model, **changes: object) -> Engine:
-        settings = {
-            "max_model_len": 256,
-            "num_slots": 6,
-            "max_queue_size": 100,
-            "own_lane_tokens": 5000,
-            "prefill_tokens": 32,
-            "stall_s": 60.0,
-        }
-        engine = Engine(model, None, **(settings | changes))  # type: ignore[arg-type]
+    def make(
+        model: MistralForCausalLM = model,
+        *,
+        max_model_len: int = 256,
+        max_batch_size: int = 6,
+        memory: KVMemory | None = None,
+        **changes: object,
+    ) -> Engine:
+        memory = memory or Slots(
+            model.config, num_slots=max_batch_size, slot_len=max_model_len, dtype=model.dtype, device=model.device
+        )
+        settings = {"max_queue_size": 100, "own_lane_tokens": 5000, "prefill_tokens": 32, "stall_s": 60.0}
+        engine = Engine(
+            Runner(model, memory),
+            None,  # type: ignore[arg-type]
+            max_batch_size=max_batch_size,
+            **(settings | changes),  # type: ignore[arg-type]
+        )
         engine.start()
         engines.append(engine)
         return engine

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import torch
 
 from model_server.__main__ import main
-from model_server.runner import Runner, Segment
+from model_server.memory import Segment
+from model_server.runner import Runner
 
 MAX_ROWS = 4
 

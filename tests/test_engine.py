@@ -22,8 +22,8 @@ from model_server.errors import (
     ServeError,
     TimedOut,
 )
+from model_server.memory import Segment
 from model_server.request import Chunk, Event, Final, FinishReason, Lane, PromptTokens, Request, Sampling
-from model_server.runner import Segment
 
 from .fakes import TokenIds
 
@@ -85,7 +85,7 @@ class Gate:
 async def test_more_than_may_wait_is_refused_at_once_and_the_others_are_answered(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = make_engine(num_slots=2, max_queue_size=3)
+    engine = make_engine(max_batch_size=2, max_queue_size=3)
     gate = Gate(engine, monkeypatch)
     gate.open.clear()
     taken = [request() for _ in range(5)]
@@ -105,7 +105,7 @@ async def test_more_than_may_wait_is_refused_at_once_and_the_others_are_answered
 async def test_an_instances_call_is_taken_whole_or_not_at_all(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = make_engine(num_slots=2, max_queue_size=3)
+    engine = make_engine(max_batch_size=2, max_queue_size=3)
 
     with pytest.raises(QueueFull):
         engine.submit([request() for _ in range(6)])
@@ -139,7 +139,7 @@ async def test_a_client_that_leaves_frees_its_place(make_engine: MakeEngine, mak
 async def test_a_client_that_leaves_the_line_frees_its_place_there(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, make: Callable[[int], Request]
 ) -> None:
-    engine = make_engine(num_slots=1, max_queue_size=1)
+    engine = make_engine(max_batch_size=1, max_queue_size=1)
     running, waiting, late = make(200), make(200), make(200)
     engine.submit([running])
     await until(lambda: engine.running == 1)
@@ -200,7 +200,7 @@ async def test_max_time_ends_an_answer_with_length(make_engine: MakeEngine) -> N
 async def test_a_request_whose_time_is_up_in_the_line_is_told_so(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = make_engine(num_slots=1)
+    engine = make_engine(max_batch_size=1)
     gate = Gate(engine, monkeypatch)
     gate.open.clear()
     first, late = request(), request(deadline_s=time.monotonic())
@@ -260,7 +260,7 @@ async def test_when_the_thread_dies_everyone_is_told_within_a_second(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reasons: list[str] = []
-    engine = make_engine(num_slots=2, on_death=reasons.append)
+    engine = make_engine(max_batch_size=2, on_death=reasons.append)
     gate = Gate(engine, monkeypatch)
 
     def fault(decode: Sequence[Segment], prefill: Sequence[Segment]) -> None:
@@ -295,7 +295,7 @@ async def test_a_step_that_hangs_is_noticed(make_engine: MakeEngine, monkeypatch
 
 
 async def test_draining_lets_the_running_and_the_waiting_finish(make_engine: MakeEngine) -> None:
-    engine = make_engine(num_slots=1)
+    engine = make_engine(max_batch_size=1)
     requests = [request(20) for _ in range(3)]
     engine.submit(requests)
 
@@ -312,7 +312,7 @@ async def test_a_request_has_one_line_in_the_log_however_it_ends(
 ) -> None:
     """A drain that ran out wrote two: one for its error, one when the row left."""
     caplog.set_level("INFO", logger="model_server.journal")
-    engine = make_engine(num_slots=1)
+    engine = make_engine(max_batch_size=1)
     requests = [request(250, request_id="shared"), beams(200)]
     engine.submit(requests)
     await until(lambda: requests[0].num_generated > 0)
@@ -326,7 +326,7 @@ async def test_a_request_has_one_line_in_the_log_however_it_ends(
 
 
 async def test_what_is_left_when_draining_is_over_ends_with_an_error(make_engine: MakeEngine) -> None:
-    engine = make_engine(num_slots=1)
+    engine = make_engine(max_batch_size=1)
     requests = [request(250), request(250), beams(200)]
     engine.submit(requests)
     await until(lambda: requests[0].num_generated > 0)

@@ -7,7 +7,11 @@ import pytest
 
 SOURCES = sorted((Path(__file__).parents[1] / "model_server").glob("*.py"))
 MAY_IMPORT = {
-    "torch": {"cache", "capacity", "reader", "runner", "sampling", "generation", "weights", "engine"},
+    "torch": {
+        *("weights", "reader", "fusion", "capacity"),
+        *("memory", "slots", "spans", "attention", "decoder", "graphs", "runner"),
+        *("sampling", "generation", "engine"),
+    },
     "kserve": {"model", "server", "__main__"},
     "fastapi": {"routes", "http", "openai_routes", "openapi", "playground"},
     "kubernetes": set(),

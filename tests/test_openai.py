@@ -22,11 +22,11 @@ from transformers import MistralForCausalLM
 
 from model_server.engine import Engine
 from model_server.errors import BadRequest, EngineDead, ServeError, UnknownModel
+from model_server.fusion import fuse
 from model_server.openai import Server, models, parse_chat, parse_completion
 from model_server.openai_answers import answer, sse
 from model_server.parameters import ModelLimits
 from model_server.request import FinishReason
-from model_server.runner import fuse
 
 from .conftest import tiny_mistral
 from .fakes import play

@@ -12,8 +12,8 @@ import torch
 from transformers import MistralForCausalLM
 
 from model_server.engine import Engine
+from model_server.fusion import fuse, pack
 from model_server.request import Final, FinishReason, Lane, Request, Sampling
-from model_server.runner import fuse, pack
 
 from .conftest import VOCAB_SIZE, tiny_mistral
 from .fakes import TokenIds
@@ -119,7 +119,7 @@ async def test_answers_in_a_full_batch_equal_generate(
     plain_model: MistralForCausalLM, make_engine: Callable[..., Engine]
 ) -> None:
     """Rows of every kind, of different lengths, joining and leaving: none changes another's tokens."""
-    engine = make_engine(num_slots=6)
+    engine = make_engine(max_batch_size=6)
     jobs = [(prompt(3 + 7 * (i % 10)), 8 + 3 * (i % 5), fields) for i, fields in enumerate(SHARED_LANE * 2 + OWN_LANE)]
 
     answers = await asyncio.gather(*(answer(engine, *job) for job in jobs))
@@ -152,7 +152,7 @@ async def test_one_long_row_among_short_ones_equals_generate(
     plain_model: MistralForCausalLM, make_engine: Callable[..., Engine]
 ) -> None:
     """The long row gets an attention call of its own (`_split_at`)."""
-    engine = make_engine(max_model_len=512, num_slots=4)
+    engine = make_engine(max_model_len=512, max_batch_size=4)
     jobs = [(prompt(n), 20, GREEDY) for n in (400, 5, 9, 12, 300)]
 
     answers = await asyncio.gather(*(answer(engine, *job) for job in jobs))

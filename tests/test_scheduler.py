@@ -14,7 +14,7 @@ def request(num_prompt_tokens: int = 4, group: object = None) -> Request:
 
 def row(scheduler: Scheduler, num_prompt_tokens: int, num_read: int = 0, group: object = None) -> Row:
     sampler: Any = None
-    new = Row(request(num_prompt_tokens, group), slot=0, sampler=sampler, started_s=0.0, num_read=num_read)
+    new = Row(request(num_prompt_tokens, group), place=0, sampler=sampler, started_s=0.0, num_read=num_read)
     scheduler.rows.append(new)
     return new
 
@@ -40,7 +40,7 @@ def test_removed_requests_leave_the_others_in_line() -> None:
 
 
 def test_one_group_leaves_some_slots_to_the_others() -> None:
-    scheduler = Scheduler(num_slots=8, prefill_tokens=64)
+    scheduler = Scheduler(max_batch_size=8, prefill_tokens=64)
     for _ in range(7):
         row(scheduler, 4, group="many")
     scheduler.waiting.add(request(group="many"))
@@ -52,21 +52,21 @@ def test_one_group_leaves_some_slots_to_the_others() -> None:
 
 
 def test_a_lone_prompt_gets_the_whole_reading_budget() -> None:
-    scheduler = Scheduler(num_slots=4, prefill_tokens=64)
+    scheduler = Scheduler(max_batch_size=4, prefill_tokens=64)
     reading = row(scheduler, 1000)
 
     assert scheduler.plan_prefill() == [(reading, 64)]
 
 
 def test_a_short_prompt_is_read_beside_a_long_one() -> None:
-    scheduler = Scheduler(num_slots=4, prefill_tokens=64)
+    scheduler = Scheduler(max_batch_size=4, prefill_tokens=64)
     long, short = row(scheduler, 1000), row(scheduler, 20)
 
     assert scheduler.plan_prefill() == [(long, 44), (short, 20)]
 
 
 def test_the_oldest_prompt_keeps_half_the_budget_whatever_else_comes() -> None:
-    scheduler = Scheduler(num_slots=8, prefill_tokens=64)
+    scheduler = Scheduler(max_batch_size=8, prefill_tokens=64)
     oldest = row(scheduler, 1000)
     for _ in range(5):
         row(scheduler, 30)
@@ -76,14 +76,14 @@ def test_the_oldest_prompt_keeps_half_the_budget_whatever_else_comes() -> None:
 
 
 def test_rows_that_decode_read_no_prompt() -> None:
-    scheduler = Scheduler(num_slots=4, prefill_tokens=64)
+    scheduler = Scheduler(max_batch_size=4, prefill_tokens=64)
     row(scheduler, 10, num_read=10)
 
     assert scheduler.plan_prefill() == []
 
 
 def test_the_newest_request_is_shed_first() -> None:
-    scheduler = Scheduler(num_slots=4, prefill_tokens=64)
+    scheduler = Scheduler(max_batch_size=4, prefill_tokens=64)
     old, new = row(scheduler, 4), row(scheduler, 4)
 
     assert newest_first([old, new]) == [new, old]

@@ -1,0 +1,206 @@
+"""KV memory as slots: rows at equal distances, so that one attention call serves them all. For a CPU.
+
+Owns the tensors, which slot is free, and attention over slots. A slot has addresses for the longest row and is reserved
+whole; on a CPU the kernel gives memory only to what is written.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import MistralConfig
+
+from .attention import chunk_attention
+from .memory import Segment, head_dim, kv_bytes_per_token, window_of
+
+LONG_ROW_TOKENS = 128
+"""What a separate attention call costs, counted in tokens of a batched one (see `_split_at`)."""
+
+
+class Slots:
+    """Keys and values of all layers: for each layer a pair of (num_slots, kv_heads, slot_len, head_dim)."""
+
+    def __init__(
+        self,
+        config: MistralConfig,
+        *,
+        num_slots: int,
+        slot_len: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.device = device
+        self.max_row_tokens = slot_len
+        self.num_tokens = num_slots * slot_len
+        self.window = window_of(config, slot_len)
+        shape = (config.num_hidden_layers, 2, num_slots, config.num_key_value_heads, slot_len, head_dim(config))
+        self._pages: mmap.mmap | None = None
+        if device.type == "cpu":
+            # An anonymous mapping costs memory only where rows have written, and reads as zeros elsewhere.
+            num_bytes = self.num_tokens * kv_bytes_per_token(config, dtype)
+            self._pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            memory = torch.frombuffer(self._pages, dtype=dtype).view(shape)
+        else:
+            # Zeros and not garbage: what the mask hides is still multiplied, and 0 x NaN is NaN.
+            memory = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys: list[Tensor] = [memory[layer, 0] for layer in range(config.num_hidden_layers)]
+        self.values: list[Tensor] = [memory[layer, 1] for layer in range(config.num_hidden_layers)]
+        self._free = list(range(num_slots - 1, -1, -1))
+
+    def take(self, num_tokens: int) -> int | None:
+        """Return the lowest free slot; low slots keep the batch dense."""
+        return self._free.pop() if self._free else None
+
+    def give_back(self, place: int) -> None:
+        self._free.append(place)
+        self._free.sort(reverse=True)
+
+    def num_fitting(self, rows: Iterable[int]) -> int:
+        return min(len(list(rows)), len(self._free))
+
+    def trim(self) -> None:
+        if self._pages is not None:
+            self._pages.madvise(mmap.MADV_DONTNEED)
+
+    def step(self, decode: Sequence[Segment], prefill: Sequence[Segment]) -> SlotStep:
+        return SlotStep(self, decode, prefill)
+
+
+class SlotStep:
+    """A step over slots (`decoder.Step`)."""
+
+    def __init__(self, slots: Slots, decode: Sequence[Segment], prefill: Sequence[Segment]) -> None:
+        self._slots = slots
+        self._prefill = prefill
+        self._num_decode = len(decode)
+        segments = [*decode, *prefill]
+        token_ids = [t for s in segments for t in s.token_ids]
+        positions = [p for s in segments for p in range(s.start, s.start + len(s.token_ids))]
+        padding = [0] * (padded(len(token_ids), slots.device) - len(token_ids))
+        self.token_ids = torch.tensor(token_ids + padding, device=slots.device)
+        self.positions = torch.tensor(positions + padding, device=slots.device)
+        if decode:
+            self._plan_decode(decode)
+
+    def _plan_decode(self, decode: Sequence[Segment]) -> None:
+        device, window = self._slots.device, self._slots.window
+        lengths = [s.start + 1 for s in decode]
+        places = [s.place for s in decode]
+        self._places = torch.tensor(places, device=device)
+        self._last = self.positions[: len(decode)]
+        self._num_slots = max(places) + 1
+        self._dense = places == list(range(self._num_slots))
+        split = _split_at(lengths, self._num_slots)
+        self._short_len = split
+        self._long = [(i, s.place, s.start + 1) for i, s in enumerate(decode) if s.start + 1 > split]
+        window = window if window is not None and max(lengths) > window else None
+        self._mask: Tensor | None = None
+        if split and not (self._dense and min(lengths) >= split and window is None):
+            # A slot without a row shows its first key, so that its softmax stays finite; its output is not read.
+            row_lengths = torch.ones((self._num_slots, 1), dtype=torch.long, device=device)
+            row_lengths[self._places, 0] = self._last + 1
+            key_positions = torch.arange(split, device=device)
+            seen = key_positions < row_lengths
+            if window is not None:
+                seen &= key_positions >= row_lengths - window
+            # In the keys' own format: a mask of truth values would be turned into this again in every layer.
+            self._mask = torch.zeros(seen.shape, dtype=self._slots.keys[0].dtype, device=device)
+            self._mask = self._mask.masked_fill_(~seen, -torch.inf)[:, None, None, :]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+        """See `decoder.Step.attend`."""
+        keys, values = self._slots.keys[layer], self._slots.values[layer]
+        num_tokens, num_heads, size = q.shape
+        kv_heads = k.shape[1]
+        n = self._num_decode
+        decoded = None
+        if n:
+            keys[self._places, :, self._last] = k[:n]
+            values[self._places, :, self._last] = v[:n]
+            rows = q[:n].reshape(n, kv_heads, num_heads // kv_heads, size)
+            decoded = self._attend_rows(rows, keys, values, scaling).view(n, -1)
+            if n == num_tokens:
+                return decoded
+        out = q.new_empty((num_tokens, num_heads * size))
+        if decoded is not None:
+            out[:n] = decoded
+        at = n
+        for segment in self._prefill:
+            length = len(segment.token_ids)
+            piece = slice(at, at + length)
+            end = segment.start + length
+            keys[segment.place, :, segment.start : end] = k[piece].transpose(0, 1)
+            values[segment.place, :, segment.start : end] = v[piece].transpose(0, 1)
+            found = chunk_attention(
+                q[piece],
+                keys[segment.place, :, :end],
+                values[segment.place, :, :end],
+                segment.start,
+                scaling,
+                self._slots.window,
+            )
+            out[piece] = found.reshape(length, -1)
+            at += length
+        out[at:] = 0  # padding: nobody reads it, but it must stay finite
+        return out
+
+    def _attend_rows(self, rows: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+        """Decode attention: rows (n, kv_heads, group, head_dim), one query token each; the group shares its keys."""
+        out = None
+        if self._short_len:
+            queries = rows
+            if not self._dense:
+                queries = rows.new_zeros((self._num_slots, *rows.shape[1:]))
+                queries[self._places] = rows
+            out = F.scaled_dot_product_attention(
+                queries,
+                keys[: self._num_slots, :, : self._short_len],
+                values[: self._num_slots, :, : self._short_len],
+                attn_mask=self._mask,
+                scale=scaling,
+            )
+            out = out.contiguous() if self._dense else out[self._places]
+        if out is None:
+            out = torch.empty_like(rows)
+        for i, slot, length in self._long:
+            first = 0 if self._slots.window is None else max(0, length - self._slots.window)
+            out[i] = F.scaled_dot_product_attention(
+                rows[i : i + 1],
+                keys[slot : slot + 1, :, first:length],
+                values[slot : slot + 1, :, first:length],
+                scale=scaling,
+            )[0]
+        return out
+
+
+def padded(num_tokens: int, device: torch.device) -> int:
+    """Return how many tokens a step of so many computes.
+
+    A CPU's matmuls are compiled for each number of rows at first sight: milliseconds each, and memory that is kept. A
+    few sizes cost less than every size once.
+    """
+    if device.type != "cpu" or num_tokens <= 2:
+        return num_tokens
+    granule = 4 if num_tokens <= 8 else 8 if num_tokens <= 32 else 16
+    return -(-num_tokens // granule) * granule
+
+
+def _split_at(lengths: Sequence[int], num_slots: int) -> int:
+    """Return how many tokens of every slot the batched attention call should read.
+
+    Rows that are longer get a call of their own: one long row must not make all the others pay for its length. The
+    cheapest split is one of the lengths, or 0 (a call for each row).
+    """
+    best, best_cost = 0, sum(lengths) + LONG_ROW_TOKENS * len(lengths)
+    rest, count = best_cost, len(lengths)
+    for length in sorted(lengths):
+        count -= 1
+        rest -= length + LONG_ROW_TOKENS
+        cost = num_slots * length + rest
+        if cost <= best_cost:
+            best, best_cost = length, cost
+    return best

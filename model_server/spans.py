@@ -1,0 +1,279 @@
+"""KV memory as spans: each row takes exactly the tokens it may need from one pool, side by side. For a GPU.
+
+Owns the pool, which tokens of it are free, and attention over spans. A row's span is as long as its prompt and answer
+can get, so that 24 GB hold many usual requests instead of a few of the longest. Being in one piece it needs no tables,
+and PyTorch's own flash attention reads it (`torch.nn.attention.varlen`): its rows of keys may begin anywhere.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+from transformers import MistralConfig
+
+from .attention import chunk_attention
+from .memory import Segment, head_dim, window_of
+
+
+class FreeSpans:
+    """What is free of a pool of tokens: first fit, and neighbours join again when they are given back."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self._free = [(0, num_tokens)]
+        """Start and length of each free stretch, by start; no two touch."""
+
+    def copy(self) -> FreeSpans:
+        other = FreeSpans(0)
+        other._free = list(self._free)
+        return other
+
+    def take(self, length: int) -> int | None:
+        """Return the start of the first stretch that is long enough, or None."""
+        for i, (start, free) in enumerate(self._free):
+            if free >= length:
+                self._free[i : i + 1] = [(start + length, free - length)] if free > length else []
+                return start
+        return None
+
+    def give_back(self, start: int, length: int) -> None:
+        i = bisect.bisect(self._free, (start, 0))
+        if i < len(self._free) and self._free[i][0] == start + length:
+            length += self._free.pop(i)[1]
+        if i and sum(self._free[i - 1]) == start:
+            before, more = self._free.pop(i - 1)
+            start, length, i = before, more + length, i - 1
+        self._free.insert(i, (start, length))
+
+
+class Spans:
+    """Keys and values of all layers: for each layer a pair of (num_tokens + 1, kv_heads, head_dim).
+
+    The last token belongs to nobody: what only fills up a step is written there.
+    """
+
+    def __init__(
+        self,
+        config: MistralConfig,
+        *,
+        num_tokens: int,
+        max_row_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        flash: bool,
+    ) -> None:
+        """Make the pool; `flash` says whether flash attention is to be used (see `flash_refusal`) or plain PyTorch."""
+        self.num_tokens = num_tokens
+        self.max_row_tokens = max_row_tokens
+        self.device = device
+        self.flash = flash
+        self.window = window_of(config, max_row_tokens)
+        shape = (config.num_hidden_layers, 2, num_tokens + 1, config.num_key_value_heads, head_dim(config))
+        # Zeros and not garbage: what the kernel reads beyond a row's end is masked, but 0 x NaN is NaN.
+        memory = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys: list[Tensor] = [memory[layer, 0] for layer in range(config.num_hidden_layers)]
+        self.values: list[Tensor] = [memory[layer, 1] for layer in range(config.num_hidden_layers)]
+        self._free = FreeSpans(num_tokens)
+        self._lengths: dict[int, int] = {}
+        """Start of each taken span to its length."""
+
+    def take(self, num_tokens: int) -> int | None:
+        place = self._free.take(num_tokens)
+        if place is not None:
+            self._lengths[place] = num_tokens
+        return place
+
+    def give_back(self, place: int) -> None:
+        self._free.give_back(place, self._lengths.pop(place))
+
+    def num_fitting(self, rows: Iterable[int]) -> int:
+        free, count = self._free.copy(), 0
+        for num_tokens in rows:
+            if free.take(num_tokens) is None:
+                break
+            count += 1
+        return count
+
+    def trim(self) -> None:
+        """Keep everything: the GPU is ours alone."""
+
+    def step(self, decode: Sequence[Segment], prefill: Sequence[Segment]) -> SpanStep:
+        numbers = StepNumbers(decode, prefill, unused=self.num_tokens)
+        return SpanStep(self, numbers, torch.tensor(numbers.values, dtype=torch.int32, device=self.device))
+
+
+class Part:
+    """The segments of a step that one attention call serves: those that decode, or those that read their prompt."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self.lengths = [len(s.token_ids) for s in segments]
+        self.num_tokens = sum(self.lengths)
+        self.max_q = max(self.lengths, default=0)
+        self.num_segments = len(segments)
+        bounds = [0]
+        for length in self.lengths:
+            bounds.append(bounds[-1] + length)
+        self.values = [
+            *bounds,
+            *(s.place for s in segments),
+            0,  # the kernel wants the end of the last one too, and does not use it
+            *(s.start + len(s.token_ids) for s in segments),
+        ]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [self.num_segments + 1, self.num_segments + 1, self.num_segments]
+
+
+class StepNumbers:
+    """All that a step tells the device, in one list, so that it gets there in one copy."""
+
+    def __init__(
+        self, decode: Sequence[Segment], prefill: Sequence[Segment], *, unused: int, pad_decode_to: int = 0
+    ) -> None:
+        decode = [*decode, *[Segment(unused, 0, [0])] * (pad_decode_to - len(decode))]
+        segments = [*decode, *prefill]
+        positions = [p for s in segments for p in range(s.start, s.start + len(s.token_ids))]
+        places = [s.place for s in segments for _ in s.token_ids]
+        self.parts = [Part(decode), Part(prefill)]
+        self.values = [
+            *(t for s in segments for t in s.token_ids),
+            *positions,
+            *(place + position for place, position in zip(places, positions, strict=True)),
+            *(value for part in self.parts for value in part.values),
+        ]
+        self.sizes = [len(positions)] * 3 + [size for part in self.parts for size in part.sizes]
+
+
+class SpanStep:
+    """A step over spans (`decoder.Step`)."""
+
+    def __init__(self, spans: Spans, numbers: StepNumbers, on_device: Tensor) -> None:
+        self._spans = spans
+        self._parts = numbers.parts
+        self.token_ids, self.positions, self._writes, *rest = on_device.split(numbers.sizes)
+        self._of_parts = (rest[:3], rest[3:])
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+        """See `decoder.Step.attend`."""
+        keys, values = self._spans.keys[layer], self._spans.values[layer]
+        keys[self._writes] = k
+        values[self._writes] = v
+        found, at = [], 0
+        attend = self._attend_flash if self._spans.flash else self._attend_plain
+        for part, (bounds, starts, lengths) in zip(self._parts, self._of_parts, strict=True):
+            if part.num_segments:
+                queries = q[at : at + part.num_tokens]
+                found.append(attend(part, queries, keys, values, bounds, starts, lengths, scaling))
+                at += part.num_tokens
+        return (found[0] if len(found) == 1 else torch.cat(found)).reshape(len(q), -1)
+
+    def _attend_flash(
+        self,
+        part: Part,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        bounds: Tensor,
+        starts: Tensor,
+        lengths: Tensor,
+        scaling: float,
+    ) -> Tensor:
+        window = self._spans.window
+        if window is not None:
+            seen = (window - 1, 0)
+        else:
+            # One query sees all its keys: saying so, instead of "causal", lets the kernel put the heads of a group
+            # together and share a long row out.
+            seen = (-1, -1) if part.max_q == 1 else (-1, 0)
+        out = varlen_attn(
+            q,
+            keys,
+            values,
+            bounds,
+            starts,
+            part.max_q,
+            self._spans.max_row_tokens,
+            scale=scaling,
+            window_size=seen,
+            enable_gqa=True,
+            seqused_k=lengths,
+        )
+        assert isinstance(out, Tensor), "nothing else was asked for"
+        return out
+
+    def _attend_plain(
+        self,
+        part: Part,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        bounds: Tensor,
+        starts: Tensor,
+        lengths: Tensor,
+        scaling: float,
+    ) -> Tensor:
+        """Row by row: what flash attention is held against."""
+        found = []
+        for queries, place, length in zip(q.split(part.lengths), starts.tolist(), lengths.tolist(), strict=False):
+            span = slice(place, place + length)
+            start = length - len(queries)
+            found.append(
+                chunk_attention(
+                    queries,
+                    keys[span].transpose(0, 1),
+                    values[span].transpose(0, 1),
+                    start,
+                    scaling,
+                    self._spans.window,
+                )
+            )
+        return torch.cat(found)
+
+
+def flash_refusal(config: MistralConfig, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Return why spans cannot be read by flash attention here, or None when they can, and are read right.
+
+    Asked of the device itself, with small steps held against plain attention: which cards, formats and head sizes a
+    kernel serves is written nowhere as surely.
+    """
+    if device.type != "cuda":
+        return f"the device is a {device.type}"
+    return flash_disagreement(config, dtype, device)
+
+
+@torch.inference_mode()
+def flash_disagreement(config: MistralConfig, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Return what flash attention does other than plain attention over the same spans, or None."""
+    num_heads, kv_heads, size = config.num_attention_heads, config.num_key_value_heads, head_dim(config)
+    one_layer = MistralConfig(
+        num_hidden_layers=1, num_attention_heads=num_heads, num_key_value_heads=kv_heads, head_dim=size
+    )
+    one_layer.sliding_window = config.sliding_window and 35  # where there is a window, a small one that shows
+    numbers = torch.Generator(device).manual_seed(0)
+
+    def random(rows: int, heads: int) -> Tensor:
+        return torch.randn((rows, heads, size), dtype=dtype, device=device, generator=numbers)
+
+    spans = Spans(one_layer, num_tokens=512, max_row_tokens=300, dtype=dtype, device=device, flash=True)
+    spans.keys[0].copy_(random(513, kv_heads))
+    spans.values[0].copy_(random(513, kv_heads))
+    decode = [Segment(300, 40, [0]), Segment(7, 99, [0])]
+    prefill = [Segment(200, 20, [0] * 30), Segment(400, 0, [0] * 5)]
+    try:
+        for segments in ((decode, []), ([], prefill), (decode, prefill)):
+            step = spans.step(*segments)
+            rows = len(step.token_ids)
+            inputs = random(rows, num_heads), random(rows, kv_heads), random(rows, kv_heads)
+            found = {}
+            for spans.flash in (True, False):
+                found[spans.flash] = step.attend(0, *inputs, size**-0.5)
+            difference = float((found[True] - found[False]).abs().max())
+            if not difference < 0.02:
+                return f"its answers differ from plain attention's by {difference:.2g}"
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        return str(error).strip().splitlines()[0]
+    return None

@@ -1,0 +1,85 @@
+"""What only a GPU shows: flash attention over spans and recorded decode steps give what plain PyTorch gives.
+
+Run on a machine with one: `make test`, or `pytest tests/test_gpu.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from transformers import MistralForCausalLM
+
+from model_server.fusion import fuse
+from model_server.graphs import StaticStep
+from model_server.memory import Segment
+from model_server.runner import Runner
+from model_server.spans import Spans, flash_refusal
+
+from .conftest import tiny_mistral
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+
+MAX_ROW_TOKENS = 256
+
+
+@pytest.fixture(params=[torch.float16, torch.bfloat16], ids=str)
+def on_gpu(request: pytest.FixtureRequest) -> Iterator[MistralForCausalLM]:
+    model = tiny_mistral(head_dim=128).to(torch.device("cuda"), request.param)
+    fuse(model)
+    yield model
+    torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def make_runner(on_gpu: MistralForCausalLM) -> Callable[[bool], Runner]:
+    def make(flash: bool) -> Runner:
+        spans = Spans(
+            on_gpu.config,
+            num_tokens=2000,
+            max_row_tokens=MAX_ROW_TOKENS,
+            dtype=on_gpu.dtype,
+            device=on_gpu.device,
+            flash=flash,
+        )
+        return Runner(on_gpu, spans)
+
+    return make
+
+
+def logits_of(runner: Runner) -> torch.Tensor:
+    """Read three prompts and decode four tokens in each: the logits of every step, one below the other."""
+    lengths = [3, 70, 150]
+    places = [runner.memory.take(MAX_ROW_TOKENS) or 0 for _ in lengths]
+    prompts = [
+        Segment(place, 0, [(7 * i + length) % 290 + 5 for i in range(length)])
+        for place, length in zip(places, lengths, strict=True)
+    ]
+    ends = [sum(lengths[: i + 1]) - 1 for i in range(len(lengths))]
+    found = [runner.forward([], prompts, ends)]
+    for step in range(4):
+        decode = [Segment(place, length + step, [20 + step]) for place, length in zip(places, lengths, strict=True)]
+        found.append(runner.forward(decode, [], range(len(decode))))
+    return torch.cat(found).cpu()
+
+
+def test_this_card_computes_flash_attention_over_spans(on_gpu: MistralForCausalLM) -> None:
+    assert flash_refusal(on_gpu.config, on_gpu.dtype, on_gpu.device) is None
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_flash_attention_and_graphs_give_what_plain_attention_gives(
+    make_runner: Callable[[bool], Runner], graphs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replayed = []
+    run = StaticStep.run
+    monkeypatch.setattr(StaticStep, "run", lambda step, decode: replayed.append(step._graph) or run(step, decode))
+    runner = make_runner(True)
+    if graphs:
+        runner.record_graphs(8)
+
+    difference = (logits_of(runner) - logits_of(make_runner(False))).abs().max()
+
+    assert float(difference) < 0.2
+    assert [graph is not None for graph in replayed] == [True] * 4 * graphs
