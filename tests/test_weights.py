@@ -2,9 +2,11 @@
 
 import json
 import logging
+import os
 import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
-from model_server import checkpoint, weights
+from model_server import checkpoint, read_ahead, weights
 from model_server.errors import StartupError
 from model_server.progress import Progress, in_units
 from model_server.settings import Settings
@@ -324,3 +326,23 @@ def test_directory_goes_before_the_hub():
 
 def test_sizes_are_written_for_people():
     assert [in_units(n) for n in (0, 999, 1500, 14.48e9)] == ["0 bytes", "999 bytes", "1.5 kB", "14.5 GB"]
+
+
+def test_weights_are_read_ahead_once_and_within_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    for name in ("model-1.safetensors", "model-2.safetensors", "consolidated.safetensors"):
+        (tmp_path / name).write_bytes(b"x" * 1000)
+    monkeypatch.setattr(read_ahead, "psutil", SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=3000)))
+    monkeypatch.setattr(
+        read_ahead.os, "posix_fadvise", lambda fd, start, length, advice: asked.append((start, length, advice))
+    )
+
+    read_ahead.start(tmp_path).join()
+
+    assert asked == [(0, 1000, os.POSIX_FADV_WILLNEED), (0, 500, os.POSIX_FADV_WILLNEED)]
+
+
+def test_reading_ahead_what_is_not_there_is_no_error(tmp_path: Path) -> None:
+    read_ahead.start(tmp_path / "missing").join()
+    (tmp_path / "model.safetensors").mkdir()
+    read_ahead.start(tmp_path).join()
