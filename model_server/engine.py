@@ -1,24 +1,22 @@
 """The engine: requests in, tokens out, two lanes, one thread each.
 
-The shared lane's thread repeats: drop who left, admit who waits, run one step, hand out its tokens. The own lane's
-thread runs one `generate` call after another. Owns threads, admission, endings and faults; knows no wire format, and
-of text only that a detokenizer says when to stop.
+The shared lane's thread repeats: drop who left, admit who waits, run one step (`shared_lane.py`). The own lane's
+thread runs one `generate` call after another (`generation.py`). Owns the threads, who may wait, draining, and what
+happens when a thread dies or hangs; knows no wire format.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from . import journal
+from . import endings, journal
 from .errors import (
     BadRequest,
     Draining,
@@ -30,22 +28,12 @@ from .errors import (
     TimedOut,
 )
 from .generation import generate
-from .memory import Segment
-from .request import Channel, Chunk, Final, FinishReason, Lane, PromptTokens, Request, Token
+from .request import Channel, Lane, Request
 from .runner import Runner
-from .sampling import row_sampler, sample, with_logprobs
-from .scheduler import Row, Scheduler, WaitingRoom, newest_first
+from .scheduler import WaitingRoom
+from .shared_lane import SharedLane
 
 logger = logging.getLogger(__name__)
-
-
-Work = list[tuple[Row, int]]
-"""A step: rows with the number of their tokens it computes. Decoding rows come first, with one token each."""
-
-
-def _sampled(work: Work) -> list[Row]:
-    """Return the rows that get a token from a step: those that decode, and those whose prompt it completes."""
-    return [row for row, count in work if row.decoding or count == row.num_unread]
 
 
 class Engine:
@@ -78,13 +66,11 @@ class Engine:
         self.accepting = True
         self._model = runner.model
         self._tokenizer = tokenizer
-        self._runner = runner
         self._memory = runner.memory
-        self._scheduler = Scheduler(max_batch_size=max_batch_size, prefill_tokens=prefill_tokens)
+        self._rate = endings.EndingRate()
+        self._shared = SharedLane(runner, max_batch_size=max_batch_size, prefill_tokens=prefill_tokens, rate=self._rate)
         self._own_waiting = WaitingRoom()
         self._own_running: Request | None = None
-        self._randomness = torch.Generator(runner.model.device)
-        self._randomness.seed()
         self._on_death = on_death
         self._stall_s = stall_s
         self._stopping = False
@@ -94,7 +80,6 @@ class Engine:
         self._changed = threading.Condition()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._busy_since: dict[Lane, float | None] = {Lane.SHARED: None, Lane.OWN: None}
-        self._endings: deque[float] = deque(maxlen=32)
         self._threads = [
             threading.Thread(target=self._guarded, args=(self._run_shared,), name="shared-lane", daemon=True),
             threading.Thread(target=self._guarded, args=(self._run_own,), name="own-lane", daemon=True),
@@ -124,7 +109,7 @@ class Engine:
             self._check_room([r.max_tokens for r in requests if r.sampling.lane is not Lane.OWN], own)
             for request in requests:
                 lane = request.sampling.lane
-                (self._own_waiting if lane is Lane.OWN else self._scheduler.waiting).add(request)
+                (self._own_waiting if lane is Lane.OWN else self._shared.scheduler.waiting).add(request)
             self._changed.notify_all()
 
     def check_open(self) -> None:
@@ -139,16 +124,16 @@ class Engine:
 
     @property
     def running(self) -> int:
-        return len(self._scheduler.rows) + (self._own_running is not None)
+        return len(self._shared.scheduler.rows) + (self._own_running is not None)
 
     @property
     def waiting(self) -> int:
-        return len(self._scheduler.waiting) + len(self._own_waiting)
+        return len(self._shared.scheduler.waiting) + len(self._own_waiting)
 
     @property
     def kv_usage(self) -> float:
         """Return the share of the shared lane's KV memory that running requests have reserved, 0 to 1."""
-        return sum(row.request.max_tokens for row in list(self._scheduler.rows)) / self._memory.num_tokens
+        return sum(row.request.max_tokens for row in list(self._shared.scheduler.rows)) / self._memory.num_tokens
 
     async def drain(self, seconds: float) -> None:
         """Take no new requests, let those here finish for up to `seconds`, then end what is left with an error."""
@@ -196,22 +181,15 @@ class Engine:
 
     def _check_room(self, shared: Sequence[int], num_own: int) -> None:
         """Raise if requests of so many tokens each, and so many for the own lane, would make the line too long."""
-        in_line = [request.max_tokens for request in self._scheduler.waiting]
-        places = min(self._scheduler.num_free, self._memory.num_fitting([*in_line, *shared]))
+        in_line = [request.max_tokens for request in self._shared.scheduler.waiting]
+        places = min(self._shared.scheduler.num_free, self._memory.num_fitting([*in_line, *shared]))
         would_wait = max(0, len(in_line) + len(shared) - places)
         would_wait += max(0, len(self._own_waiting) + num_own - (self._own_running is None))
         if would_wait > self.max_queue_size:
             raise QueueFull(
                 f"{self.waiting} requests are waiting and at most {self.max_queue_size} may.",
-                retry_after_s=self._seconds_until_room(),
+                retry_after_s=self._rate.seconds_until(self.waiting / 2),
             )
-
-    def _seconds_until_room(self) -> int:
-        """Estimate from the recent rate of endings when half the line will have gone."""
-        if len(self._endings) < 2:
-            return 5
-        rate = len(self._endings) / max(0.1, time.monotonic() - self._endings[0])
-        return max(1, min(60, math.ceil(self.waiting / 2 / rate)))
 
     def _forget_the_gone(self) -> None:
         """Remove waiting requests that nobody wants any more, or whose time is up; the lock is held."""
@@ -220,9 +198,9 @@ class Engine:
         def gone(request: Request) -> bool:
             return request.channel.closed or (request.deadline_s is not None and now_s >= request.deadline_s)
 
-        removed = self._scheduler.waiting.remove_where(gone) + self._own_waiting.remove_where(gone)
+        removed = self._shared.scheduler.waiting.remove_where(gone) + self._own_waiting.remove_where(gone)
         for request in removed:
-            self._fail(request, TimedOut("The request waited for its whole time; the server is too busy."))
+            endings.fail(request, TimedOut("The request waited for its whole time; the server is too busy."))
         self._wake(removed)
 
     # --- the shared lane ---------------------------------------------------------------------------------------------
@@ -233,193 +211,23 @@ class Engine:
         while True:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._stopping or self._scheduler.rows or self._scheduler.waiting,
+                    lambda: self._stopping or self._shared.scheduler.rows or self._shared.scheduler.waiting,
                     timeout=None,
                 )
                 if self._stopping:
                     return
                 self._forget_the_gone()
-            touched = self._drop_the_gone()
-            touched += self._admit()
-            if self._scheduler.rows:
+            news = self._shared.drop_the_gone()
+            news += self._shared.admit(self._changed)
+            if self._shared.scheduler.rows:
                 self._busy_since[Lane.SHARED] = time.monotonic()
-                touched += self._step()
+                news += self._shared.step()
                 self._busy_since[Lane.SHARED] = None
-            self._wake(touched)
-            if not self._scheduler.rows:
+            self._wake(news)
+            if not self._shared.scheduler.rows:
                 self._memory.trim()
                 with self._changed:
                     self._changed.notify_all()
-
-    def _drop_the_gone(self) -> list[Request]:
-        """End rows whose client left, whose time is up, or that another thread has ended."""
-        now_s = time.monotonic()
-        dropped = []
-        for row in list(self._scheduler.rows):
-            request, limit_s = row.request, row.sampler.max_time_s
-            if request.cancelled or request.channel.ended:
-                self._leave(row)
-                if not request.channel.ended:  # else whoever ended it has written its line
-                    journal.ended(request, "cancelled")
-            elif (request.deadline_s is not None and now_s >= request.deadline_s) or (
-                limit_s is not None and now_s - row.started_s >= limit_s
-            ):
-                self._finish(row, FinishReason.LENGTH)
-                dropped.append(request)
-        return dropped
-
-    def _admit(self) -> list[Request]:
-        """Give free places to waiting requests; return those that could not start after all."""
-        failed = []
-        while self._scheduler.num_free:
-            # Under the lock from the line to the place: a drain that looked in between would find nobody here.
-            with self._changed:
-                request = self._scheduler.next_request(self._fits)
-                if request is None:
-                    break
-                try:
-                    sampler = row_sampler(self._model, request.prompt_ids, request.sampling)
-                except ServeError as error:
-                    self._fail(request, error)
-                    failed.append(request)
-                    continue
-                place = self._memory.take(request.max_tokens)
-                assert place is not None, "it fitted a moment ago, and only this thread takes"
-                self._scheduler.rows.append(Row(request, place, sampler, started_s=time.monotonic()))
-        return failed
-
-    def _fits(self, request: Request) -> bool:
-        return self._memory.num_fitting([request.max_tokens]) == 1
-
-    def _step(self) -> list[Request]:
-        """Run one step and hand out its tokens; return the requests that have news."""
-        work: Work = [(row, 1) for row in self._scheduler.rows if row.decoding]
-        work += self._scheduler.plan_prefill()
-        try:
-            self._compute(work)
-        except (torch.OutOfMemoryError, MemoryError):
-            self._shed()
-        return [row.request for row, _ in work]
-
-    def _shed(self) -> None:
-        """Out of memory: the newest row goes, the others try again without it."""
-        row = newest_first(self._scheduler.rows)[0]
-        logger.warning("out of memory in a step of %d rows: shed the newest", len(self._scheduler.rows))
-        self._fail(row.request, OutOfMemory("The server ran out of memory; send the request again later."))
-        self._leave(row)
-        self._wake([row.request])
-        if self._model.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _compute(self, work: Work) -> None:
-        """Run a step; if it fails, halve it until the row that makes it fail is alone, and end that one.
-
-        Nothing is changed before a step has succeeded, so its halves can be run again.
-        """
-        try:
-            logits, picked = self._forward(work)
-        except (torch.OutOfMemoryError, MemoryError, torch.AcceleratorError):
-            # No memory: the caller sheds. A broken accelerator stays broken: the thread dies, the kubelet restarts us.
-            raise
-        except Exception:
-            if len(work) > 1:
-                self._compute(work[: len(work) // 2])
-                self._compute(work[len(work) // 2 :])
-                return
-            row, _ = work[0]
-            logger.exception("request %s failed in its step", row.request.request_id)
-            self._fail(row.request, InternalError())
-            self._leave(row)
-            return
-        self._hand_out(work, logits, picked)
-
-    def _forward(self, work: Work) -> tuple[torch.Tensor, list[int | ServeError]]:
-        """Return the logits of the step and the tokens picked from them.
-
-        The logits' rows: one for each row that gets a token (`_sampled`), then, for each row that wants its prompt's
-        log-probabilities, one for each of its tokens read in this step.
-        """
-        decode, prefill = [], []
-        wanted: list[int] = []
-        of_prompts: list[int] = []
-        at = 0
-        for row, count in work:
-            request = row.request
-            if row.decoding:
-                position = request.num_prompt_tokens + len(row.answer_ids) - 1
-                decode.append(Segment(row.place, position, row.answer_ids[-1:]))
-            else:
-                prefill.append(
-                    Segment(row.place, row.num_read, request.prompt_ids[row.num_read : row.num_read + count])
-                )
-                if request.sampling.prompt_logprobs:
-                    of_prompts += range(at, at + count)
-            at += count
-            if row.decoding or count == row.num_unread:
-                wanted.append(at - 1)
-        logits = self._runner.forward(decode, prefill, wanted + of_prompts)
-        picked = sample(logits[: len(wanted)], [row.sampler for row in _sampled(work)], self._randomness)
-        return logits, picked
-
-    def _hand_out(self, work: Work, logits: torch.Tensor, picked: Sequence[int | ServeError]) -> None:
-        sampled = _sampled(work)
-        at = len(sampled)
-        for row, count in work:
-            if not row.decoding:
-                if row.request.sampling.prompt_logprobs:
-                    self._send_prompt_tokens(row, count, logits[at : at + count])
-                    at += count
-                row.num_read += count
-        for i, (row, token) in enumerate(zip(sampled, picked, strict=True)):
-            if isinstance(token, ServeError):
-                self._fail(row.request, token)
-                self._leave(row)
-            else:
-                self._take_token(row, token, logits[i : i + 1])
-
-    def _take_token(self, row: Row, token_id: int, logits: torch.Tensor) -> None:
-        request, sampling = row.request, row.request.sampling
-        row.answer_ids.append(token_id)
-        row.sampler.note(token_id)
-        journal.token(request)
-        detokenizer = request.detokenizers[0]
-        text = detokenizer.push(token_id)
-        tokens: tuple[Token, ...] = ()
-        if sampling.logprobs is not None:
-            tokens = tuple(with_logprobs(logits, [token_id], sampling.logprobs))
-        if text or tokens:
-            request.channel.send(Chunk(text, tokens=tokens))
-        if token_id in row.sampler.eos_token_ids or detokenizer.stopped:
-            self._finish(row, FinishReason.STOP)
-        elif len(row.answer_ids) == sampling.max_new_tokens:
-            self._finish(row, FinishReason.LENGTH)
-
-    def _send_prompt_tokens(self, row: Row, count: int, logits: torch.Tensor) -> None:
-        """Send the log-probabilities of the prompt tokens that follow those just read."""
-        request, start = row.request, row.num_read
-        following = request.prompt_ids[start + 1 : start + count + 1]
-        num_top = request.sampling.logprobs or 0
-        tokens = with_logprobs(logits[: len(following)], following, num_top) if following else []
-        if start == 0:
-            tokens.insert(0, Token(request.prompt_ids[0]))
-        request.channel.send(PromptTokens(tuple(tokens)))
-
-    def _finish(self, row: Row, reason: FinishReason) -> None:
-        request = row.request
-        detokenizer = request.detokenizers[0]
-        text = detokenizer.flush()
-        if text:
-            request.channel.send(Chunk(text))
-        if detokenizer.stopped:  # the last of the text can complete a stop string
-            reason = FinishReason.STOP
-        request.channel.send(Final(reason, request.num_prompt_tokens, len(row.answer_ids)))
-        self._leave(row)
-        journal.ended(request, reason.value)
-
-    def _leave(self, row: Row) -> None:
-        self._scheduler.rows.remove(row)
-        self._memory.give_back(row.place)
-        self._endings.append(time.monotonic())
 
     # --- the own lane ------------------------------------------------------------------------------------------------
 
@@ -441,7 +249,7 @@ class Engine:
                 self._tick(Lane.OWN)
                 self._generate(request)
                 self._busy_since[Lane.OWN] = None
-                self._endings.append(time.monotonic())
+                self._rate.note()
 
     def _generate(self, request: Request) -> None:
         try:
@@ -453,14 +261,14 @@ class Engine:
                 tick=lambda: self._tick(Lane.OWN),
             )
         except ServeError as error:
-            self._fail(request, error)
+            endings.fail(request, error)
         except (torch.OutOfMemoryError, MemoryError):
-            self._fail(request, OutOfMemory("The server ran out of memory; send the request again later."))
+            endings.fail(request, OutOfMemory("The server ran out of memory; send the request again later."))
         except torch.AcceleratorError:
             raise
         except Exception:
             logger.exception("request %s failed in generate", request.request_id)
-            self._fail(request, InternalError())
+            endings.fail(request, InternalError())
         else:
             if reason is not None:
                 journal.ended(request, "cancelled" if request.cancelled else reason.value)
@@ -475,21 +283,16 @@ class Engine:
             with self._changed:
                 self._forget_the_gone()
 
-    def _fail(self, request: Request, error: ServeError) -> None:
-        if not request.channel.ended:
-            request.channel.send(error)
-            journal.ended(request, "cancelled" if request.cancelled else error.code)
-
     def _fail_everything(self, error: ServeError) -> None:
         """End whatever is running or waiting with an error; callable from any thread."""
         with self._changed:
-            requests = self._scheduler.waiting.remove_where(lambda r: True)
+            requests = self._shared.scheduler.waiting.remove_where(lambda r: True)
             requests += self._own_waiting.remove_where(lambda r: True)
             if self._own_running is not None:
                 requests.append(self._own_running)
-        requests += [row.request for row in list(self._scheduler.rows)]
+        requests += [row.request for row in list(self._shared.scheduler.rows)]
         for request in requests:
-            self._fail(request, error)
+            endings.fail(request, error)
         self._wake(requests)
 
     def _guarded(self, run: Callable[[], None]) -> None:

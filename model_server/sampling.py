@@ -212,28 +212,32 @@ def _sample_together(
 ) -> Tensor:
     """Sample rows with usual processors: the same steps as Transformers', on sorted candidates."""
 
-    def column(kind: type, name: str, default: float) -> Tensor:
-        values = [getattr(row.usual[kind], name) if kind in row.usual else default for row in rows]
-        return torch.tensor(values, device=logits.device)[:, None]
+    def values(kind: type, name: str, default: float) -> list[float]:
+        return [getattr(row.usual[kind], name) if kind in row.usual else default for row in rows]
+
+    def column(of_rows: Sequence[float]) -> Tensor:
+        return torch.tensor(of_rows, device=logits.device)[:, None]
 
     vocab_size = logits.shape[-1]
     for i, row in enumerate(rows):
         penalty = row.usual.get(RepetitionPenaltyLogitsProcessor)
         if penalty is not None:
             logits[i : i + 1] = penalty(row.so_far, logits[i : i + 1])
-    logits = logits / column(TemperatureLogitsWarper, "temperature", 1.0)
+    logits = logits / column(values(TemperatureLogitsWarper, "temperature", 1.0))
     scores, ids = logits.topk(num_candidates, dim=-1)
-    top_k = column(TopKLogitsWarper, "top_k", vocab_size).clamp(max=num_candidates)
+    top_k = column(values(TopKLogitsWarper, "top_k", vocab_size)).clamp(max=num_candidates)
     scores = scores.masked_fill(scores < scores.gather(-1, top_k - 1), -torch.inf)
     # Ascending, as Transformers sums them: the smallest first, the likeliest token always kept.
     scores, ids = scores.flip(-1), ids.flip(-1)
-    top_p = column(TopPLogitsWarper, "top_p", 1.0)
-    if bool((top_p < 1).any()):
+    # Asked of the numbers here and not of the tensors: a GPU would be waited for.
+    top_ps, min_ps = values(TopPLogitsWarper, "top_p", 1.0), values(MinPLogitsWarper, "min_p", 0.0)
+    if min(top_ps) < 1:
+        top_p = column(top_ps)
         cut = (scores.softmax(-1).cumsum(-1) <= 1 - top_p) & (top_p < 1)
         cut[:, -1] = False
         scores = scores.masked_fill(cut, -torch.inf)
-    min_p = column(MinPLogitsWarper, "min_p", 0.0)
-    if bool((min_p > 0).any()):
+    if max(min_ps) > 0:
+        min_p = column(min_ps)
         probs = scores.softmax(-1)
         cut = probs < min_p * probs[:, -1:]
         cut[:, -1] = False

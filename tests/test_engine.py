@@ -71,7 +71,7 @@ class Gate:
         self.open.set()
         self.fault: Callable[[Sequence[Segment], Sequence[Segment]], None] = lambda decode, prefill: None
         self.num_steps = 0
-        forward = engine._runner.forward
+        forward = engine._shared.runner.forward
 
         def gated(decode: Sequence[Segment], prefill: Sequence[Segment], wanted: Sequence[int]) -> torch.Tensor:
             self.open.wait(60)
@@ -79,7 +79,7 @@ class Gate:
             self.fault(decode, prefill)
             return forward(decode, prefill, wanted)
 
-        monkeypatch.setattr(engine._runner, "forward", gated)
+        monkeypatch.setattr(engine._shared.runner, "forward", gated)
 
 
 async def test_more_than_may_wait_is_refused_at_once_and_the_others_are_answered(

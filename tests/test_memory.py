@@ -94,8 +94,8 @@ def over_spans(request: pytest.FixtureRequest, make_engine: MakeEngine, monkeypa
         memory = spans_for(model, flash=request.param != "plain")
         engine = make_engine(model, memory=memory, **changes)
         if request.param == "graphs":
-            runner = engine._runner
-            runner._graphs = DecodeGraphs(runner._decoder, memory, engine._scheduler._max_batch_size)
+            runner = engine._shared.runner
+            runner._graphs = DecodeGraphs(runner._decoder, memory, engine._shared.scheduler._max_batch_size)
         return engine
 
     return make
