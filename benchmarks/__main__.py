@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import report, serve, start
-from benchmarks.contenders import OURS
+from benchmarks.contenders import OURS, TRANSFORMERS_CB
 from benchmarks.figures import Figure
 from benchmarks.models import checkpoint
 from benchmarks.process import stop_children_on_sigterm
@@ -45,9 +45,11 @@ def main() -> None:
         if options.quick:
             figures = start.compare(start.QUICK)
         else:
-            # Large weights go to the floor and this server only: another minute for each that joins.
-            figures = start.compare(start.Plan(shapes=("100m",)))
-            figures += start.compare(start.Plan(shapes=("2b",), contenders=(start.FLOOR, OURS)))
+            # Once only what takes half a minute a time: the other server's start, and large weights.
+            contenders = (*start.FLOORS, OURS)
+            figures = start.compare(start.Plan(shapes=("100m",), contenders=contenders))
+            figures += start.compare(start.Plan(("100m",), ("warm",), (TRANSFORMERS_CB,), repeats=1))
+            figures += start.compare(start.Plan(("2b",), ("cold",), contenders, repeats=1))
         start.card(figures)
         return figures
 

@@ -33,6 +33,7 @@ _TRANSFORMERS_SERVE = (
 _BY_HAND = (sys.executable, "-m", "benchmarks.thread_per_request", "{model_dir}", "{port}")
 
 OURS = "ours"
+TRANSFORMERS_CB = "transformers-cb"
 BARE = "generate"
 ENGINE = "engine"
 
@@ -49,7 +50,7 @@ SERVERS: Mapping[str, Contender] = {
         ready_path="/v2/health/ready",
         path="/v1/models/bench:predict",
     ),
-    "transformers-cb": Contender(
+    TRANSFORMERS_CB: Contender(
         title="transformers serve --continuous-batching",
         command=(*_TRANSFORMERS_SERVE, "--continuous-batching"),
         ready_path="/health",

@@ -40,7 +40,7 @@ class Plan:
     context: int = 64
     """Prompt tokens of each row before its first step."""
     steps: int = 32
-    seconds: float = 2.0
+    seconds: float = 1.0
     """Budget of one point."""
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.contenders import ALL, BARE, ENGINE, OURS, SERVERS, Contender
+from benchmarks.contenders import ALL, BARE, ENGINE, OURS, SERVERS, TRANSFORMERS_CB, Contender
 from benchmarks.figures import Figure, over_repeats, ratios, summary
 from benchmarks.load import Run, closed_loop, open_loop
 from benchmarks.models import SHAPES, checkpoint
@@ -41,12 +41,12 @@ class Plan:
     max_new_tokens: int = 64
     min_seconds: float = 3
     """Clients ask again until then."""
-    limit_s: float = 15
+    limit_s: float = 10
     """What has not ended by then is cut: a server that answers one at a time would need minutes."""
     seed: int = 0
 
 
-QUICK = Plan(contenders=(OURS, BARE, "transformers-cb"), repeats=1, min_seconds=2, limit_s=10)
+QUICK = Plan(contenders=(OURS, BARE, TRANSFORMERS_CB), repeats=1, min_seconds=2)
 
 
 def compare(model_dir: Path, plan: Plan) -> list[Figure]:

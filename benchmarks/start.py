@@ -21,14 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import page_cache, report
-from benchmarks.contenders import OURS, SERVERS, title
+from benchmarks.contenders import OURS, SERVERS, TRANSFORMERS_CB, title
 from benchmarks.figures import Figure, over_repeats, ratios
 from benchmarks.models import SHAPES, checkpoint, weight_bytes, weight_files
 from benchmarks.process import Program, StartFailed, free_port, stop_children_on_sigterm
 from benchmarks.prompts import prompts_for
 from benchmarks.streams import ask_once
 
+FLOORS: dict[str, list[str]] = {"floor": [], "floor-held": ["--held"]}
 FLOOR = "floor"
+"""What ratios are to."""
 START_LIMIT_S = 180
 
 _PHASE = re.compile(r"\bstart: (?P<phase>.+?) (?P<seconds>\d+(?:\.\d+)?) s\b")
@@ -38,7 +40,7 @@ _PHASE = re.compile(r"\bstart: (?P<phase>.+?) (?P<seconds>\d+(?:\.\d+)?) s\b")
 class Plan:
     shapes: Sequence[str] = ("100m", "2b")
     caches: Sequence[str] = ("warm", "cold")
-    contenders: Sequence[str] = (FLOOR, OURS, "transformers-cb")
+    contenders: Sequence[str] = (*FLOORS, OURS, TRANSFORMERS_CB)
     repeats: int = 3
 
 
@@ -72,7 +74,7 @@ def _compare_on(model_dir: Path, shape: str, cache: str, plan: Plan) -> list[Fig
             else:
                 page_cache.fill(weight_files(model_dir))
             try:
-                figure = floor(model_dir) if name == FLOOR else start(name, model_dir)
+                figure = floor(name, model_dir) if name in FLOORS else start(name, model_dir)
             except StartFailed as error:
                 report.progress.print(f"start: {name} failed. {error}", markup=False)
                 failed[name] = str(error).split("\n")[0]
@@ -84,15 +86,15 @@ def _compare_on(model_dir: Path, shape: str, cache: str, plan: Plan) -> list[Fig
     figures += [{**what, "contender": name, "failed": reason} for name, reason in failed.items()]
     floors = [figure["first_token_s"] for figure in measured.get(FLOOR, [])]
     for name, repeats in measured.items():
-        if name != FLOOR and floors and len(repeats) == len(floors):
+        if name not in FLOORS and floors and len(repeats) == len(floors):
             times = [figure["first_token_s"] for figure in repeats]
             figures.append({**what, "of": name, "to": FLOOR, "ratio": {"first_token_s": ratios(times, floors)}})
     return figures
 
 
-def floor(model_dir: Path) -> Figure:
+def floor(name: str, model_dir: Path) -> Figure:
     """Return the time of the least work; there is no token, so its end stands for the first."""
-    with Program([sys.executable, "-m", "benchmarks.floor", str(model_dir)]) as program:
+    with Program([sys.executable, "-m", "benchmarks.floor", *FLOORS[name], str(model_dir)]) as program:
         ended_s = program.wait_for_exit(START_LIMIT_S)
         phases: dict[str, float] = json.loads(program.log().splitlines()[-1])
     return {"first_token_s": ended_s, **{f"phase {name}": seconds for name, seconds in phases.items()}}
@@ -134,7 +136,7 @@ def card(figures: Sequence[Figure]) -> None:
             continue
         case = (figure["shape"], figure["cache"], figure["contender"])
         heading = f"{figure['shape']} ({figure['weight_bytes'] / 1e9:.2g} GB), {figure['cache']}"
-        name = FLOOR if figure["contender"] == FLOOR else title(figure["contender"])
+        name = figure["contender"] if figure["contender"] in FLOORS else title(figure["contender"])
         if "failed" in figure:
             rows.append([heading, name, "did not start", "", "", ""])
             continue
@@ -180,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     add: Any = parser.add_argument
     add("--shapes", type=_some(SHAPES), default=plan.shapes, help=f"of {','.join(SHAPES)}")
     add("--caches", type=_some(("warm", "cold")), default=plan.caches, help="of warm,cold")
-    add("--contenders", type=_some((FLOOR, *SERVERS)), default=plan.contenders)
+    add("--contenders", type=_some((*FLOORS, *SERVERS)), default=plan.contenders)
     add("--repeats", type=int, default=plan.repeats)
     add("--model-dir", type=Path, help="weights to start with, whatever the shape is called")
     add("--out", type=Path, help="directory for the results")

@@ -17,10 +17,17 @@ from .settings import Settings
 
 log = logging.getLogger("model_server")
 
-# oneDNN keeps what it compiles for each shape of a matmul, 1,024 by default: hundreds of megabytes. Steps have few
-# shapes (`slots.padded`), so fewer do. Read when torch is imported.
-for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-    os.environ.setdefault(_cache, "128")
+# Read when torch is imported; what the operator has set stays.
+_FOR_TORCH = {
+    # oneDNN keeps what it compiles for each shape of a matmul, 1,024 by default: hundreds of megabytes. Steps have few
+    # shapes (`slots.padded`), so fewer do.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
+    "LRU_CACHE_CAPACITY": "128",
+    # Weights in pages of 2 MB: a page fault for each 4 KB of them was half of what loading took.
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
+for _name, _value in _FOR_TORCH.items():
+    os.environ.setdefault(_name, _value)
 
 
 def main() -> int:
