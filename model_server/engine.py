@@ -207,7 +207,7 @@ class Engine:
 
     def _run_shared(self) -> None:
         self._own_lane_set.wait()  # the last to say so decides for MKL, which has one number for the whole process
-        _compute_with(self._num_threads)
+        num_threads = 0
         while True:
             with self._changed:
                 self._changed.wait_for(
@@ -220,6 +220,9 @@ class Engine:
             news = self._shared.drop_the_gone()
             news += self._shared.admit(self._changed)
             if self._shared.scheduler.rows:
+                if num_threads != self._threads_for_shared():
+                    num_threads = self._threads_for_shared()
+                    _compute_with(num_threads)
                 self._busy_since[Lane.SHARED] = time.monotonic()
                 news += self._shared.step()
                 self._busy_since[Lane.SHARED] = None
@@ -228,6 +231,10 @@ class Engine:
                 self._memory.trim()
                 with self._changed:
                     self._changed.notify_all()
+
+    def _threads_for_shared(self) -> int:
+        """Return all threads, less the own lane's while it works: a step waits for the slowest of its threads."""
+        return self._num_threads if self._own_running is None else max(1, self._num_threads - 1)
 
     # --- the own lane ------------------------------------------------------------------------------------------------
 

@@ -353,24 +353,34 @@ async def test_beams_do_not_stop_the_shared_lane(make_engine: MakeEngine) -> Non
 async def test_each_lane_computes_with_its_own_number_of_threads(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All cores for the shared lane, one for the own lane, whichever of them worked first."""
+    """One core for the own lane, and for the shared lane all, less that one while it works."""
     torch.set_num_threads(3)
     try:
         engine = make_engine()
     finally:
         torch.set_num_threads(1)
     gate = Gate(engine, monkeypatch)
-    seen: dict[str, int] = {}
-    gate.fault = lambda decode, prefill: seen.update(shared=torch.get_num_threads())
-    monkeypatch.setattr(engine, "_generate", lambda request: seen.update(own=torch.get_num_threads()))
-    one = request(1)
+    seen: dict[str, list[int]] = {"shared": [], "own": []}
+    over = threading.Event()
+
+    def generate(request: Request) -> None:
+        seen["own"].append(torch.get_num_threads())
+        over.wait(60)
+
+    gate.fault = lambda decode, prefill: seen["shared"].append(torch.get_num_threads())
+    monkeypatch.setattr(engine, "_generate", generate)
+    beside, after = request(1), request(1)
 
     engine.submit([beams()])
-    await until(lambda: "own" in seen)
-    engine.submit([one])
-    await events(one)
+    await until(lambda: seen["own"] == [1])
+    engine.submit([beside])
+    await events(beside)
+    over.set()
+    await until(lambda: engine.running == 0)
+    engine.submit([after])
+    await events(after)
 
-    assert seen == {"shared": 3, "own": 1}
+    assert seen == {"shared": [2, 3], "own": [1]}
 
 
 async def test_several_beam_answers_come_in_one_call(make_engine: MakeEngine) -> None:
