@@ -13,7 +13,10 @@ from transformers import MistralForCausalLM
 
 from model_server.engine import Engine
 from model_server.fusion import fuse, pack
+from model_server.memory import Segment
 from model_server.request import Final, FinishReason, Lane, Request, Sampling
+from model_server.runner import Runner
+from model_server.slots import Slots
 
 from .conftest import VOCAB_SIZE, tiny_mistral
 from .fakes import TokenIds
@@ -174,3 +177,15 @@ async def test_an_answer_with_an_end_of_sequence_token_ends_with_stop(
     ids, final = await answer(make_engine(), prompt(5), 20, GREEDY | {"eos_token_id": third})
 
     assert (final.finish_reason, ids[-1]) == (FinishReason.STOP, third)
+
+
+def test_in_bfloat16_the_decoder_rounds_where_transformers_does() -> None:
+    """A step of one prompt gives the very logits of the model's own forward, and not only nearly."""
+    model = tiny_mistral().bfloat16()
+    wanted = model(torch.tensor([prompt(20)])).logits[0, -1]
+    fuse(model)
+    slots = Slots(model.config, num_slots=1, slot_len=64, dtype=model.dtype, device=model.device)
+
+    logits = Runner(model, slots).forward([], [Segment(0, 0, prompt(20))], [19])
+
+    assert torch.equal(logits[0], wanted.float())
