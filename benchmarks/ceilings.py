@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import MistralConfig
+
+from model_server.fusion import Projection, packable
 
 
 def times_s(work: Callable[[], object], device: str, *, at_least: int = 3, budget_s: float = 0.5) -> list[float]:
@@ -38,22 +39,28 @@ def bandwidth(device: str) -> dict[str, float]:
 
 
 class Matmuls:
-    """All weight matrices of a model, multiplied in their order: what a step of decoding cannot do without."""
+    """All weight matrices of a model, multiplied in their order: what a step of decoding cannot do without.
+
+    Fused, they are laid out as the server holds them, packed where it packs.
+    """
 
     def __init__(self, config: MistralConfig, dtype: torch.dtype, device: str, *, fused: bool) -> None:
         shapes = list(_shapes(config, fused=fused))
         # All layers, not one of them again and again: a layer's weights would stay in the cache.
-        self._weights = [torch.randn(shape, dtype=dtype, device=device) for shape in shapes]
+        self._weights = [Projection(torch.randn(shape, dtype=dtype, device=device)) for shape in shapes]
         self._inputs: dict[int, Tensor] = {}
-        self.num_bytes = sum(weight.nbytes for weight in self._weights)
+        self.num_bytes = sum(projection.weight.nbytes for projection in self._weights)
+        self._dtype, self._device, self._widths = dtype, device, [width for _, width in shapes]
+        if fused and packable(dtype, torch.device(device)):
+            for projection in self._weights:
+                projection.pack()
 
     @torch.inference_mode()
     def run(self, rows: int) -> None:
-        for weight in self._weights:
-            width = weight.shape[1]
+        for projection, width in zip(self._weights, self._widths, strict=True):
             if (found := self._inputs.get(width)) is None or len(found) != rows:
-                found = self._inputs[width] = torch.randn((rows, width), dtype=weight.dtype, device=weight.device)
-            F.linear(found, weight)
+                found = self._inputs[width] = torch.randn((rows, width), dtype=self._dtype, device=self._device)
+            projection(found)
 
 
 def _shapes(config: MistralConfig, *, fused: bool) -> Iterator[tuple[int, int]]:

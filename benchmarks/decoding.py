@@ -1,6 +1,6 @@
 """A model's decode loop without a server around it: Transformers' own forward, and this server's runner.
 
-The only module here that knows the server's inside. Greedy, all rows in step, timed token by token.
+Greedy, all rows in step, timed token by token.
 """
 
 from __future__ import annotations
