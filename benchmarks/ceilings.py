@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import MistralConfig
 
 from model_server.fusion import Projection, packable
+from model_server.memory import head_dim
 
 
 def times_s(work: Callable[[], object], device: str, *, at_least: int = 3, budget_s: float = 0.5) -> list[float]:
@@ -64,23 +64,14 @@ class Matmuls:
 
 
 def _shapes(config: MistralConfig, *, fused: bool) -> Iterator[tuple[int, int]]:
-    hidden, inner, head_dim = config.hidden_size, config.intermediate_size, _head_dim(config)
-    q, kv = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
+    hidden, inner, size = config.hidden_size, config.intermediate_size, head_dim(config)
+    q, kv = config.num_attention_heads * size, config.num_key_value_heads * size
     for _ in range(config.num_hidden_layers):
         yield from [(q + 2 * kv, hidden)] if fused else [(q, hidden), (kv, hidden), (kv, hidden)]
         yield hidden, q
         yield from [(2 * inner, hidden)] if fused else [(inner, hidden)] * 2
         yield hidden, inner
     yield config.vocab_size, hidden
-
-
-def kv_bytes_per_token(config: MistralConfig, dtype: torch.dtype) -> int:
-    """Return what a step reads for each token of context: keys and values of all layers."""
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * _head_dim(config) * dtype.itemsize
-
-
-def _head_dim(config: Any) -> int:
-    return int(config.head_dim or config.hidden_size // config.num_attention_heads)
 
 
 def _wait_for(device: str) -> None:

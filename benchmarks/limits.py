@@ -23,10 +23,11 @@ from typing import Any
 import torch
 
 from benchmarks import report
-from benchmarks.ceilings import Matmuls, bandwidth, kv_bytes_per_token, times_s
+from benchmarks.ceilings import Matmuls, bandwidth, times_s
 from benchmarks.decoding import MakeDecoder, our_loop, profile_steps, step_times_s, transformers_loop
 from benchmarks.figures import Figure, spread
 from benchmarks.models import SHAPES, random_mistral
+from model_server.memory import kv_bytes_per_token
 
 
 @dataclass(frozen=True)

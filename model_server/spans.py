@@ -8,6 +8,7 @@ and PyTorch's own flash attention reads it (`torch.nn.attention.varlen`): its ro
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -109,23 +110,13 @@ class Part:
     """The segments of a step that one attention call serves: those that decode, or those that read their prompt."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
+        self.places = [s.place for s in segments]
         self.lengths = [len(s.token_ids) for s in segments]
-        self.num_tokens = sum(self.lengths)
-        self.max_q = max(self.lengths, default=0)
-        self.num_segments = len(segments)
-        bounds = [0]
-        for length in self.lengths:
-            bounds.append(bounds[-1] + length)
-        self.values = [
-            *bounds,
-            *(s.place for s in segments),
-            0,  # the kernel wants the end of the last one too, and does not use it
-            *(s.start + len(s.token_ids) for s in segments),
-        ]
-
-    @property
-    def sizes(self) -> list[int]:
-        return [self.num_segments + 1, self.num_segments + 1, self.num_segments]
+        self.ends = [s.start + len(s.token_ids) for s in segments]
+        # Bounds of the queries, starts of the keys (the kernel wants the end of the last one too, and does not use
+        # it), and how many keys there are.
+        self.values = [*itertools.accumulate(self.lengths, initial=0), *self.places, 0, *self.ends]
+        self.sizes = [len(segments) + 1, len(segments) + 1, len(segments)]
 
 
 class StepNumbers:
@@ -153,85 +144,64 @@ class SpanStep:
 
     def __init__(self, spans: Spans, numbers: StepNumbers, on_device: Tensor) -> None:
         self._spans = spans
-        self._parts = numbers.parts
         self.token_ids, self.positions, self._writes, *rest = on_device.split(numbers.sizes)
-        self._of_parts = (rest[:3], rest[3:])
+        of_parts = zip(numbers.parts, (rest[:3], rest[3:]), strict=True)
+        self._parts = [(part, tensors) for part, tensors in of_parts if part.lengths]
+        self._tokens_of_parts = [sum(part.lengths) for part, _ in self._parts]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
         """See `decoder.Step.attend`."""
         keys, values = self._spans.keys[layer], self._spans.values[layer]
         keys[self._writes] = k
         values[self._writes] = v
-        found, at = [], 0
-        attend = self._attend_flash if self._spans.flash else self._attend_plain
-        for part, (bounds, starts, lengths) in zip(self._parts, self._of_parts, strict=True):
-            if part.num_segments:
-                queries = q[at : at + part.num_tokens]
-                found.append(attend(part, queries, keys, values, bounds, starts, lengths, scaling))
-                at += part.num_tokens
+        found = []
+        for (part, tensors), queries in zip(self._parts, q.split(self._tokens_of_parts), strict=True):
+            if self._spans.flash:
+                found.append(self._attend_flash(part, tensors, queries, keys, values, scaling))
+            else:
+                found += self._attend_plain(part, queries, keys, values, scaling)
         return (found[0] if len(found) == 1 else torch.cat(found)).reshape(len(q), -1)
 
     def _attend_flash(
-        self,
-        part: Part,
-        q: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        bounds: Tensor,
-        starts: Tensor,
-        lengths: Tensor,
-        scaling: float,
+        self, part: Part, tensors: Sequence[Tensor], q: Tensor, keys: Tensor, values: Tensor, scaling: float
     ) -> Tensor:
-        window = self._spans.window
-        if window is not None:
-            seen = (window - 1, 0)
+        bounds, starts, num_keys = tensors
+        max_q = max(part.lengths)
+        if self._spans.window is not None:
+            seen = (self._spans.window - 1, 0)
         else:
             # One query sees all its keys: saying so, instead of "causal", lets the kernel put the heads of a group
             # together and share a long row out.
-            seen = (-1, -1) if part.max_q == 1 else (-1, 0)
+            seen = (-1, -1) if max_q == 1 else (-1, 0)
         out = varlen_attn(
             q,
             keys,
             values,
             bounds,
             starts,
-            part.max_q,
+            max_q,
             self._spans.max_row_tokens,
             scale=scaling,
             window_size=seen,
             enable_gqa=True,
-            seqused_k=lengths,
+            seqused_k=num_keys,
         )
         assert isinstance(out, Tensor), "nothing else was asked for"
         return out
 
-    def _attend_plain(
-        self,
-        part: Part,
-        q: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        bounds: Tensor,
-        starts: Tensor,
-        lengths: Tensor,
-        scaling: float,
-    ) -> Tensor:
+    def _attend_plain(self, part: Part, q: Tensor, keys: Tensor, values: Tensor, scaling: float) -> list[Tensor]:
         """Row by row: what flash attention is held against."""
-        found = []
-        for queries, place, length in zip(q.split(part.lengths), starts.tolist(), lengths.tolist(), strict=False):
-            span = slice(place, place + length)
-            start = length - len(queries)
-            found.append(
-                chunk_attention(
-                    queries,
-                    keys[span].transpose(0, 1),
-                    values[span].transpose(0, 1),
-                    start,
-                    scaling,
-                    self._spans.window,
-                )
+        return [
+            chunk_attention(
+                queries,
+                keys[place : place + end].transpose(0, 1),
+                values[place : place + end].transpose(0, 1),
+                end - len(queries),
+                scaling,
+                self._spans.window,
             )
-        return torch.cat(found)
+            for queries, place, end in zip(q.split(part.lengths), part.places, part.ends, strict=True)
+        ]
 
 
 def flash_refusal(config: MistralConfig, dtype: torch.dtype, device: torch.device) -> str | None:

@@ -157,7 +157,9 @@ async def test_every_shape_over_spans_equals_generate(over_spans: MakeEngine, ch
     fuse(model)
     pack(model)
 
-    answers = await asyncio.gather(*(answer(over_spans(model), *job) for job in jobs))
+    engine = over_spans(model)
+
+    answers = await asyncio.gather(*(answer(engine, *job) for job in jobs))
 
     assert [ids for ids, _ in answers] == wanted
 
@@ -168,6 +170,8 @@ async def test_a_request_whose_memory_is_not_free_waits_and_is_not_passed(
     engine = make_engine(model, memory=spans_for(model, num_tokens=100), max_batch_size=4)
     gate = Gate(engine, monkeypatch)
     gate.open.clear()
+    rows_of_steps: list[int] = []
+    gate.fault = lambda decode, prefill: rows_of_steps.append(len(decode) + len(prefill))
     first, large, small = request(57), request(77), request(7)
     engine.submit([first])
     await until(lambda: engine.running == 1)
@@ -178,7 +182,8 @@ async def test_a_request_whose_memory_is_not_free_waits_and_is_not_passed(
     assert engine.kv_usage == pytest.approx(0.6)
     gate.open.set()
     await events(first, large, small)
-    assert small.channel.ended
+    # 40 tokens are free all the while, and `small` wants 10: it enters with `large`, not before.
+    assert rows_of_steps == [1] * 57 + [2] * 7 + [1] * 70
     assert engine.kv_usage == 0
 
 
