@@ -41,13 +41,16 @@ class FreeSpans:
         return None
 
     def give_back(self, start: int, length: int) -> None:
-        i = bisect.bisect(self._free, (start, 0))
-        if i < len(self._free) and self._free[i][0] == start + length:
-            length += self._free.pop(i)[1]
-        if i and sum(self._free[i - 1]) == start:
-            before, more = self._free.pop(i - 1)
+        free = list(self._free)
+        i = bisect.bisect(free, (start, 0))
+        if i < len(free) and free[i][0] == start + length:
+            length += free.pop(i)[1]
+        if i and sum(free[i - 1]) == start:
+            before, more = free.pop(i - 1)
             start, length, i = before, more + length, i - 1
-        self._free.insert(i, (start, length))
+        free.insert(i, (start, length))
+        # In one go: the event loop counts what is free while the shared lane gives back, and must not see half of it.
+        self._free = free
 
 
 class Spans:
