@@ -35,6 +35,9 @@ from .shared_lane import SharedLane
 
 logger = logging.getLogger(__name__)
 
+REST_S = 60.0
+"""Nothing has run for so long: what is kept for prompts that begin alike is handed back to the system, on a CPU."""
+
 
 class Engine:
     """Generates for `Request`s; `submit` from the event loop, everything else happens in the engine's own threads."""
@@ -48,6 +51,7 @@ class Engine:
         max_queue_size: int,
         own_lane_tokens: int,
         prefill_tokens: int,
+        prefix_caching: bool,
         stall_s: float,
         on_death: Callable[[str], None] = lambda reason: None,
     ) -> None:
@@ -57,6 +61,7 @@ class Engine:
             max_batch_size: rows that decode together.
             own_lane_tokens: KV memory of the own lane, in tokens: sequences times length of one call.
             prefill_tokens: prompt tokens read in one step at most.
+            prefix_caching: take over what another request has read of a prompt.
             stall_s: a step longer than this counts as hung.
             on_death: told why, once, from the thread that noticed.
         """
@@ -68,7 +73,13 @@ class Engine:
         self._tokenizer = tokenizer
         self._memory = runner.memory
         self._rate = endings.EndingRate()
-        self._shared = SharedLane(runner, max_batch_size=max_batch_size, prefill_tokens=prefill_tokens, rate=self._rate)
+        self._shared = SharedLane(
+            runner,
+            max_batch_size=max_batch_size,
+            prefill_tokens=prefill_tokens,
+            prefix_caching=prefix_caching,
+            rate=self._rate,
+        )
         self._own_waiting = WaitingRoom()
         self._own_running: Request | None = None
         self._on_death = on_death
@@ -208,15 +219,20 @@ class Engine:
     def _run_shared(self) -> None:
         self._own_lane_set.wait()  # the last to say so decides for MKL, which has one number for the whole process
         num_threads = 0
+        resting = True
         while True:
             with self._changed:
-                self._changed.wait_for(
+                woken = self._changed.wait_for(
                     lambda: self._stopping or self._shared.scheduler.rows or self._shared.scheduler.waiting,
-                    timeout=None,
+                    timeout=None if resting else REST_S,
                 )
                 if self._stopping:
                     return
                 self._forget_the_gone()
+            resting = not woken
+            if resting:
+                self._shared.rest()
+                continue
             news = self._shared.drop_the_gone()
             news += self._shared.admit(self._changed)
             if self._shared.scheduler.rows:
@@ -228,7 +244,6 @@ class Engine:
                 self._busy_since[Lane.SHARED] = None
             self._wake(news)
             if not self._shared.scheduler.rows:
-                self._memory.trim()
                 with self._changed:
                     self._changed.notify_all()
 

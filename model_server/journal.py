@@ -19,6 +19,7 @@ def token(request: Request, count: int = 1) -> None:
         phases.ended("first token")
         metrics.time_to_first_token_seconds.observe(now_s - request.arrived_s)
         metrics.prompt_tokens_total.inc(request.num_prompt_tokens)
+        metrics.prompt_tokens_cached_total.inc(request.num_cached)
     else:
         metrics.inter_token_seconds.observe(now_s - request.last_token_s)
     request.last_token_s = now_s
@@ -35,6 +36,7 @@ def ended(request: Request, outcome: str) -> None:
         "lane": request.sampling.lane.value,
         "outcome": outcome,
         "prompt_tokens": request.num_prompt_tokens,
+        "cached_tokens": request.num_cached,
         "completion_tokens": request.num_generated,
         "first_token_seconds": None if first_s is None else round(first_s - request.arrived_s, 4),
         "total_seconds": round(now_s - request.arrived_s, 4),

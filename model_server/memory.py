@@ -17,7 +17,7 @@ class Segment:
     """Consecutive tokens of one row: a chunk of its prompt, or the one token it decodes."""
 
     place: int
-    """Where the row's keys and values lie, as the memory said."""
+    """Where the row's keys and values begin, in tokens of the memory."""
     start: int
     """Position of the first token, counted from the row's beginning."""
     token_ids: Sequence[int]
@@ -32,15 +32,21 @@ class KVMemory(Protocol):
     """The most that one row may hold."""
 
     def take(self, num_tokens: int) -> int | None:
-        """Reserve memory for a row of so many tokens and return its place, or None while there is none."""
+        """Reserve memory for a row of so many tokens and return its place, or None while there is none.
+
+        What it holds from an earlier row stays until it is written over.
+        """
 
     def give_back(self, place: int) -> None: ...
+
+    def copy(self, source: int, place: int, num_tokens: int) -> None:
+        """Copy the keys and values of a row's first tokens to another place; the two must not overlap."""
 
     def num_fitting(self, rows: Iterable[int]) -> int:
         """Return how many of these rows, given by their tokens, would get a place now, in this order."""
 
-    def trim(self) -> None:
-        """Hand unused memory back to the system, where that is possible; call when no row is held."""
+    def trim(self) -> bool:
+        """Hand unused memory back to the system and say whether that is possible; call when no row is held."""
 
     def step(self, decode: Sequence[Segment], prefill: Sequence[Segment]) -> Step:
         """Return a step of these segments in tensors, `decode` (one token each) first."""

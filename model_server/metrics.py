@@ -39,6 +39,10 @@ inter_token_seconds = Histogram(
     buckets=INTER_TOKEN_BUCKETS_S,
 )
 prompt_tokens_total = Counter("mistral_prompt_tokens_total", "Prompt tokens of the requests taken in.")
+prompt_tokens_cached_total = Counter(
+    "mistral_prompt_tokens_cached_total",
+    "Those of them that had been read for an earlier prompt that begins alike, and were not read again.",
+)
 generated_tokens_total = Counter("mistral_generated_tokens_total", "Tokens generated.")
 requests_running = Gauge("mistral_requests_running", "Sequences being generated.")
 requests_waiting = Gauge("mistral_requests_waiting", "Sequences waiting for a place.")

@@ -78,6 +78,7 @@ class MistralModel(kserve.Model):
             own_lane_tokens=room.own_lane_tokens,
             max_queue_size=self.settings.max_queue_size,
             prefill_tokens=PREFILL_TOKENS[loaded.device.type],
+            prefix_caching=self.settings.prefix_caching,
             stall_s=self.settings.stall_seconds,
             on_death=functools.partial(last_words.leave, for_next_start=True),
         )

@@ -43,6 +43,8 @@ class Call:
     """For each choice, the prompt that stands before its text, or ''."""
     num_prompt_tokens: int
     """Of all prompts, each counted once however many choices it has."""
+    n: int = 1
+    """Choices of each prompt."""
     stream: bool = False
     include_usage: bool = False
     logprobs: bool = False
@@ -96,6 +98,7 @@ def parse_completion(body: object, server: Server, request_id: str = "", deadlin
         ),
         echoes=tuple(prompt if asked.echo else "" for prompt, _ in prompts for _ in range(asked.n)),
         num_prompt_tokens=sum(len(ids) for _, ids in prompts),
+        n=asked.n,
         stream=asked.stream,
         include_usage=_include_usage(asked),
         logprobs=asked.logprobs is not None,
@@ -135,6 +138,7 @@ def parse_chat(body: object, server: Server, request_id: str = "", deadline_s: f
         ),
         echoes=("",) * asked.n,
         num_prompt_tokens=len(ids),
+        n=asked.n,
         stream=asked.stream,
         include_usage=_include_usage(asked),
         logprobs=asked.logprobs,

@@ -139,6 +139,8 @@ class Request:
     last_token_s: float = 0.0
     """When tokens came, by `time.monotonic()`."""
     num_generated: int = 0
+    num_cached: int = 0
+    """Prompt tokens that another request had read already (`prefixes.py`)."""
 
     def __post_init__(self) -> None:
         self.channel = Channel(len(self.detokenizers))

@@ -13,7 +13,7 @@ Policy, and why:
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,8 @@ class Row:
     """`time.monotonic()` at admission."""
     num_read: int = 0
     """Prompt tokens whose keys and values are in memory."""
+    begun: bool = False
+    """Its prompt was looked up and, if need be, its reading begun."""
     answer_ids: list[int] = field(default_factory=list)
 
     @property
@@ -105,7 +107,7 @@ class Scheduler:
         self.waiting = WaitingRoom()
         self.rows: list[Row] = []
         """Running rows, oldest first."""
-        self._prefill_tokens = prefill_tokens
+        self.prefill_tokens = prefill_tokens
         self._max_batch_size = max_batch_size
         self._max_rows_per_group = max(1, max_batch_size - max_batch_size // 8)
 
@@ -121,12 +123,12 @@ class Scheduler:
             held[row.request.group] = held.get(row.request.group, 0) + 1
         return self.waiting.pop(lambda group: held.get(group, 0) < self._max_rows_per_group, fits)
 
-    def plan_prefill(self) -> list[tuple[Row, int]]:
-        """Return how many prompt tokens of which rows the next step reads."""
-        reading = [row for row in self.rows if not row.decoding]
+    def plan_prefill(self, waiting: Container[Row] = ()) -> list[tuple[Row, int]]:
+        """Return how many prompt tokens of which rows the next step reads; rows that are `waiting` are not read."""
+        reading = [row for row in self.rows if not row.decoding and row not in waiting]
         if not reading:
             return []
-        budget = self._prefill_tokens
+        budget = self.prefill_tokens
         oldest = reading[0]
         plan = {oldest: min(oldest.num_unread, (budget + 1) // 2)}
         budget -= plan[oldest]

@@ -107,6 +107,7 @@ class Settings:
     max_model_len: int = flag(_whole(2, 1_048_576), 4096, "prompt and answer together, in tokens")
     max_batch_size: int = flag(_whole(1, 1024), 32, "sequences decoded together")
     max_queue_size: int = flag(_whole(0, 1_000_000), 128, "requests that may wait; one more is answered 429")
+    prefix_caching: bool = flag(_boolean, True, "read what prompts have in common once")
     max_request_bytes: int = flag(_whole(1, 2**31), 2**20, "largest request body; more is answered 413")
     api_key_file: Path | None = flag(  # noqa: RUF009
         _path, None, "file with one API key a line; unset: no key is asked for"

@@ -16,6 +16,7 @@ import torch
 from . import endings, journal
 from .errors import InternalError, OutOfMemory, ServeError
 from .memory import Segment
+from .prefixes import MIN_TOKENS, Prefixes, num_common
 from .request import Chunk, Final, FinishReason, PromptTokens, Request, Token
 from .runner import Runner
 from .sampling import row_sampler, sample, with_logprobs
@@ -35,10 +36,20 @@ def _sampled(work: Work) -> list[Row]:
 class SharedLane:
     """Rows over one runner; its methods return the requests that have news for their readers."""
 
-    def __init__(self, runner: Runner, *, max_batch_size: int, prefill_tokens: int, rate: endings.EndingRate) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        max_batch_size: int,
+        prefill_tokens: int,
+        prefix_caching: bool,
+        rate: endings.EndingRate,
+    ) -> None:
         self.runner = runner
         self.scheduler = Scheduler(max_batch_size=max_batch_size, prefill_tokens=prefill_tokens)
         self._memory = runner.memory
+        self._prefixes = Prefixes()
+        self._prefix_caching = prefix_caching
         self._rate = rate
         self._randomness = torch.Generator(runner.model.device)
         self._randomness.seed()
@@ -86,13 +97,68 @@ class SharedLane:
     def step(self) -> list[Request]:
         """Run one step and hand out its tokens; return the requests that have news."""
         work: Work = [(row, 1) for row in self.scheduler.rows if row.decoding]
-        work += self.scheduler.plan_prefill()
+        work += self._plan_prefill()
         news = [row.request for row, _ in work]
         try:
             self._compute(work)
         except (torch.OutOfMemoryError, MemoryError):
             news.append(self._shed())
         return news
+
+    def rest(self) -> None:
+        """Hand back memory that nothing runs in, and with it what was kept there; call when there are no rows."""
+        if self._memory.trim():
+            self._prefixes.clear()
+
+    def _plan_prefill(self) -> Work:
+        """Return what the step reads of which prompts; a row that comes to be read is looked up first."""
+        waiting: set[Row] = set()
+        while True:
+            work = self.scheduler.plan_prefill(waiting)
+            new = [row for row, _ in work if not row.begun]
+            if not new:
+                return work
+            for row in new:
+                source, count = self._cached(row)
+                if self._is_being_read(row, count, [other for other, _ in work if other.begun]):
+                    waiting.add(row)
+                else:
+                    self._begin(row, source, count)
+
+    def _cached(self, row: Row) -> tuple[int, int]:
+        """Return where other rows have left the beginning of this row's prompt, and how many tokens of it."""
+        if self._may_share(row):
+            # The last token is always read, for its logits.
+            source, count = self._prefixes.longest(row.request.prompt_ids[:-1], row.place)
+            if count >= MIN_TOKENS:
+                return source, count
+        return row.place, 0
+
+    def _may_share(self, row: Row) -> bool:
+        # Read in other pieces, a prompt is rounded otherwise in 16 bits: one with a seed asks for the same text again.
+        sampling = row.request.sampling
+        return self._prefix_caching and sampling.seed is None and not sampling.prompt_logprobs
+
+    def _is_being_read(self, row: Row, num_cached: int, reading: Sequence[Row]) -> bool:
+        """Say whether waiting for another row, which is reading the same, saves half a step's reading or more."""
+        enough = num_cached + self.scheduler.prefill_tokens // 2
+        prompt_ids = row.request.prompt_ids[:-1]
+        return self._may_share(row) and any(
+            num_common(other.request.prompt_ids, prompt_ids) >= enough for other in reading
+        )
+
+    def _begin(self, row: Row, source: int, num_cached: int) -> None:
+        """Have a row's prompt read, after what others have read of it."""
+        row.begun = True
+        row.num_read = row.request.num_cached = num_cached
+        if source != row.place:
+            self._memory.copy(source, row.place, num_cached)
+        self._prefixes.forget(row.place, row.request.max_tokens)
+        self._hold(row)
+
+    def _hold(self, row: Row) -> None:
+        """Note whose keys and values a row has written: all but those of its last token."""
+        self._prefixes.hold(row.place, [*row.request.prompt_ids[: row.num_read], *row.answer_ids[:-1]])
 
     def _shed(self) -> Request:
         """Out of memory: the newest row goes, the others try again without it."""
@@ -163,6 +229,7 @@ class SharedLane:
                     self._send_prompt_tokens(row, count, logits[at : at + count])
                     at += count
                 row.num_read += count
+                self._hold(row)
         for i, (row, token) in enumerate(zip(sampled, picked, strict=True)):
             if isinstance(token, ServeError):
                 endings.fail(row.request, token)
@@ -211,5 +278,6 @@ class SharedLane:
 
     def _leave(self, row: Row) -> None:
         self.scheduler.rows.remove(row)
+        self._hold(row)
         self._memory.give_back(row.place)
         self._rate.note()

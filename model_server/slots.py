@@ -47,24 +47,33 @@ class Slots:
         else:
             # Zeros and not garbage: what the mask hides is still multiplied, and 0 x NaN is NaN.
             memory = torch.zeros(shape, dtype=dtype, device=device)
+        self._memory = memory
         self.keys: list[Tensor] = [memory[layer, 0] for layer in range(config.num_hidden_layers)]
         self.values: list[Tensor] = [memory[layer, 1] for layer in range(config.num_hidden_layers)]
         self._free = list(range(num_slots - 1, -1, -1))
 
     def take(self, num_tokens: int) -> int | None:
-        """Return the lowest free slot; low slots keep the batch dense."""
-        return self._free.pop() if self._free else None
+        """Return the place of the lowest free slot; low slots keep the batch dense."""
+        return self._free.pop() * self.max_row_tokens if self._free else None
 
     def give_back(self, place: int) -> None:
-        self._free.append(place)
+        self._free.append(self.slot(place))
         self._free.sort(reverse=True)
+
+    def slot(self, place: int) -> int:
+        return place // self.max_row_tokens
+
+    def copy(self, source: int, place: int, num_tokens: int) -> None:
+        self._memory[:, :, self.slot(place), :, :num_tokens] = self._memory[:, :, self.slot(source), :, :num_tokens]
 
     def num_fitting(self, rows: Iterable[int]) -> int:
         return min(len(list(rows)), len(self._free))
 
-    def trim(self) -> None:
-        if self._pages is not None:
-            self._pages.madvise(mmap.MADV_DONTNEED)
+    def trim(self) -> bool:
+        if self._pages is None:
+            return False
+        self._pages.madvise(mmap.MADV_DONTNEED)
+        return True
 
     def step(self, decode: Sequence[Segment], prefill: Sequence[Segment]) -> SlotStep:
         return SlotStep(self, decode, prefill)
@@ -89,14 +98,14 @@ class SlotStep:
     def _plan_decode(self, decode: Sequence[Segment]) -> None:
         device, window = self._slots.device, self._slots.window
         lengths = [s.start + 1 for s in decode]
-        places = [s.place for s in decode]
+        places = [self._slots.slot(s.place) for s in decode]
         self._places = torch.tensor(places, device=device)
         self._last = self.positions[: len(decode)]
         self._num_slots = max(places) + 1
         self._dense = places == list(range(self._num_slots))
         split = _split_at(lengths, self._num_slots)
         self._short_len = split
-        self._long = [(i, s.place, s.start + 1) for i, s in enumerate(decode) if s.start + 1 > split]
+        self._long = [(i, places[i], length) for i, length in enumerate(lengths) if length > split]
         window = window if window is not None and max(lengths) > window else None
         self._mask: Tensor | None = None
         if split and not (self._dense and min(lengths) >= split and window is None):
@@ -133,12 +142,13 @@ class SlotStep:
             length = len(segment.token_ids)
             piece = slice(at, at + length)
             end = segment.start + length
-            keys[segment.place, :, segment.start : end] = k[piece].transpose(0, 1)
-            values[segment.place, :, segment.start : end] = v[piece].transpose(0, 1)
+            slot = self._slots.slot(segment.place)
+            keys[slot, :, segment.start : end] = k[piece].transpose(0, 1)
+            values[slot, :, segment.start : end] = v[piece].transpose(0, 1)
             found = chunk_attention(
                 q[piece],
-                keys[segment.place, :, :end],
-                values[segment.place, :, :end],
+                keys[slot, :, :end],
+                values[slot, :, :end],
                 segment.start,
                 scaling,
                 self._slots.window,

@@ -19,26 +19,45 @@ from transformers import MistralConfig
 from .attention import chunk_attention
 from .memory import Segment, head_dim, window_of
 
+IN_TURN = 2 / 3
+"""How much of a pool must be free for it to be taken in turn. Emptier pools have long stretches all the same."""
+
 
 class FreeSpans:
-    """What is free of a pool of tokens: first fit, and neighbours join again when they are given back."""
+    """What is free of a pool of tokens; neighbours join again when they are given back.
+
+    While most of the pool is free it is taken in turn, on from where the last span ended: what rows have left stays
+    readable for as long as can be (`prefixes.py`). When it fills, a row gets the smallest stretch that is long enough,
+    so that long stretches stay whole for long rows.
+    """
 
     def __init__(self, num_tokens: int) -> None:
         self._free = [(0, num_tokens)]
         """Start and length of each free stretch, by start; no two touch."""
+        self._num_tokens = num_tokens
+        self._next = 0
+        """Where the last span ended that was taken in turn."""
 
     def copy(self) -> FreeSpans:
-        other = FreeSpans(0)
-        other._free = list(self._free)
+        other = FreeSpans(self._num_tokens)
+        other._free, other._next = list(self._free), self._next
         return other
 
     def take(self, length: int) -> int | None:
-        """Return the start of the first stretch that is long enough, or None."""
-        for i, (start, free) in enumerate(self._free):
-            if free >= length:
-                self._free[i : i + 1] = [(start + length, free - length)] if free > length else []
-                return start
-        return None
+        """Take a stretch of this length; return its start, or None when there is none."""
+        fitting = [(i, first, first + free) for i, (first, free) in enumerate(self._free) if free >= length]
+        if not fitting:
+            return None
+        if sum(free for _, free in self._free) > IN_TURN * self._num_tokens:
+            ahead = ((i, max(first, self._next)) for i, first, end in fitting if end - self._next >= length)
+            i, start = next(ahead, fitting[0][:2])
+            self._next = start + length
+        else:
+            i, start, _ = min(fitting, key=lambda stretch: stretch[2] - stretch[1])
+        first, free = self._free[i]
+        rest = ((first, start - first), (start + length, first + free - start - length))
+        self._free[i : i + 1] = [stretch for stretch in rest if stretch[1]]
+        return start
 
     def give_back(self, start: int, length: int) -> None:
         free = list(self._free)
@@ -78,6 +97,7 @@ class Spans:
         shape = (config.num_hidden_layers, 2, num_tokens + 1, config.num_key_value_heads, head_dim(config))
         # Zeros and not garbage: what the kernel reads beyond a row's end is masked, but 0 x NaN is NaN.
         memory = torch.zeros(shape, dtype=dtype, device=device)
+        self._memory = memory
         self.keys: list[Tensor] = [memory[layer, 0] for layer in range(config.num_hidden_layers)]
         self.values: list[Tensor] = [memory[layer, 1] for layer in range(config.num_hidden_layers)]
         self._free = FreeSpans(num_tokens)
@@ -93,6 +113,9 @@ class Spans:
     def give_back(self, place: int) -> None:
         self._free.give_back(place, self._lengths.pop(place))
 
+    def copy(self, source: int, place: int, num_tokens: int) -> None:
+        self._memory[:, :, place : place + num_tokens] = self._memory[:, :, source : source + num_tokens]
+
     def num_fitting(self, rows: Iterable[int]) -> int:
         free, count = self._free.copy(), 0
         for num_tokens in rows:
@@ -101,8 +124,8 @@ class Spans:
             count += 1
         return count
 
-    def trim(self) -> None:
-        """Keep everything: the GPU is ours alone."""
+    def trim(self) -> bool:
+        return False  # the GPU is ours alone
 
     def step(self, decode: Sequence[Segment], prefill: Sequence[Segment]) -> SpanStep:
         numbers = StepNumbers(decode, prefill, unused=self.num_tokens)

@@ -88,7 +88,13 @@ def make_engine(model: MistralForCausalLM) -> Iterator[Callable[..., Engine]]:
         memory = memory or Slots(
             model.config, num_slots=max_batch_size, slot_len=max_model_len, dtype=model.dtype, device=model.device
         )
-        settings = {"max_queue_size": 100, "own_lane_tokens": 5000, "prefill_tokens": 32, "stall_s": 60.0}
+        settings = {
+            "max_queue_size": 100,
+            "own_lane_tokens": 5000,
+            "prefill_tokens": 32,
+            "prefix_caching": True,
+            "stall_s": 60.0,
+        }
         engine = Engine(
             Runner(model, memory),
             None,  # type: ignore[arg-type]

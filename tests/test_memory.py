@@ -102,10 +102,11 @@ def over_spans(request: pytest.FixtureRequest, make_engine: MakeEngine, monkeypa
 
 
 def test_spans_never_overlap_and_join_again() -> None:
-    """A thousand random requests against a map of every token."""
+    """A thousand random requests against a map of every token: in turn while most is free, else where it is tight."""
     numbers = random.Random(0)
     free = FreeSpans(500)
     taken: dict[int, int] = {}
+    last_end = 0
     for _ in range(1000):
         if taken and numbers.random() < 0.5:
             start = numbers.choice(list(taken))
@@ -114,10 +115,17 @@ def test_spans_never_overlap_and_join_again() -> None:
         length = numbers.randint(1, 120)
         used = {token for start, held in taken.items() for token in range(start, start + held)}
         fitting = [start for start in range(500 - length + 1) if used.isdisjoint(range(start, start + length))]
+        if len(used) < 500 / 3:
+            wanted = min(fitting, key=lambda token: (token < last_end, token), default=None)
+        else:
+            firsts = [token for token in fitting if token == 0 or token - 1 in used]
+            ends = {token: next(end for end in range(token, 501) if end == 500 or end in used) for token in firsts}
+            wanted = min(firsts, key=lambda token: ends[token] - token, default=None)
         start = free.take(length)
-        assert start == (fitting[0] if fitting else None)
+        assert start == wanted
         if start is not None:
             taken[start] = length
+            last_end = start + length if len(used) < 500 / 3 else last_end
     for start, length in taken.items():
         free.give_back(start, length)
     assert free.take(500) == 0

@@ -1,8 +1,12 @@
 """Metrics: the series that dashboards and scalers rely on, by name."""
 
+from pathlib import Path
+
 from prometheus_client import REGISTRY, generate_latest
 
 from model_server import metrics
+
+DOCS = Path(__file__).parents[1] / "docs" / "operations.md"
 
 
 def test_series_have_the_documented_names_and_labels():
@@ -16,11 +20,19 @@ def test_series_have_the_documented_names_and_labels():
         "mistral_inter_token_seconds_bucket",
         'mistral_request_seconds_count{route="predict"}',
         "mistral_prompt_tokens_total ",
+        "mistral_prompt_tokens_cached_total ",
         "mistral_generated_tokens_total ",
         "mistral_kv_cache_usage_ratio ",
         "mistral_load_seconds ",
     ):
         assert f"\n{series}" in text
+
+
+def test_docs_name_every_series():
+    monitoring = DOCS.read_text()
+    for series in REGISTRY.collect():
+        if series.name.startswith("mistral_"):
+            assert f"`{series.name}{'_total' if series.type == 'counter' else ''}" in monitoring
 
 
 def test_gauges_show_the_engine_as_it_is_when_they_are_read():

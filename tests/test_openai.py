@@ -26,6 +26,7 @@ from model_server.fusion import fuse
 from model_server.openai import Server, models, parse_chat, parse_completion
 from model_server.openai_answers import answer, sse
 from model_server.parameters import ModelLimits
+from model_server.prefixes import num_common
 from model_server.request import FinishReason
 
 from .conftest import tiny_mistral
@@ -109,6 +110,27 @@ def test_a_completion_is_what_the_model_generates(ask: Ask, mistral: MistralForC
     assert got.choices[0].text == TEXT.decode(expected)
     assert (got.usage.prompt_tokens, got.usage.completion_tokens) == (len(ids), len(expected))
     assert got.object == "text_completion"
+
+
+def test_usage_says_what_of_the_prompts_was_cached_each_counted_once(ask: Ask) -> None:
+    prompts = ["a beginning that both have, one", "a beginning that both have, two"]
+    common = num_common(*map(TEXT.encode, prompts))
+
+    async def one_after_the_other(client: openai.AsyncOpenAI) -> list[Any]:
+        usages = [
+            (await client.completions.create(model=NAME, prompt=prompt, n=3, max_tokens=2)).usage for prompt in prompts
+        ]
+        stream = await client.completions.create(
+            model=NAME, prompt=prompts, n=2, max_tokens=2, stream=True, stream_options={"include_usage": True}
+        )
+        return [*usages, [chunk async for chunk in stream][-1].usage]
+
+    usages = ask(one_after_the_other)
+    lengths = [len(TEXT.encode(prompt)) for prompt in prompts]
+    cached = [usage.prompt_tokens_details.cached_tokens for usage in usages]
+    assert [usage.prompt_tokens for usage in usages] == [*lengths, sum(lengths)]
+    assert cached[:2] == [0, common]
+    assert common + lengths[1] - 1 <= cached[2] <= sum(lengths) - 2
 
 
 def test_sixteen_tokens_are_the_default_of_a_completion_and_the_window_that_of_a_chat(ask: Ask) -> None:

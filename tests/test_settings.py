@@ -39,7 +39,8 @@ def test_flag_beats_environment_and_environment_beats_default():
 
 
 def test_every_flag_can_come_from_the_environment():
-    samples = {"dtype": "float32", "cors_origins": "*", "playground": "false", "log_format": "json"}
+    samples = {"dtype": "float32", "cors_origins": "*", "log_format": "json"}
+    samples |= {"playground": "false", "prefix_caching": "false"}
     for name in flag_fields():
         if name != "model_revision":
             assert name in parse(**{f"MISTRAL_{name.upper()}": samples.get(name, "9")}).given
