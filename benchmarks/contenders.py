@@ -30,9 +30,15 @@ _TRANSFORMERS_SERVE = (
     sys.executable, "-m", "transformers.cli.transformers", "serve", "{model_dir}",
     "--host", "127.0.0.1", "--port", "{port}",
 )  # fmt: skip
+_THIS_SERVER = (
+    sys.executable, "-m", "model_server", "--model_dir", "{model_dir}",
+    "--http_port", "{port}", "--model_name", "bench",
+)  # fmt: skip
 _BY_HAND = (sys.executable, "-m", "benchmarks.thread_per_request", "{model_dir}", "{port}")
 
 OURS = "ours"
+OURS_READING = "ours-reading"
+"""Only of interest where prompts begin alike."""
 TRANSFORMERS_CB = "transformers-cb"
 BARE = "generate"
 ENGINE = "engine"
@@ -43,10 +49,13 @@ IN_PROCESS: Mapping[str, str] = {BARE: "model.generate in a loop", ENGINE: "this
 SERVERS: Mapping[str, Contender] = {
     OURS: Contender(
         title="this server",
-        command=(
-            sys.executable, "-m", "model_server", "--model_dir", "{model_dir}",
-            "--http_port", "{port}", "--model_name", "bench",
-        ),
+        command=_THIS_SERVER,
+        ready_path="/v2/health/ready",
+        path="/v1/models/bench:predict",
+    ),
+    OURS_READING: Contender(
+        title="this server, reading every prompt whole (--prefix_caching false)",
+        command=(*_THIS_SERVER, "--prefix_caching", "false"),
         ready_path="/v2/health/ready",
         path="/v1/models/bench:predict",
     ),
@@ -74,9 +83,10 @@ SERVERS: Mapping[str, Contender] = {
         ready_path="/ready",
         path="/v1/models/bench:predict",
     ),
-}  # fmt: skip
+}
 
 ALL = (OURS, *IN_PROCESS, *(name for name in SERVERS if name != OURS))
+USUAL = tuple(name for name in ALL if name != OURS_READING)
 
 
 def title(name: str) -> str:

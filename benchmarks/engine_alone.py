@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import sys
@@ -55,7 +56,7 @@ def main() -> None:
         answer.error = incomplete(answer, options.max_new_tokens)
 
     async def measure() -> tuple[Figure, str]:
-        prompts = prompts_for(options.model_dir, options.prompt_tokens, count=64)
+        prompts = itertools.cycle(prompts_for(options.model_dir, options.prompt_tokens, count=1024))
         warm_up = await closed_loop(ask, prompts, clients=1, min_seconds=0, limit_s=options.limit_s)
         await closed_loop(ask, prompts, clients=options.clients, min_seconds=0, limit_s=options.limit_s)
         run = await closed_loop(

@@ -55,14 +55,16 @@ Ask = Callable[[str, Answer], Coroutine[None, None, None]]
 """Sends one prompt and notes in the answer what comes back, and when."""
 
 
-async def closed_loop(ask: Ask, prompts: Sequence[str], *, clients: int, min_seconds: float, limit_s: float) -> Run:
-    """Keep `clients` streams open: each asks again when answered, until `min_seconds` have passed."""
-    prompt = itertools.cycle(prompts)
+async def closed_loop(ask: Ask, prompts: Iterator[str], *, clients: int, min_seconds: float, limit_s: float) -> Run:
+    """Keep `clients` streams open: each asks again when answered, until `min_seconds` have passed.
+
+    `prompts` have no end; loads of one server that draw from the same iterator ask for nothing twice.
+    """
 
     async def client(began_s: float, answers: list[Answer]) -> None:
         while True:
             answers.append(answer := Answer(asked_s=time.perf_counter()))
-            await ask(next(prompt), answer)
+            await ask(next(prompts), answer)
             if answer.error or time.perf_counter() - began_s >= min_seconds:
                 return
 
@@ -70,16 +72,15 @@ async def closed_loop(ask: Ask, prompts: Sequence[str], *, clients: int, min_sec
 
 
 async def open_loop(
-    ask: Ask, prompts: Sequence[str], *, rate: float, num_requests: int, seed: int, limit_s: float
+    ask: Ask, prompts: Iterator[str], *, rate: float, num_requests: int, seed: int, limit_s: float
 ) -> Run:
     """Ask at Poisson arrivals of `rate` a second, however slow the answers are."""
     arrivals = list(itertools.islice(poisson_arrivals(rate, seed), num_requests))
-    prompt = itertools.cycle(prompts)
 
     async def client(began_s: float, answers: list[Answer], arrival_s: float) -> None:
         answers.append(answer := Answer(asked_s=began_s + arrival_s))
         await asyncio.sleep(answer.asked_s - time.perf_counter())
-        await ask(next(prompt), answer)
+        await ask(next(prompts), answer)
 
     return await _bounded(limit_s, [partial(client, arrival_s=arrival_s) for arrival_s in arrivals])
 

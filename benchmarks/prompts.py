@@ -8,10 +8,11 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 
-def exact_prompts(tokenizer: Tokenizer, num_tokens: int, count: int, seed: int) -> list[str]:
+def exact_prompts(tokenizer: Tokenizer, num_tokens: int, count: int, seed: int, *, num_shared: int = 0) -> list[str]:
     """Return `count` prompts of `num_tokens` tokens each, what the tokenizer puts in front included.
 
-    They share no prefix beyond chance, so no server gains by remembering one.
+    The first `num_shared` tokens are the same in all; beyond them they share nothing but by chance, so that no server
+    gains by remembering one.
     """
     words = [
         word
@@ -22,19 +23,20 @@ def exact_prompts(tokenizer: Tokenizer, num_tokens: int, count: int, seed: int) 
     ]
     if not words:
         raise ValueError("This tokenizer marks no words with '▁'; prompts of an exact length need one that does.")
-    num_words = num_tokens - len(tokenizer.encode(""))
+    num_special = len(tokenizer.encode(""))
     draw = random.Random(seed)
-    prompts = [" ".join(draw.choices(words, k=num_words)) for _ in range(count)]
+    shared = draw.choices(words, k=max(0, num_shared - num_special))
+    own = num_tokens - num_special - len(shared)
+    prompts = [" ".join([*shared, *draw.choices(words, k=own)]) for _ in range(count)]
     for prompt in prompts:
         if (length := len(tokenizer.encode(prompt))) != num_tokens:
             raise ValueError(f"A prompt meant to have {num_tokens} tokens has {length} in this tokenizer.")
     return prompts
 
 
-def prompts_for(model_dir: Path, num_tokens: int, count: int, seed: int = 0) -> list[str]:
-    return exact_prompts(
-        Tokenizer.from_file(str(model_dir / "tokenizer.json")), num_tokens=num_tokens, count=count, seed=seed
-    )
+def prompts_for(model_dir: Path, num_tokens: int, count: int, seed: int = 0, *, num_shared: int = 0) -> list[str]:
+    tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
+    return exact_prompts(tokenizer, num_tokens=num_tokens, count=count, seed=seed, num_shared=num_shared)
 
 
 def plain_prompts(num_words: int, count: int, seed: int) -> list[str]:

@@ -11,14 +11,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.contenders import ALL, BARE, ENGINE, OURS, SERVERS, TRANSFORMERS_CB, Contender
+from benchmarks.contenders import ALL, BARE, ENGINE, OURS, SERVERS, TRANSFORMERS_CB, USUAL, Contender
 from benchmarks.figures import Figure, over_repeats, ratios, summary
 from benchmarks.load import Run, closed_loop, open_loop
 from benchmarks.models import SHAPES, checkpoint
@@ -34,10 +35,12 @@ START_LIMIT_S = 180
 class Plan:
     """What every contender is asked for."""
 
-    contenders: Sequence[str] = ALL
+    contenders: Sequence[str] = USUAL
     clients: Sequence[int] = (1, 8, 32)
     repeats: int = 3
     prompt_tokens: int = 64
+    shared_tokens: int = 0
+    """Of each prompt, the first so many are the same in all."""
     max_new_tokens: int = 64
     min_seconds: float = 3
     """Clients ask again until then."""
@@ -75,6 +78,7 @@ def compare(model_dir: Path, plan: Plan) -> list[Figure]:
                 "contender": name,
                 "load": "closed",
                 "clients": clients,
+                "shared_tokens": plan.shared_tokens,
                 "same_words_as_generate": _agreement(texts, name),
                 **over_repeats(repeats),
             }
@@ -107,7 +111,9 @@ def _measure_in_process(
 
 
 def _measure_server(contender: Contender, model_dir: Path, plan: Plan) -> tuple[dict[int, Figure], str]:
-    prompts = prompts_for(model_dir, plan.prompt_tokens, count=max(64, 2 * max(plan.clients)), seed=plan.seed)
+    drawn = prompts_for(model_dir, plan.prompt_tokens, count=1024, seed=plan.seed, num_shared=plan.shared_tokens)
+    # One iterator for all loads: nothing is asked for twice, so a server gains only by what prompts are said to share.
+    prompts = itertools.cycle(drawn)
     figures: dict[int, Figure] = {}
     text = ""
     waiting = list(plan.clients)
@@ -116,7 +122,7 @@ def _measure_server(contender: Contender, model_dir: Path, plan: Plan) -> tuple[
         target = contender.target(model_dir, port, plan.max_new_tokens)
         with Program(contender.command_for(model_dir, port)) as server:
             server.wait_until_ready(port, contender.ready_path, START_LIMIT_S)
-            first = asyncio.run(ask_once(target, prompts[0], START_LIMIT_S))
+            first = asyncio.run(ask_once(target, drawn[0], START_LIMIT_S))
             if first.error or first.ended_s is None:
                 raise StartFailed(f"Its first answer failed: {first.error or 'no answer'}. {server.log_end()}")
             text = first.text
@@ -132,7 +138,7 @@ def _measure_server(contender: Contender, model_dir: Path, plan: Plan) -> tuple[
     return figures, text
 
 
-async def _one_load(target: Target, prompts: Sequence[str], clients: int, plan: Plan) -> Run:
+async def _one_load(target: Target, prompts: Iterator[str], clients: int, plan: Plan) -> Run:
     async with asking(dataclasses.replace(target, max_new_tokens=2)) as ask:
         await closed_loop(ask, prompts, clients=clients, min_seconds=0, limit_s=plan.limit_s)
     async with asking(target) as ask:
@@ -176,9 +182,9 @@ def _ratios(measured: dict[tuple[str, int], list[Figure]]) -> list[Figure]:
     return figures
 
 
-async def load_url(target: Target, prompts: Sequence[str], options: argparse.Namespace) -> list[Figure]:
+async def load_url(target: Target, prompts: Iterator[str], options: argparse.Namespace) -> list[Figure]:
     """Put a server that runs somewhere under load: a sweep of clients, or one rate of arrivals."""
-    await ask_once(target, prompts[0], options.limit_seconds)
+    await ask_once(target, next(prompts), options.limit_seconds)
     what = {"benchmark": "serve", "contender": target.url}
     figures: list[Figure] = []
     async with asking(target) as ask:
@@ -224,16 +230,23 @@ def main() -> None:
         except ValueError as error:
             raise SystemExit(str(error)) from None
         if options.tokenizer:
-            prompts = prompts_for(options.tokenizer, options.prompt_tokens, count=64, seed=options.seed)
+            prompts = prompts_for(
+                options.tokenizer,
+                options.prompt_tokens,
+                count=1024,
+                seed=options.seed,
+                num_shared=options.shared_tokens,
+            )
         else:
-            prompts = plain_prompts(options.prompt_tokens, count=64, seed=options.seed)
-        figures = asyncio.run(load_url(target, prompts, options))
+            prompts = plain_prompts(options.prompt_tokens, count=1024, seed=options.seed)
+        figures = asyncio.run(load_url(target, itertools.cycle(prompts), options))
     else:
         plan = Plan(
             contenders=options.contenders,
             clients=options.clients,
             repeats=options.repeats,
             prompt_tokens=options.prompt_tokens,
+            shared_tokens=options.shared_tokens,
             max_new_tokens=options.max_new_tokens,
             min_seconds=options.min_seconds,
             limit_s=options.limit_seconds,
@@ -260,6 +273,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--clients", type=_numbers, default=plan.clients, help="numbers of streams open at once: 1,8,32")
     add("--repeats", type=int, default=plan.repeats)
     add("--prompt-tokens", type=int, default=plan.prompt_tokens)
+    add("--shared-tokens", type=int, default=0, help="of each prompt, the first so many are the same in all")
     add("--max-new-tokens", type=int, default=plan.max_new_tokens)
     add("--min-seconds", type=float, default=plan.min_seconds, help="clients ask again until then")
     add("--limit-seconds", type=float, default=plan.limit_s, help="what has not ended by then is cut")

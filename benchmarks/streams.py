@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -29,13 +30,15 @@ async def stream_in_closed_loop(
 ) -> Run:
     """Keep so many streams open at a target (see `load.closed_loop`)."""
     async with asking(target) as ask:
-        return await closed_loop(ask, prompts, clients=clients, min_seconds=min_seconds, limit_s=limit_s)
+        return await closed_loop(
+            ask, itertools.cycle(prompts), clients=clients, min_seconds=min_seconds, limit_s=limit_s
+        )
 
 
 async def ask_once(target: Target, prompt: str, limit_s: float) -> Answer:
     """Ask one thing alone: a warm-up, or a first answer after a start."""
     async with asking(target) as ask:
-        run = await closed_loop(ask, [prompt], clients=1, min_seconds=0, limit_s=limit_s)
+        run = await closed_loop(ask, iter([prompt]), clients=1, min_seconds=0, limit_s=limit_s)
     return run.answers[0]
 
 

@@ -9,9 +9,9 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def under_load(server: FakeServer, load: Callable[[Ask], Coroutine[Any, Any, Run
 def ask(server: FakeServer, clients: int = 1, limit_s: float = 30, **served: str) -> Run:
     return under_load(
         server,
-        lambda ask: closed_loop(ask, ["one two"], clients=clients, min_seconds=0, limit_s=limit_s),
+        lambda ask: closed_loop(ask, repeat("one two"), clients=clients, min_seconds=0, limit_s=limit_s),
         **served,
     )
 
@@ -161,7 +161,7 @@ def test_answers_open_at_the_limit_are_cut_and_kept_as_unfinished() -> None:
 
 def test_open_loop_asks_at_the_arrivals_it_drew_however_slow_the_server() -> None:
     def load(ask: Ask) -> Coroutine[Any, Any, Run]:
-        return open_loop(ask, ["x"], rate=200, num_requests=4, seed=7, limit_s=0.5)
+        return open_loop(ask, repeat("x"), rate=200, num_requests=4, seed=7, limit_s=0.5)
 
     run = under_load(FakeServer(V1_STREAM[:1], hangs=True), load)
     asked_s = [answer.asked_s - run.began_s for answer in run.answers]
@@ -178,7 +178,7 @@ def test_any_url_is_loaded_with_a_sweep_or_at_a_rate() -> None:
     async def load(*flags: str) -> list[dict[str, Any]]:
         async with FakeServer(V1_STREAM).served() as target:
             options = serve._parser().parse_args(["--min-seconds", "0", "--repeats", "2", *flags])
-            return await serve.load_url(target, ["x"], options)
+            return await serve.load_url(target, repeat("x"), options)
 
     sweep = asyncio.run(load("--clients", "1,3"))
     assert [(figure["clients"], figure["requests"], figure["errors"]) for figure in sweep] == [(1, 2, 0), (3, 6, 0)]
@@ -392,6 +392,27 @@ def test_prompts_have_exactly_the_tokens_asked_for_and_repeat_with_their_seed(mo
     assert {len(AutoTokenizer.from_pretrained(model_dir)(prompt).input_ids) for prompt in prompts} == {9}
     assert prompts == exact_prompts(tokenizer, num_tokens=9, count=3, seed=5)
     assert len(set(prompts)) == 3
+
+
+def test_prompts_share_exactly_the_beginning_asked_for(model_dir: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
+    rows = [tokenizer.encode(one).ids for one in exact_prompts(tokenizer, 30, count=8, seed=5, num_shared=21)]
+    assert {len(row) for row in rows} == {30}
+    assert [len({row[i] for row in rows}) > 1 for i in (20, 21)] == [False, True]
+
+
+def test_loads_of_one_server_ask_for_nothing_twice() -> None:
+    asked: list[str] = []
+
+    async def ask(prompt: str, answer: Answer) -> None:
+        asked.append(prompt)
+
+    async def two_loads(prompts: Iterator[str]) -> None:
+        for clients in (2, 3):
+            await closed_loop(ask, prompts, clients=clients, min_seconds=0, limit_s=1)
+
+    asyncio.run(two_loads(iter("abcde")))
+    assert asked == list("abcde")
 
 
 def test_plain_prompts_have_as_many_words_as_asked_for() -> None:

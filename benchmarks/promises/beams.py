@@ -14,7 +14,7 @@ from benchmarks.figures import ratios, spread
 from benchmarks.load import Answer
 from benchmarks.promises.checks import Check, at_least, at_most, told
 from benchmarks.promises.plan import Plan
-from benchmarks.promises.served import Served, connections, serve
+from benchmarks.promises.served import EVERY_PROMPT_READ, Served, connections, serve
 from benchmarks.streams import stream_in_closed_loop
 
 STREAMS = 8
@@ -25,7 +25,7 @@ Window = tuple[float, float]
 
 async def measure(plan: Plan) -> list[Check]:
     windows: dict[bool, list[Window]] = {False: [], True: []}
-    with serve(plan.model_dir()) as server:
+    with serve(plan.model_dir(), *EVERY_PROMPT_READ) as server:
         total_s = 2 * plan.repeats * (plan.window_s + 2 * SETTLE_S) + 2
         target = server.target(4096 - plan.prompt_tokens)
         streaming = asyncio.create_task(

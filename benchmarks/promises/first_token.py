@@ -10,7 +10,7 @@ from benchmarks import report
 from benchmarks.figures import ratios, spread
 from benchmarks.promises.checks import Check, at_most, told
 from benchmarks.promises.plan import Plan
-from benchmarks.promises.served import Served, connections, serve
+from benchmarks.promises.served import EVERY_PROMPT_READ, Served, connections, serve
 from benchmarks.streams import ask_once, stream_in_closed_loop
 
 PROBES = 12
@@ -49,7 +49,7 @@ async def measure_fairness(plan: Plan) -> list[Check]:
 async def _beside(plan: Plan, *loads: Probes) -> list[list[float]]:
     """Return the median time of probes alone and beside each load, a value for each repeat."""
     times: list[list[float]] = [[] for _ in range(1 + len(loads))]
-    with serve(plan.model_dir()) as server:
+    with serve(plan.model_dir(), *EVERY_PROMPT_READ) as server:
         prompts = server.prompts(plan.prompt_tokens, 1 + plan.repeats, seed=3)
         await _probe(server, prompts[-1])
         for repeat in range(plan.repeats):

@@ -14,7 +14,7 @@ from benchmarks.figures import spread
 from benchmarks.promises.checks import Check, at_most, exactly, told
 from benchmarks.promises.plan import Plan
 from benchmarks.promises.rude import rude_client
-from benchmarks.promises.served import connections, serve
+from benchmarks.promises.served import AT_REST_S, connections, serve
 
 CLIENTS = 48
 """More than the batch holds, in both lanes."""
@@ -44,7 +44,7 @@ async def measure(plan: Plan) -> list[Check]:
         async def rest() -> None:
             async with connections() as session:
                 await server.settle(session)
-            await asyncio.sleep(1)
+            await asyncio.sleep(AT_REST_S)
 
         seconds = 60 * plan.soak_minutes
         report.progress.print(f"soak: {plan.soak_minutes:g} minutes")

@@ -8,7 +8,7 @@ from benchmarks import report
 from benchmarks.figures import ratios, spread, summary
 from benchmarks.promises.checks import Check, at_least, exactly, told
 from benchmarks.promises.plan import Plan
-from benchmarks.promises.served import serve
+from benchmarks.promises.served import EVERY_PROMPT_READ, serve
 from benchmarks.streams import stream_in_closed_loop
 
 CLIENTS = (1, 8, 32, 128)
@@ -19,7 +19,7 @@ LIMIT_S = 120
 async def measure(plan: Plan) -> list[Check]:
     rates: dict[int, list[float]] = {clients: [] for clients in CLIENTS}
     errors = 0
-    with serve(plan.model_dir()) as server:
+    with serve(plan.model_dir(), *EVERY_PROMPT_READ) as server:
         target, prompts = server.target(plan.max_new_tokens), server.prompts(plan.prompt_tokens, 256)
         warm_up = dataclasses.replace(target, max_new_tokens=2)
         await stream_in_closed_loop(warm_up, prompts, clients=32, min_seconds=0, limit_s=LIMIT_S)
