@@ -51,6 +51,7 @@ class Engine:
         max_queue_size: int,
         own_lane_tokens: int,
         prefill_tokens: int,
+        whole_prompt_tokens: int,
         prefix_caching: bool,
         stall_s: float,
         on_death: Callable[[str], None] = lambda reason: None,
@@ -61,6 +62,7 @@ class Engine:
             max_batch_size: rows that decode together.
             own_lane_tokens: KV memory of the own lane, in tokens: sequences times length of one call.
             prefill_tokens: prompt tokens read in one step at most.
+            whole_prompt_tokens: the same while few rows decode, for prompts that the step completes.
             prefix_caching: take over what another request has read of a prompt.
             stall_s: a step longer than this counts as hung.
             on_death: told why, once, from the thread that noticed.
@@ -77,6 +79,7 @@ class Engine:
             runner,
             max_batch_size=max_batch_size,
             prefill_tokens=prefill_tokens,
+            whole_prompt_tokens=whole_prompt_tokens,
             prefix_caching=prefix_caching,
             rate=self._rate,
         )

@@ -34,6 +34,8 @@ AnyCall = TypeVar("AnyCall", Call, openai.Call)
 
 PREFILL_TOKENS = {"cpu": 128, "cuda": 512}
 """Prompt tokens read in one step: enough to keep the matmuls busy, few enough that streams do not stall."""
+WHOLE_PROMPT_TOKENS = 512
+"""The same for whole prompts while few streams would wait: a CPU reads them faster together."""
 
 
 class MistralModel(kserve.Model):
@@ -78,6 +80,7 @@ class MistralModel(kserve.Model):
             own_lane_tokens=room.own_lane_tokens,
             max_queue_size=self.settings.max_queue_size,
             prefill_tokens=PREFILL_TOKENS[loaded.device.type],
+            whole_prompt_tokens=WHOLE_PROMPT_TOKENS,
             prefix_caching=self.settings.prefix_caching,
             stall_s=self.settings.stall_seconds,
             on_death=functools.partial(last_words.leave, for_next_start=True),

@@ -7,7 +7,8 @@ Policy, and why:
   call with 32 instances can neither starve a single short one nor make it wait for a place.
 - A step decodes every row that has its prompt, and reads at most `prefill_tokens` of the other rows' prompts: half of
   it for the oldest prompt, so that it always moves, the rest for the shortest, so that a short prompt need not wait
-  for a long one.
+  for a long one. While no more rows decode than wait for their first token, a longer step helps more than it holds up:
+  then it reads up to `whole_prompt_tokens`, of prompts that it completes.
 """
 
 from __future__ import annotations
@@ -103,11 +104,12 @@ class WaitingRoom:
 class Scheduler:
     """The shared lane's rows and waiting requests."""
 
-    def __init__(self, *, max_batch_size: int, prefill_tokens: int) -> None:
+    def __init__(self, *, max_batch_size: int, prefill_tokens: int, whole_prompt_tokens: int) -> None:
         self.waiting = WaitingRoom()
         self.rows: list[Row] = []
         """Running rows, oldest first."""
         self.prefill_tokens = prefill_tokens
+        self._whole_prompt_tokens = whole_prompt_tokens
         self._max_batch_size = max_batch_size
         self._max_rows_per_group = max(1, max_batch_size - max_batch_size // 8)
 
@@ -132,13 +134,21 @@ class Scheduler:
         oldest = reading[0]
         plan = {oldest: min(oldest.num_unread, (budget + 1) // 2)}
         budget -= plan[oldest]
-        for row in sorted(reading[1:], key=lambda r: r.num_unread):
+        shortest = sorted(reading[1:], key=lambda r: r.num_unread)
+        for row in shortest:
             if budget == 0:
                 break
             plan[row] = min(row.num_unread, budget)
             budget -= plan[row]
         if budget:
             plan[oldest] += min(oldest.num_unread - plan[oldest], budget)
+        if sum(row.decoding for row in self.rows) <= len(reading):
+            more = self._whole_prompt_tokens - sum(plan.values())
+            for row in (oldest, *shortest):
+                rest = row.num_unread - plan.get(row, 0)
+                if rest <= more:
+                    plan[row] = row.num_unread
+                    more -= rest
         return list(plan.items())
 
 

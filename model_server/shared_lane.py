@@ -42,11 +42,14 @@ class SharedLane:
         *,
         max_batch_size: int,
         prefill_tokens: int,
+        whole_prompt_tokens: int,
         prefix_caching: bool,
         rate: endings.EndingRate,
     ) -> None:
         self.runner = runner
-        self.scheduler = Scheduler(max_batch_size=max_batch_size, prefill_tokens=prefill_tokens)
+        self.scheduler = Scheduler(
+            max_batch_size=max_batch_size, prefill_tokens=prefill_tokens, whole_prompt_tokens=whole_prompt_tokens
+        )
         self._memory = runner.memory
         self._prefixes = Prefixes()
         self._prefix_caching = prefix_caching

@@ -92,6 +92,7 @@ def make_engine(model: MistralForCausalLM) -> Iterator[Callable[..., Engine]]:
             "max_queue_size": 100,
             "own_lane_tokens": 5000,
             "prefill_tokens": 32,
+            "whole_prompt_tokens": 64,
             "prefix_caching": True,
             "stall_s": 60.0,
         }

@@ -40,7 +40,7 @@ def test_removed_requests_leave_the_others_in_line() -> None:
 
 
 def test_one_group_leaves_some_slots_to_the_others() -> None:
-    scheduler = Scheduler(max_batch_size=8, prefill_tokens=64)
+    scheduler = Scheduler(max_batch_size=8, prefill_tokens=64, whole_prompt_tokens=64)
     for _ in range(7):
         row(scheduler, 4, group="many")
     scheduler.waiting.add(request(group="many"))
@@ -52,21 +52,21 @@ def test_one_group_leaves_some_slots_to_the_others() -> None:
 
 
 def test_a_lone_prompt_gets_the_whole_reading_budget() -> None:
-    scheduler = Scheduler(max_batch_size=4, prefill_tokens=64)
+    scheduler = Scheduler(max_batch_size=4, prefill_tokens=64, whole_prompt_tokens=64)
     reading = row(scheduler, 1000)
 
     assert scheduler.plan_prefill() == [(reading, 64)]
 
 
 def test_a_short_prompt_is_read_beside_a_long_one() -> None:
-    scheduler = Scheduler(max_batch_size=4, prefill_tokens=64)
+    scheduler = Scheduler(max_batch_size=4, prefill_tokens=64, whole_prompt_tokens=64)
     long, short = row(scheduler, 1000), row(scheduler, 20)
 
     assert scheduler.plan_prefill() == [(long, 44), (short, 20)]
 
 
 def test_the_oldest_prompt_keeps_half_the_budget_whatever_else_comes() -> None:
-    scheduler = Scheduler(max_batch_size=8, prefill_tokens=64)
+    scheduler = Scheduler(max_batch_size=8, prefill_tokens=64, whole_prompt_tokens=64)
     oldest = row(scheduler, 1000)
     for _ in range(5):
         row(scheduler, 30)
@@ -75,15 +75,34 @@ def test_the_oldest_prompt_keeps_half_the_budget_whatever_else_comes() -> None:
     assert sum(count for _, count in scheduler.plan_prefill()) == 64
 
 
+def test_while_few_streams_run_whole_prompts_are_read_together() -> None:
+    scheduler = Scheduler(max_batch_size=16, prefill_tokens=64, whole_prompt_tokens=256)
+    long, *short = (row(scheduler, length) for length in (1000, 80, 70, 60, 50))
+    for _ in range(5):
+        row(scheduler, 10, num_read=10)
+    assert dict(scheduler.plan_prefill()) == {long: 32, short[3]: 50, short[2]: 60, short[1]: 70}
+
+    row(scheduler, 10, num_read=10)
+    assert dict(scheduler.plan_prefill()) == {long: 32, short[3]: 32}
+
+
+def test_the_rest_of_a_prompt_is_read_in_one_while_few_streams_run() -> None:
+    scheduler = Scheduler(max_batch_size=8, prefill_tokens=64, whole_prompt_tokens=256)
+    reading = row(scheduler, 257)
+    assert scheduler.plan_prefill() == [(reading, 64)]
+    reading.num_read = 64
+    assert scheduler.plan_prefill() == [(reading, 193)]
+
+
 def test_rows_that_decode_read_no_prompt() -> None:
-    scheduler = Scheduler(max_batch_size=4, prefill_tokens=64)
+    scheduler = Scheduler(max_batch_size=4, prefill_tokens=64, whole_prompt_tokens=64)
     row(scheduler, 10, num_read=10)
 
     assert scheduler.plan_prefill() == []
 
 
 def test_the_newest_request_is_shed_first() -> None:
-    scheduler = Scheduler(max_batch_size=4, prefill_tokens=64)
+    scheduler = Scheduler(max_batch_size=4, prefill_tokens=64, whole_prompt_tokens=64)
     old, new = row(scheduler, 4), row(scheduler, 4)
 
     assert newest_first([old, new]) == [new, old]
