@@ -1,0 +1,39 @@
+"""How `serve` starts: what happens before what, with the model and the server's loop as doubles."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model_server import __main__ as main
+from model_server import model as model_module
+from model_server import read_ahead
+from model_server import server as server_module
+
+
+@pytest.fixture
+def collecting() -> Any:
+    """Leave the garbage collector as it was."""
+    yield
+    gc.enable()
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("collecting")
+def test_weights_are_read_ahead_and_no_garbage_is_collected_until_the_model_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(read_ahead, "start", lambda directory: seen.append(("read ahead", directory)))
+    monkeypatch.setattr(
+        model_module.MistralModel, "load", lambda model: seen.append(("loading collects", gc.isenabled()))
+    )
+    monkeypatch.setattr(server_module.Server, "run", lambda server: seen.append(("serving collects", gc.isenabled())))
+
+    main.serve(["--model_dir", str(tmp_path), "--http_port", "18099", "--configure_logging", "false"], {})
+
+    assert seen == [("read ahead", tmp_path), ("loading collects", False), ("serving collects", True)]
+    assert gc.get_freeze_count() > 0
