@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # torch and Transformers cost seconds to import, and most callers find the checkpoint made
     import torch
     from tokenizers import Tokenizer
-    from transformers import MistralForCausalLM
+    from transformers import MistralConfig, MistralForCausalLM
 
 CACHE_DIR = Path(".cache/benchmarks")
 
@@ -82,17 +82,20 @@ def checkpoint(shape: str, dtype: str, cache_dir: Path = CACHE_DIR) -> Path:
     return directory.resolve()
 
 
+def mistral_config(shape: Mapping[str, Any]) -> MistralConfig:
+    from transformers import MistralConfig
+
+    return MistralConfig(**shape, max_position_embeddings=32768, sliding_window=None, bos_token_id=1, eos_token_id=None)
+
+
 def random_mistral(shape: Mapping[str, Any], dtype: torch.dtype, device: str = "cpu") -> MistralForCausalLM:
     """Return a Mistral of random weights, made on the device itself."""
     import torch
-    from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
+    from transformers import GenerationConfig, MistralForCausalLM
 
-    config = MistralConfig(
-        **shape, max_position_embeddings=32768, sliding_window=None, bos_token_id=1, eos_token_id=None
-    )
     torch.manual_seed(0)
     with torch.device(device):
-        model: Any = MistralForCausalLM._from_config(config, dtype=dtype)
+        model: Any = MistralForCausalLM._from_config(mistral_config(shape), dtype=dtype)
     with torch.no_grad():
         # A logit of exactly 0 never wins the argmax over thousands of random ones: no answer has a special
         # token, hence none a token without text.
