@@ -1,13 +1,14 @@
 """The engine: requests in, tokens out, two lanes, one thread each.
 
 The shared lane's thread repeats: drop who left, admit who waits, run one step (`shared_lane.py`). The own lane's
-thread runs one `generate` call after another (`generation.py`). Owns the threads, who may wait, draining, and what
+thread runs one `generate` call after another (`own_lane.py`). Owns the threads, who may wait, draining, and what
 happens when a thread dies or hangs; knows no wire format.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import threading
 import time
@@ -16,21 +17,18 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from . import endings, journal
+from . import endings
 from .errors import (
     BadRequest,
     Draining,
     EngineDead,
-    InternalError,
-    OutOfMemory,
     QueueFull,
     ServeError,
     TimedOut,
 )
-from .generation import generate
+from .own_lane import OwnLane
 from .request import Channel, Lane, Request
 from .runner import Runner
-from .scheduler import WaitingRoom
 from .shared_lane import SharedLane
 
 logger = logging.getLogger(__name__)
@@ -68,11 +66,8 @@ class Engine:
             on_death: told why, once, from the thread that noticed.
         """
         self.max_queue_size = max_queue_size
-        self.own_lane_tokens = own_lane_tokens
         self.dead: str | None = None
         self.accepting = True
-        self._model = runner.model
-        self._tokenizer = tokenizer
         self._memory = runner.memory
         self._rate = endings.EndingRate()
         self._shared = SharedLane(
@@ -83,14 +78,13 @@ class Engine:
             prefix_caching=prefix_caching,
             rate=self._rate,
         )
-        self._own_waiting = WaitingRoom()
-        self._own_running: Request | None = None
+        self._own = OwnLane(runner.model, tokenizer, num_tokens=own_lane_tokens)
         self._on_death = on_death
         self._stall_s = stall_s
         self._stopping = False
         self._num_threads = torch.get_num_threads()
         self._own_lane_set = threading.Event()
-        # Guards both waiting rooms, `_own_running` and the flags; rows belong to the shared lane's thread.
+        # Guards both waiting rooms, `_own.running` and the flags; rows belong to the shared lane's thread.
         self._changed = threading.Condition()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._busy_since: dict[Lane, float | None] = {Lane.SHARED: None, Lane.OWN: None}
@@ -123,7 +117,7 @@ class Engine:
             self._check_room([r.max_tokens for r in requests if r.sampling.lane is not Lane.OWN], own)
             for request in requests:
                 lane = request.sampling.lane
-                (self._own_waiting if lane is Lane.OWN else self._shared.scheduler.waiting).add(request)
+                (self._own.waiting if lane is Lane.OWN else self._shared.scheduler.waiting).add(request)
             self._changed.notify_all()
 
     def check_open(self) -> None:
@@ -138,11 +132,11 @@ class Engine:
 
     @property
     def running(self) -> int:
-        return len(self._shared.scheduler.rows) + (self._own_running is not None)
+        return len(self._shared.scheduler.rows) + (self._own.running is not None)
 
     @property
     def waiting(self) -> int:
-        return len(self._shared.scheduler.waiting) + len(self._own_waiting)
+        return len(self._shared.scheduler.waiting) + len(self._own.waiting)
 
     @property
     def kv_usage(self) -> float:
@@ -184,21 +178,14 @@ class Engine:
                 field="max_new_tokens",
             )
         if request.sampling.lane is Lane.OWN:
-            sequences = max(request.sampling.generate.get("num_beams") or 1, request.sampling.num_answers)
-            needed = sequences * request.max_tokens
-            if needed > self.own_lane_tokens:
-                raise BadRequest(
-                    f"{sequences} sequences of {request.max_tokens} tokens need {needed} tokens of memory; "
-                    f"this server has {self.own_lane_tokens} for one such request. Ask for fewer beams or tokens.",
-                    field="num_beams" if sequences > 1 else "max_new_tokens",
-                )
+            self._own.check_fits(request)
 
     def _check_room(self, shared: Sequence[int], num_own: int) -> None:
         """Raise if requests of so many tokens each, and so many for the own lane, would make the line too long."""
         in_line = [request.max_tokens for request in self._shared.scheduler.waiting]
         places = min(self._shared.scheduler.num_free, self._memory.num_fitting([*in_line, *shared]))
         would_wait = max(0, len(in_line) + len(shared) - places)
-        would_wait += max(0, len(self._own_waiting) + num_own - (self._own_running is None))
+        would_wait += max(0, len(self._own.waiting) + num_own - (self._own.running is None))
         if would_wait > self.max_queue_size:
             raise QueueFull(
                 f"{self.waiting} requests are waiting and at most {self.max_queue_size} may.",
@@ -212,7 +199,7 @@ class Engine:
         def gone(request: Request) -> bool:
             return request.channel.closed or (request.deadline_s is not None and now_s >= request.deadline_s)
 
-        removed = self._shared.scheduler.waiting.remove_where(gone) + self._own_waiting.remove_where(gone)
+        removed = self._shared.scheduler.waiting.remove_where(gone) + self._own.waiting.remove_where(gone)
         for request in removed:
             endings.fail(request, TimedOut("The request waited for its whole time; the server is too busy."))
         self._wake(removed)
@@ -252,7 +239,7 @@ class Engine:
 
     def _threads_for_shared(self) -> int:
         """Return all threads, less the own lane's while it works: a step waits for the slowest of its threads."""
-        return self._num_threads if self._own_running is None else max(1, self._num_threads - 1)
+        return self._num_threads if self._own.running is None else max(1, self._num_threads - 1)
 
     # --- the own lane ------------------------------------------------------------------------------------------------
 
@@ -263,48 +250,27 @@ class Engine:
         self._own_lane_set.set()
         while True:
             with self._changed:
-                self._own_running = None
+                self._own.running = None
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._stopping or self._own_waiting)
+                self._changed.wait_for(lambda: self._stopping or self._own.waiting)
                 if self._stopping:
                     return
                 self._forget_the_gone()
-                self._own_running = request = self._own_waiting.pop()
+                self._own.running = request = self._own.waiting.pop()
             if request is not None:
                 self._tick(Lane.OWN)
-                self._generate(request)
+                self._own.answer(
+                    request, wake=functools.partial(self._wake, [request]), tick=lambda: self._tick(Lane.OWN)
+                )
                 self._busy_since[Lane.OWN] = None
                 self._rate.note()
-
-    def _generate(self, request: Request) -> None:
-        try:
-            reason = generate(
-                self._model,
-                self._tokenizer,
-                request,
-                wake=lambda: self._wake([request]),
-                tick=lambda: self._tick(Lane.OWN),
-            )
-        except ServeError as error:
-            endings.fail(request, error)
-        except (torch.OutOfMemoryError, MemoryError):
-            endings.fail(request, OutOfMemory("The server ran out of memory; send the request again later."))
-        except torch.AcceleratorError:
-            raise
-        except Exception:
-            logger.exception("request %s failed in generate", request.request_id)
-            endings.fail(request, InternalError())
-        else:
-            if reason is not None:
-                journal.ended(request, "cancelled" if request.cancelled else reason.value)
-        self._wake([request])
 
     # --- endings and faults ------------------------------------------------------------------------------------------
 
     def _tick(self, lane: Lane) -> None:
         """Note that a lane is at work; the own lane's line is looked after meanwhile, as the other lane may sleep."""
         self._busy_since[lane] = time.monotonic()
-        if self._own_waiting:
+        if self._own.waiting:
             with self._changed:
                 self._forget_the_gone()
 
@@ -312,9 +278,9 @@ class Engine:
         """End whatever is running or waiting with an error; callable from any thread."""
         with self._changed:
             requests = self._shared.scheduler.waiting.remove_where(lambda r: True)
-            requests += self._own_waiting.remove_where(lambda r: True)
-            if self._own_running is not None:
-                requests.append(self._own_running)
+            requests += self._own.waiting.remove_where(lambda r: True)
+            if self._own.running is not None:
+                requests.append(self._own.running)
         requests += [row.request for row in list(self._shared.scheduler.rows)]
         for request in requests:
             endings.fail(request, error)

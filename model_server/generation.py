@@ -1,7 +1,7 @@
-"""The own lane: one `model.generate` call for what cannot share a step (beams, prompt lookup, guidance, ...).
+"""One `model.generate` call for one request: what the own lane does (beams, prompt lookup, guidance, ...).
 
-Runs beside the shared lane in a thread of its own, on the same weights. Tokens are sent as they are made where
-`generate` can stream them, all at the end where it cannot. Leaves out the queue in front (engine).
+Tokens are sent as they are made where `generate` can stream them, all at the end where it cannot. Leaves out who is
+next and what becomes of a call that fails (`own_lane.py`).
 """
 
 from __future__ import annotations

@@ -363,12 +363,12 @@ async def test_each_lane_computes_with_its_own_number_of_threads(
     seen: dict[str, list[int]] = {"shared": [], "own": []}
     over = threading.Event()
 
-    def generate(request: Request) -> None:
+    def answer(request: Request, **callbacks: Any) -> None:
         seen["own"].append(torch.get_num_threads())
         over.wait(60)
 
     gate.fault = lambda decode, prefill: seen["shared"].append(torch.get_num_threads())
-    monkeypatch.setattr(engine, "_generate", generate)
+    monkeypatch.setattr(engine._own, "answer", answer)
     beside, after = request(1), request(1)
 
     engine.submit([beams()])

@@ -10,13 +10,13 @@ MAY_IMPORT = {
     "torch": {
         *("weights", "reader", "fusion", "capacity"),
         *("memory", "slots", "spans", "attention", "decoder", "graphs", "runner"),
-        *("sampling", "generation", "shared_lane", "engine"),
+        *("sampling", "generation", "shared_lane", "own_lane", "engine"),
     },
     "kserve": {"model", "server", "__main__"},
     "fastapi": {"routes", "http", "openai_routes", "openapi", "playground"},
     "kubernetes": set(),
 }
-KNOW_NOTHING_OF_OURS = {"errors", "metrics", "logs", "progress"}
+KNOW_NOTHING_OF_OURS = {"errors", "metrics", "logs", "prefixes", "progress"}
 
 
 def imports(source: Path) -> set[str]:
