@@ -83,3 +83,15 @@ def test_flash_attention_and_graphs_give_what_plain_attention_gives(
 
     assert float(difference) < 0.2
     assert [graph is not None for graph in replayed] == [True] * 4 * graphs
+
+
+def test_a_copied_beginning_is_read_as_the_original(make_runner: Callable[[bool], Runner]) -> None:
+    runner = make_runner(True)
+    runner.record_graphs(2)
+    original, copy = (runner.memory.take(MAX_ROW_TOKENS) or 0 for _ in range(2))
+    runner.forward([], [Segment(original, 0, list(range(5, 105)))], [99])
+
+    runner.memory.copy(original, copy, 100)
+    first, second = runner.forward([Segment(place, 100, [7]) for place in (original, copy)], [], range(2))
+
+    assert torch.equal(first, second)
