@@ -142,7 +142,7 @@ class Scheduler:
             budget -= plan[row]
         if budget:
             plan[oldest] += min(oldest.num_unread - plan[oldest], budget)
-        if sum(row.decoding for row in self.rows) <= len(reading):
+        if 2 * sum(row.decoding for row in self.rows) <= len(self.rows):
             more = self._whole_prompt_tokens - sum(plan.values())
             for row in (oldest, *shortest):
                 rest = row.num_unread - plan.get(row, 0)

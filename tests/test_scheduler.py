@@ -86,6 +86,15 @@ def test_while_few_streams_run_whole_prompts_are_read_together() -> None:
     assert dict(scheduler.plan_prefill()) == {long: 32, short[3]: 32}
 
 
+def test_who_waits_for_a_reader_counts_among_those_without_a_token() -> None:
+    scheduler = Scheduler(max_batch_size=16, prefill_tokens=64, whole_prompt_tokens=256)
+    first, *others = (row(scheduler, 200) for _ in range(4))
+    for _ in range(4):
+        row(scheduler, 10, num_read=10)
+
+    assert scheduler.plan_prefill(waiting=set(others)) == [(first, 200)]
+
+
 def test_the_rest_of_a_prompt_is_read_in_one_while_few_streams_run() -> None:
     scheduler = Scheduler(max_batch_size=8, prefill_tokens=64, whole_prompt_tokens=256)
     reading = row(scheduler, 257)
