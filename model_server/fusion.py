@@ -15,6 +15,9 @@ from transformers.models.mistral.modeling_mistral import MistralAttention, Mistr
 PACKABLE = (torch.float32, torch.bfloat16)
 PACKED_FOR_ROWS = 8
 """How many rows the packed layout is made for; of 1, 8, 32 and 128 this one was never far from the best."""
+MOST_ROWS, PIECE_ROWS = 160, 128
+"""More rows than the one are multiplied in pieces of the other: as fast, and oneDNN, which compiles for each number of
+rows it meets and keeps that, meets few (see `slots.padded`)."""
 
 
 class FusedAttention(MistralAttention):
@@ -89,9 +92,15 @@ class Projection(nn.Module):
         self.packed = True
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
-        return F.linear(x, self.weight)
+        if not self.packed:
+            return F.linear(x, self.weight)
+        rows = x.flatten(0, -2)
+        if len(rows) <= MOST_ROWS:
+            return self._multiply(x)
+        return torch.cat([self._multiply(piece) for piece in rows.split(PIECE_ROWS)]).view(*x.shape[:-1], -1)
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
 
 
 def packable(dtype: torch.dtype, device: torch.device) -> bool:

@@ -6,7 +6,6 @@ whole; on a CPU the kernel gives memory only to what is written.
 
 from __future__ import annotations
 
-import math
 import mmap
 from collections.abc import Iterable, Sequence
 
@@ -18,8 +17,6 @@ from transformers import MistralConfig
 from .attention import chunk_attention
 from .memory import Segment, head_dim, kv_bytes_per_token, window_of
 
-GRANULES = ((8, 4), (32, 8), (160, 16), (math.inf, 64))
-"""Up to so many tokens a step is padded to a multiple of so many."""
 LONG_ROW_TOKENS = 128
 """What a separate attention call costs, counted in tokens of a batched one (see `_split_at`)."""
 
@@ -198,7 +195,7 @@ def padded(num_tokens: int, device: torch.device) -> int:
     """
     if device.type != "cpu" or num_tokens <= 2:
         return num_tokens
-    granule = next(granule for most, granule in GRANULES if num_tokens <= most)
+    granule = 4 if num_tokens <= 8 else 8 if num_tokens <= 32 else 16
     return -(-num_tokens // granule) * granule
 
 
