@@ -6,6 +6,7 @@ whole; on a CPU the kernel gives memory only to what is written.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from collections.abc import Iterable, Sequence
 
@@ -73,6 +74,7 @@ class Slots:
         if self._pages is None:
             return False
         self._pages.madvise(mmap.MADV_DONTNEED)
+        _trim_heap()
         return True
 
     def step(self, decode: Sequence[Segment], prefill: Sequence[Segment]) -> SlotStep:
@@ -185,6 +187,12 @@ class SlotStep:
                 scale=scaling,
             )[0]
         return out
+
+
+def _trim_heap() -> None:
+    """Have the C library hand back what steps of many sizes have left free in pieces."""
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc's
+        libc.malloc_trim(0)
 
 
 def padded(num_tokens: int, device: torch.device) -> int:
