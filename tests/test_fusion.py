@@ -6,7 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model_server.fusion import MOST_ROWS, Projection
+from model_server.fusion import MOST_ROWS, Projection, packable
+
+pytestmark = pytest.mark.skipif(
+    not packable(torch.float32, torch.device("cpu")), reason="oneDNN does not pack weights on this machine"
+)
 
 
 @pytest.mark.parametrize("shape", [(1, 32), (MOST_ROWS, 32), (449, 32), (1, 300, 32), (4, 100, 32)], ids=str)

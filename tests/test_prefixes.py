@@ -127,17 +127,18 @@ async def test_a_row_that_still_runs_is_read_from(
 ) -> None:
     engine = make()
     gate = Gate(engine, monkeypatch)
-    first, second = request(60, chat(5)), request(10, chat(6))
+    first, second = request(140, chat(5)), request(10, chat(6))
     engine.submit([first])
     await until(lambda: first.num_generated > 2)
     gate.open.clear()
     engine.submit([second])
+    assert engine.running == 1, "the first has left before the second came"
     gate.open.set()
     await events(first, second)
 
     assert second.num_cached == 100
     assert [ids(first), ids(second)] == [
-        expected(plain_model, chat(5), 60, GREEDY),
+        expected(plain_model, chat(5), 140, GREEDY),
         expected(plain_model, chat(6), 10, GREEDY),
     ]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.process import free_port
 from model_server import __main__ as main
 from model_server import model as model_module
 from model_server import read_ahead
@@ -33,7 +34,7 @@ def test_weights_are_read_ahead_and_no_garbage_is_collected_until_the_model_is_t
     )
     monkeypatch.setattr(server_module.Server, "run", lambda server: seen.append(("serving collects", gc.isenabled())))
 
-    main.serve(["--model_dir", str(tmp_path), "--http_port", "18099", "--configure_logging", "false"], {})
+    main.serve(["--model_dir", str(tmp_path), "--http_port", str(free_port()), "--configure_logging", "false"], {})
 
     assert seen == [("read ahead", tmp_path), ("loading collects", False), ("serving collects", True)]
     assert gc.get_freeze_count() > 0
