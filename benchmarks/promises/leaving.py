@@ -21,7 +21,7 @@ async def measure(plan: Plan) -> list[Check]:
         # What the first load costs once (thread stacks, the allocator's pools) is no leak.
         fresh = server.holdings()
         report.progress.print("leaving: warm-up")
-        await rude_crowd(server, prompts, clients=CLIENTS, at_once=AT_ONCE, seed=1)
+        await rude_crowd(server, prompts, clients=CLIENTS // 2, at_once=AT_ONCE, seed=1)
         answer, before = await _quiet(server, prompts[0])
         report.progress.print(f"leaving: {CLIENTS} clients")
         seen = await rude_crowd(server, prompts, clients=CLIENTS, at_once=AT_ONCE, seed=2)
