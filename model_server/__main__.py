@@ -20,9 +20,9 @@ log = logging.getLogger("model_server")
 # Read when torch is imported; what the operator has set stays.
 _FOR_TORCH = {
     # oneDNN keeps what it compiles for each shape of a matmul, 1,024 by default: hundreds of megabytes. Steps have few
-    # shapes (`slots.padded`), so fewer do.
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
-    "LRU_CACHE_CAPACITY": "128",
+    # shapes (`fusion.padded`), so fewer do.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
+    "LRU_CACHE_CAPACITY": "256",
     # Weights in pages of 2 MB: a page fault for each 4 KB of them was half of what loading took.
     "THP_MEM_ALLOC_ENABLE": "1",
 }

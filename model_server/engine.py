@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -33,8 +35,9 @@ from .shared_lane import SharedLane
 
 logger = logging.getLogger(__name__)
 
-REST_S = 60.0
-"""Nothing has run for so long: what is kept for prompts that begin alike is handed back to the system, on a CPU."""
+COMPILE_S, REST_S = 2.0, 60.0
+"""What the shared lane does on a CPU when nothing has run for so long: it has those matmuls compiled that steps will
+need; it hands back to the system what is kept for prompts that begin alike."""
 
 
 class Engine:
@@ -83,6 +86,9 @@ class Engine:
         self._stall_s = stall_s
         self._stopping = False
         self._num_threads = torch.get_num_threads()
+        self._shared_threads = 0
+        counts = sorted({self._num_threads, max(1, self._num_threads - 1)}, reverse=True)
+        self._to_compile = deque(itertools.product(counts, runner.compilations()))
         self._own_lane_set = threading.Event()
         # Guards both waiting rooms, `_own.running` and the flags; rows belong to the shared lane's thread.
         self._changed = threading.Condition()
@@ -208,27 +214,24 @@ class Engine:
 
     def _run_shared(self) -> None:
         self._own_lane_set.wait()  # the last to say so decides for MKL, which has one number for the whole process
-        num_threads = 0
-        resting = True
+        pause_s: float | None = COMPILE_S
         while True:
             with self._changed:
                 woken = self._changed.wait_for(
                     lambda: self._stopping or self._shared.scheduler.rows or self._shared.scheduler.waiting,
-                    timeout=None if resting else REST_S,
+                    timeout=pause_s,
                 )
                 if self._stopping:
                     return
                 self._forget_the_gone()
-            resting = not woken
-            if resting:
-                self._shared.rest()
+            if not woken:
+                pause_s = self._use_pause()
                 continue
+            pause_s = COMPILE_S if self._to_compile else REST_S
             news = self._shared.drop_the_gone()
             news += self._shared.admit(self._changed)
             if self._shared.scheduler.rows:
-                if num_threads != self._threads_for_shared():
-                    num_threads = self._threads_for_shared()
-                    _compute_with(num_threads)
+                self._compute_shared_with(self._threads_for_shared())
                 self._busy_since[Lane.SHARED] = time.monotonic()
                 news += self._shared.step()
                 self._busy_since[Lane.SHARED] = None
@@ -236,6 +239,23 @@ class Engine:
             if not self._shared.scheduler.rows:
                 with self._changed:
                     self._changed.notify_all()
+
+    def _use_pause(self) -> float | None:
+        """Do one small thing while nothing runs; return how many seconds later the next is to be done, if ever."""
+        if self._to_compile:
+            num_threads, compile_matmul = self._to_compile.popleft()
+            self._compute_shared_with(num_threads)
+            compile_matmul()
+            return 0.0 if self._to_compile else REST_S
+        if self._own.running is not None:
+            return REST_S
+        self._shared.rest()
+        return None
+
+    def _compute_shared_with(self, num_threads: int) -> None:
+        if num_threads != self._shared_threads:
+            self._shared_threads = num_threads
+            _compute_with(num_threads)
 
     def _threads_for_shared(self) -> int:
         """Return all threads, less the own lane's while it works: a step waits for the slowest of its threads."""

@@ -16,8 +16,7 @@ PACKABLE = (torch.float32, torch.bfloat16)
 PACKED_FOR_ROWS = 8
 """How many rows the packed layout is made for; of 1, 8, 32 and 128 this one was never far from the best."""
 MOST_ROWS, PIECE_ROWS = 160, 128
-"""More rows than the one are multiplied in pieces of the other: as fast, and oneDNN, which compiles for each number of
-rows it meets and keeps that, meets few (see `slots.padded`)."""
+"""More rows than the one are multiplied in pieces of the other: as fast, and of few sizes (`padded`)."""
 
 
 class FusedAttention(MistralAttention):
@@ -85,6 +84,7 @@ class Projection(nn.Module):
         self.weight = weight.detach()
         """Not a parameter: the modules that were fused name its rows."""
         self.packed = False
+        self._num_outputs, self._num_inputs = weight.shape
 
     def pack(self) -> None:
         """Lay the weight out in the blocks that oneDNN computes with, instead of again at every call."""
@@ -95,12 +95,38 @@ class Projection(nn.Module):
         if not self.packed:
             return F.linear(x, self.weight)
         rows = x.flatten(0, -2)
-        if len(rows) <= MOST_ROWS:
-            return self._multiply(x)
-        return torch.cat([self._multiply(piece) for piece in rows.split(PIECE_ROWS)]).view(*x.shape[:-1], -1)
+        if len(rows) > MOST_ROWS:
+            product = torch.cat([self._multiply(piece) for piece in rows.split(PIECE_ROWS)])
+        else:
+            product = self._multiply(rows)
+        return product.view(*x.shape[:-1], self._num_outputs)
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
+    def compile(self, num_rows: int) -> None:
+        """Have oneDNN compile for so many rows now, once packed, so that no step has to wait for it."""
+        self._multiply(torch.zeros((num_rows, self._num_inputs), dtype=self.weight.dtype))
+
+    def _multiply(self, rows: Tensor) -> Tensor:
+        """Multiply up to `MOST_ROWS` rows; the shared lane's are padded already."""
+        missing = padded(len(rows)) - len(rows)
+        if missing:
+            rows = F.pad(rows, (0, 0, 0, missing))
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.weight, None, "none", [], "")
+        return product[: len(product) - missing]
+
+
+def padded(num_rows: int) -> int:
+    """Return how many rows a CPU multiplies for so many.
+
+    oneDNN compiles a matmul for each number of rows at first sight: milliseconds each, and half a megabyte that is
+    kept. A few sizes cost less than every size once.
+    """
+    if num_rows <= 2:
+        return num_rows
+    granule = 4 if num_rows <= 8 else 8 if num_rows <= 32 else 16
+    return -(-num_rows // granule) * granule
+
+
+PADDED_SIZES = sorted({padded(n) for n in range(1, MOST_ROWS + 1)})
 
 
 def packable(dtype: torch.dtype, device: torch.device) -> bool:

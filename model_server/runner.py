@@ -5,17 +5,19 @@ Leaves out which rows run (scheduler) and what the logits become (sampling).
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
 
 from .decoder import Decoder
+from .fusion import PADDED_SIZES, Projection, padded
 from .graphs import DecodeGraphs
 from .memory import KVMemory, Segment
-from .slots import Slots, padded
+from .slots import Slots
 from .spans import Spans
 
 log = logging.getLogger(__name__)
@@ -71,9 +73,18 @@ class Runner:
         if self._graphs is not None and not prefill:
             # All of them are wanted, in order. A copy: the graph's own tensor is written over by the next step.
             return self._graphs.run(decode).to(torch.float32, copy=True)
-        device = self.model.device
-        padding = [0] * (padded(len(wanted), device) - len(wanted))
-        logits = self._decoder(
-            self.memory.step(decode, prefill), torch.tensor([*wanted, *padding], dtype=torch.long, device=device)
-        )
-        return logits[: len(wanted)].float()
+        padding = [0] * (padded(len(wanted)) - len(wanted))
+        which = torch.tensor([*wanted, *padding], dtype=torch.long, device=self.model.device)
+        return self._decoder(self.memory.step(decode, prefill), which)[: len(wanted)].float()
+
+    def compilations(self) -> list[Callable[[], None]]:
+        """Return what has a CPU's matmuls compiled for every size of step, in calls of milliseconds each.
+
+        What is compiled is for the number of threads that the caller computes with.
+        """
+        if not isinstance(self.model.lm_head, Projection):  # not packed: nothing is kept
+            return []
+        layer = self.model.model.layers[0]  # the others have the same shapes
+        attention, mlp = layer.self_attn, layer.mlp
+        projections = (attention.qkv, attention.o_proj, mlp.gate_up, mlp.down_proj, self.model.lm_head)
+        return [functools.partial(projection.compile, size) for size in PADDED_SIZES for projection in projections]

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import MistralConfig
 
 from .attention import chunk_attention
+from .fusion import padded
 from .memory import Segment, head_dim, kv_bytes_per_token, window_of
 
 LONG_ROW_TOKENS = 128
@@ -91,7 +92,7 @@ class SlotStep:
         segments = [*decode, *prefill]
         token_ids = [t for s in segments for t in s.token_ids]
         positions = [p for s in segments for p in range(s.start, s.start + len(s.token_ids))]
-        padding = [0] * (padded(len(token_ids), slots.device) - len(token_ids))
+        padding = [0] * (padded(len(token_ids)) - len(token_ids))
         self.token_ids = torch.tensor(token_ids + padding, device=slots.device)
         self.positions = torch.tensor(positions + padding, device=slots.device)
         if decode:
@@ -193,18 +194,6 @@ def _trim_heap() -> None:
     """Have the C library hand back what steps of many sizes have left free in pieces."""
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc's
         libc.malloc_trim(0)
-
-
-def padded(num_tokens: int, device: torch.device) -> int:
-    """Return how many tokens a step of so many computes.
-
-    A CPU's matmuls are compiled for each number of rows at first sight: milliseconds each, and memory that is kept. A
-    few sizes cost less than every size once.
-    """
-    if device.type != "cpu" or num_tokens <= 2:
-        return num_tokens
-    granule = 4 if num_tokens <= 8 else 8 if num_tokens <= 32 else 16
-    return -(-num_tokens // granule) * granule
 
 
 def _split_at(lengths: Sequence[int], num_slots: int) -> int:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from model_server import engine as engine_module
 from model_server.engine import Engine
 from model_server.fusion import fuse, pack
 from model_server.memory import Segment
@@ -253,22 +252,6 @@ async def test_a_sliding_window_shares_too(make: MakeEngine, changes: dict[str, 
 
     assert [ids(one) for one in asked] == wanted
     assert asked[1].num_cached == 100
-
-
-async def test_after_a_rest_memory_is_handed_back_and_what_was_kept_with_it(
-    plain_model: Any, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine_module, "REST_S", 0.05)
-    engine = make_engine()
-    memory: Any = engine._memory
-    asked = [request(4, chat(5)), request(4, chat(5))]
-    for one in asked:
-        engine.submit([one])
-        await events(one)
-        await until(lambda: not memory.keys[0].any())
-
-    assert asked[1].num_cached == 0
-    assert ids(asked[1]) == expected(plain_model, chat(5), 4, GREEDY)
 
 
 def tiny_packed(**changes: Any) -> Any:

@@ -1,0 +1,110 @@
+"""What the engine does when nothing runs: matmuls compiled ahead, then memory handed back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from model_server import engine as engine_module
+from model_server.engine import Engine
+from model_server.fusion import PADDED_SIZES, Projection, packable
+
+from .test_engine import beams, events, request, until
+from .test_oracle import GREEDY, expected, prompt
+
+MakeEngine = Callable[..., Engine]
+packs = pytest.mark.skipif(
+    not packable(torch.float32, torch.device("cpu")), reason="oneDNN does not pack weights on this machine"
+)
+
+
+@packs
+async def test_matmuls_of_all_sizes_are_compiled_for_both_numbers_of_threads(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "COMPILE_S", 0.05)
+    compiled: list[tuple[int, int]] = []
+    compile_really = Projection.compile
+
+    def compile(projection: Projection, num_rows: int) -> None:
+        compiled.append((torch.get_num_threads(), num_rows))
+        compile_really(projection, num_rows)
+
+    monkeypatch.setattr(Projection, "compile", compile)
+    torch.set_num_threads(2)
+    try:
+        engine = make_engine()
+    finally:
+        torch.set_num_threads(1)
+    await until(lambda: not engine._to_compile)
+
+    each_projection = 5  # queries, keys and values; output; gate and up; down; head
+    assert sorted(compiled) == [
+        (threads, size) for threads in (1, 2) for size in PADDED_SIZES for _ in range(each_projection)
+    ]
+
+
+@packs
+async def test_a_request_does_not_wait_until_everything_is_compiled(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "COMPILE_S", 0.05)
+    once = threading.Semaphore(0)
+    begun = threading.Event()
+
+    def compile(projection: Projection, num_rows: int) -> None:
+        begun.set()
+        once.acquire(timeout=60)
+
+    monkeypatch.setattr(Projection, "compile", compile)
+    engine = make_engine()
+    asked = request(4)
+    await until(begun.is_set)
+    engine.submit([asked])
+    once.release()
+    await events(asked)
+
+    assert len(asked.detokenizers[0].ids) == 4  # type: ignore[attr-defined]
+    assert engine._to_compile
+    for _ in range(len(engine._to_compile) + 1):
+        once.release()
+
+
+async def test_after_a_rest_memory_is_handed_back_and_what_was_kept_with_it(
+    plain_model: Any, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "REST_S", 0.05)
+    monkeypatch.setattr(engine_module, "COMPILE_S", 0.0)
+    engine = make_engine()
+    memory: Any = engine._memory
+    asked = [request(4, prompt(100)), request(4, prompt(100))]
+    for one in asked:
+        engine.submit([one])
+        await events(one)
+        await until(lambda: not memory.keys[0].any())
+
+    assert asked[1].num_cached == 0
+    assert asked[1].detokenizers[0].ids == expected(plain_model, prompt(100), 4, GREEDY)  # type: ignore[attr-defined]
+
+
+async def test_nothing_is_handed_back_while_the_own_lane_works(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a `generate` call frees goes back to the system only after its end."""
+    monkeypatch.setattr(engine_module, "REST_S", 0.05)
+    monkeypatch.setattr(engine_module, "COMPILE_S", 0.0)
+    engine = make_engine()
+    rested = threading.Event()
+    over = threading.Event()
+    monkeypatch.setattr(engine._shared, "rest", rested.set)
+    monkeypatch.setattr(engine._own, "answer", lambda request, **callbacks: over.wait(60))
+
+    engine.submit([beams()])
+    await until(lambda: engine._own.running is not None and not engine._to_compile)
+    assert not rested.wait(0.3)
+    over.set()
+    assert rested.wait(20)
