@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 
-from . import last_words, logs, phases, read_ahead
+from . import heap, last_words, logs, phases, read_ahead
 from .errors import StartupError
 from .keys import Keys
 from .settings import Settings
@@ -52,6 +52,7 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> None:
     """
     # What imports and loading make is here to stay: looking through it for garbage took a fifth of the imports.
     gc.disable()
+    heap.use_one_arena()
     settings = _settings(argv, environ)
     if settings.model_dir is not None:
         read_ahead.start(settings.model_dir)

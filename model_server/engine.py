@@ -246,7 +246,7 @@ class Engine:
             num_threads, compile_matmul = self._to_compile.popleft()
             self._compute_shared_with(num_threads)
             compile_matmul()
-            return 0.0 if self._to_compile else REST_S
+            return 0.0 if self._to_compile else REST_S - COMPILE_S
         if self._own.running is not None:
             return REST_S
         self._shared.rest()

@@ -6,7 +6,6 @@ whole; on a CPU the kernel gives memory only to what is written.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 from collections.abc import Iterable, Sequence
 
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import MistralConfig
 
+from . import heap
 from .attention import chunk_attention
 from .fusion import padded
 from .memory import Segment, head_dim, kv_bytes_per_token, window_of
@@ -75,7 +75,7 @@ class Slots:
         if self._pages is None:
             return False
         self._pages.madvise(mmap.MADV_DONTNEED)
-        _trim_heap()
+        heap.trim()
         return True
 
     def step(self, decode: Sequence[Segment], prefill: Sequence[Segment]) -> SlotStep:
@@ -188,12 +188,6 @@ class SlotStep:
                 scale=scaling,
             )[0]
         return out
-
-
-def _trim_heap() -> None:
-    """Have the C library hand back what steps of many sizes have left free in pieces."""
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc's
-        libc.malloc_trim(0)
 
 
 def _split_at(lengths: Sequence[int], num_slots: int) -> int:
