@@ -161,7 +161,8 @@ class SharedLane:
 
     def _hold(self, row: Row) -> None:
         """Note whose keys and values a row has written: all but those of its last token."""
-        self._prefixes.hold(row.place, [*row.request.prompt_ids[: row.num_read], *row.answer_ids[:-1]])
+        if self._prefix_caching:
+            self._prefixes.hold(row.place, [*row.request.prompt_ids[: row.num_read], *row.answer_ids[:-1]])
 
     def _shed(self) -> Request:
         """Out of memory: the newest row goes, the others try again without it."""
