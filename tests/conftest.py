@@ -51,6 +51,13 @@ def tiny_mistral(**changes: object) -> MistralForCausalLM:
     return MistralForCausalLM(MistralConfig(**(settings | changes))).eval().requires_grad_(False)
 
 
+@pytest.fixture(autouse=True)
+def none_of_your_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the client reads from the environment is not there, whoever runs the tests."""
+    for name in ("MISTRAL_URL", "MISTRAL_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quiet_transformers() -> None:
     """Its advice on generation flags is for people at a prompt."""

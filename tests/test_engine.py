@@ -1,85 +1,23 @@
-"""Admission, endings and faults of the engine, on a real model; what breaks is a double at the model's edge."""
+"""Admission, leaving and lanes of the engine, on a real model."""
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from model_server.engine import Engine
 from model_server.errors import (
     BadRequest,
-    Draining,
-    EngineDead,
-    InternalError,
-    OutOfMemory,
     QueueFull,
-    ServeError,
     TimedOut,
 )
-from model_server.memory import Segment
-from model_server.request import Chunk, Event, Final, FinishReason, Lane, PromptTokens, Request, Sampling
+from model_server.request import Chunk, Final, FinishReason, Lane, PromptTokens, Request
 
-from .fakes import TokenIds
-
-MakeEngine = Callable[..., Engine]
-GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None}
-SLOW_BEAMS = GREEDY | {"num_beams": 4}
-
-
-def request(num_tokens: int = 8, prompt: Sequence[int] = (5, 6, 7), **changes: Any) -> Request:
-    sampling = {"generate": GREEDY, "max_new_tokens": num_tokens} | changes.pop("sampling", {})
-    return Request(
-        list(prompt), Sampling(**sampling), [TokenIds() for _ in range(sampling.get("num_answers", 1))], **changes
-    )
-
-
-def beams(num_tokens: int = 200) -> Request:
-    return request(num_tokens, sampling={"generate": SLOW_BEAMS, "lane": Lane.OWN})
-
-
-async def events(*requests: Request) -> list[list[Event] | ServeError]:
-    """Read each request to its end: its events, or the error that ended it."""
-
-    async def read(one: Request) -> list[Event] | ServeError:
-        try:
-            return [event async for event in one.answer()]
-        except ServeError as error:
-            return error
-
-    return list(await asyncio.gather(*(read(one) for one in requests)))
-
-
-async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Wait for what other threads will do; fail when they do not."""
-    deadline_s = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not happen"
-        await asyncio.sleep(0.005)
-
-
-class Gate:
-    """Holds every forward until it is opened, and can be told what to raise before one."""
-
-    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.open = threading.Event()
-        self.open.set()
-        self.fault: Callable[[Sequence[Segment], Sequence[Segment]], None] = lambda decode, prefill: None
-        self.num_steps = 0
-        forward = engine._shared.runner.forward
-
-        def gated(decode: Sequence[Segment], prefill: Sequence[Segment], wanted: Sequence[int]) -> torch.Tensor:
-            self.open.wait(60)
-            self.num_steps += 1
-            self.fault(decode, prefill)
-            return forward(decode, prefill, wanted)
-
-        monkeypatch.setattr(engine._shared.runner, "forward", gated)
+from .engine_requests import GREEDY, SLOW_BEAMS, Gate, MakeEngine, beams, events, request, until
 
 
 async def test_more_than_may_wait_is_refused_at_once_and_the_others_are_answered(
@@ -213,128 +151,6 @@ async def test_a_request_whose_time_is_up_in_the_line_is_told_so(
 
     assert isinstance(found[0], list)
     assert isinstance(found[1], TimedOut)
-
-
-async def test_a_row_that_breaks_its_step_fails_alone(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = make_engine()
-    gate = Gate(engine, monkeypatch)
-
-    def fault(decode: Sequence[Segment], prefill: Sequence[Segment]) -> None:
-        if any(66 in segment.token_ids for segment in prefill):
-            raise ValueError("poison")
-
-    gate.fault = fault
-    good = [request(prompt=(5, 6, i)) for i in range(4)]
-    bad = request(prompt=(5, 66, 7))
-    gate.open.clear()
-    for one in (*good[:2], bad, *good[2:]):
-        engine.submit([one])
-    gate.open.set()
-
-    found = await events(*good, bad)
-
-    assert all(isinstance(one, list) for one in found[:4])
-    assert isinstance(found[4], InternalError)
-
-
-async def test_out_of_memory_sheds_the_newest_and_goes_on(
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = make_engine()
-    gate = Gate(engine, monkeypatch)
-
-    def fault(decode: Sequence[Segment], prefill: Sequence[Segment]) -> None:
-        if len(decode) + len(prefill) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    gate.fault = fault
-    requests = [request() for _ in range(4)]
-    engine.submit(requests)
-
-    found = await events(*requests)
-
-    assert [isinstance(one, OutOfMemory) for one in found] == [False, False, True, True]
-
-
-async def test_when_the_thread_dies_everyone_is_told_within_a_second(
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reasons: list[str] = []
-    engine = make_engine(max_batch_size=2, on_death=reasons.append)
-    gate = Gate(engine, monkeypatch)
-
-    def fault(decode: Sequence[Segment], prefill: Sequence[Segment]) -> None:
-        if decode:
-            raise SystemExit("killed")
-
-    gate.fault = fault
-    requests = [request(200) for _ in range(4)]
-    engine.submit(requests)
-
-    found = await asyncio.wait_for(events(*requests), 5)
-
-    assert all(isinstance(one, EngineDead) for one in found)
-    assert engine.dead is not None
-    assert reasons == [engine.dead]
-    with pytest.raises(EngineDead):
-        engine.submit([request()])
-
-
-async def test_a_step_that_hangs_is_noticed(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = make_engine(stall_s=0.2)
-    gate = Gate(engine, monkeypatch)
-    gate.open.clear()
-    one = request()
-    engine.submit([one])
-
-    (found,) = await asyncio.wait_for(events(one), 5)
-    gate.open.set()
-
-    assert isinstance(found, EngineDead)
-    assert "0.2 s" in str(engine.dead)
-
-
-async def test_draining_lets_the_running_and_the_waiting_finish(make_engine: MakeEngine) -> None:
-    engine = make_engine(max_batch_size=1)
-    requests = [request(20) for _ in range(3)]
-    engine.submit(requests)
-
-    reading = asyncio.create_task(events(*requests))
-    await engine.drain(30)
-
-    assert all(isinstance(one, list) for one in await reading)
-    with pytest.raises(Draining):
-        engine.submit([request()])
-
-
-async def test_a_request_has_one_line_in_the_log_however_it_ends(
-    make_engine: MakeEngine, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A drain that ran out wrote two: one for its error, one when the row left."""
-    caplog.set_level("INFO", logger="model_server.journal")
-    engine = make_engine(max_batch_size=1)
-    requests = [request(250, request_id="shared"), beams(200)]
-    engine.submit(requests)
-    await until(lambda: requests[0].num_generated > 0)
-
-    reading = asyncio.create_task(events(*requests))
-    await engine.drain(0)
-    await reading
-    await until(lambda: engine.running == 0)
-
-    assert [record.outcome for record in caplog.records] == ["draining"] * 2  # type: ignore[attr-defined]
-
-
-async def test_what_is_left_when_draining_is_over_ends_with_an_error(make_engine: MakeEngine) -> None:
-    engine = make_engine(max_batch_size=1)
-    requests = [request(250), request(250), beams(200)]
-    engine.submit(requests)
-    await until(lambda: requests[0].num_generated > 0)
-
-    reading = asyncio.create_task(events(*requests))
-    await engine.drain(0)
-
-    assert all(isinstance(one, Draining) for one in await reading)
 
 
 async def test_beams_do_not_stop_the_shared_lane(make_engine: MakeEngine) -> None:

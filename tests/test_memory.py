@@ -22,7 +22,7 @@ from model_server.memory import kv_bytes_per_token
 from model_server.spans import FreeSpans, Spans, flash_disagreement, flash_refusal
 
 from .conftest import tiny_mistral
-from .test_engine import Gate, events, request, until
+from .engine_requests import Gate, events, request, until
 from .test_oracle import GREEDY, OWN_LANE, SHARED_LANE, answer, expected, prompt
 
 CPU = torch.device("cpu")
