@@ -215,6 +215,7 @@ class Engine:
     def _run_shared(self) -> None:
         self._own_lane_set.wait()  # the last to say so decides for MKL, which has one number for the whole process
         pause_s: float | None = COMPILE_S
+        worked_s = time.monotonic()
         while True:
             with self._changed:
                 woken = self._changed.wait_for(
@@ -225,7 +226,7 @@ class Engine:
                     return
                 self._forget_the_gone()
             if not woken:
-                pause_s = self._use_pause()
+                pause_s = self._use_pause(time.monotonic() - worked_s)
                 continue
             pause_s = COMPILE_S if self._to_compile else REST_S
             news = self._shared.drop_the_gone()
@@ -239,14 +240,15 @@ class Engine:
             if not self._shared.scheduler.rows:
                 with self._changed:
                     self._changed.notify_all()
+            worked_s = time.monotonic()
 
-    def _use_pause(self) -> float | None:
-        """Do one small thing while nothing runs; return how many seconds later the next is to be done, if ever."""
+    def _use_pause(self, idle_s: float) -> float | None:
+        """Do one small thing while nothing runs; return in how many seconds the next is to be done, if ever."""
         if self._to_compile:
             num_threads, compile_matmul = self._to_compile.popleft()
             self._compute_shared_with(num_threads)
             compile_matmul()
-            return 0.0 if self._to_compile else REST_S - COMPILE_S
+            return 0.0 if self._to_compile else max(0.0, REST_S - idle_s)
         if self._own.running is not None:
             return REST_S
         self._shared.rest()

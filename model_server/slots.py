@@ -21,6 +21,8 @@ from .memory import Segment, head_dim, kv_bytes_per_token, window_of
 
 LONG_ROW_TOKENS = 128
 """What a separate attention call costs, counted in tokens of a batched one (see `_split_at`)."""
+NUM_IN_TURN = 4
+"""Slots that requests take in turn which come one at a time."""
 
 
 class Slots:
@@ -52,15 +54,31 @@ class Slots:
         self._memory = memory
         self.keys: list[Tensor] = [memory[layer, 0] for layer in range(config.num_hidden_layers)]
         self.values: list[Tensor] = [memory[layer, 1] for layer in range(config.num_hidden_layers)]
-        self._free = list(range(num_slots - 1, -1, -1))
+        self._free = set(range(num_slots))
+        self._num_slots = num_slots
+        self._left = [0] * num_slots
+        """For each slot a number that is higher the later it was given back."""
+        self._num_left = 0
 
     def take(self, num_tokens: int) -> int | None:
-        """Return the place of the lowest free slot; low slots keep the batch dense."""
-        return self._free.pop() * self.max_row_tokens if self._free else None
+        """Return the place of the lowest free slot, as low slots keep the batch dense.
+
+        When nothing runs, of the lowest few the one that was left longest ago: conversations that take turns find what
+        they left.
+        """
+        if not self._free:
+            return None
+        slot = min(self._free)
+        if len(self._free) == self._num_slots:
+            slot = min(range(min(NUM_IN_TURN, self._num_slots)), key=self._left.__getitem__)
+        self._free.remove(slot)
+        return slot * self.max_row_tokens
 
     def give_back(self, place: int) -> None:
-        self._free.append(self.slot(place))
-        self._free.sort(reverse=True)
+        slot = self.slot(place)
+        self._num_left += 1
+        self._left[slot] = self._num_left
+        self._free.add(slot)
 
     def slot(self, place: int) -> int:
         return place // self.max_row_tokens

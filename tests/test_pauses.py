@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.promises import served
 from model_server import engine as engine_module
 from model_server.engine import Engine
 from model_server.fusion import PADDED_SIZES, Projection, packable
 
-from .test_engine import beams, events, request, until
+from .engine_requests import beams, events, request, until
 from .test_oracle import GREEDY, expected, prompt
 
 MakeEngine = Callable[..., Engine]
@@ -72,6 +73,10 @@ async def test_a_request_does_not_wait_until_everything_is_compiled(
     assert engine._to_compile
     for _ in range(len(engine._to_compile) + 1):
         once.release()
+
+
+def test_the_promises_about_memory_wait_for_the_rest() -> None:
+    assert engine_module.REST_S + 1 < served.AT_REST_S < engine_module.REST_S + 5
 
 
 async def test_after_a_rest_memory_is_handed_back_and_what_was_kept_with_it(

@@ -17,7 +17,7 @@ from model_server.prefixes import MIN_TOKENS, Prefixes, num_common
 from model_server.request import Request
 
 from .conftest import tiny_mistral
-from .test_engine import GREEDY, Gate, events, request, until
+from .engine_requests import GREEDY, Gate, events, request, until
 from .test_memory import over_spans, spans_for  # noqa: F401 - a fixture
 from .test_oracle import SEED, expected, prompt
 
@@ -119,6 +119,21 @@ async def test_the_next_turn_of_a_chat_reads_only_what_is_new(plain_model: Any, 
 
     assert ids(second) == expected(plain_model, second.prompt_ids, 20, GREEDY)
     assert second.num_cached == 50 + 19
+
+
+async def test_conversations_that_take_turns_keep_what_is_theirs(plain_model: Any, make: MakeEngine) -> None:
+    """With a short request between any two turns, and nothing running in between."""
+    engine = make()
+    said = {"one": prompt(60), "other": prompt(70)}
+    for turn in range(3):
+        for name, known in said.items():
+            asked, short = request(6, [*known, *prompt(5)]), request(2, prompt(9))
+            for one in (asked, short):
+                engine.submit([one])
+                await events(one)
+            assert ids(asked) == expected(plain_model, asked.prompt_ids, 6, GREEDY)
+            assert asked.num_cached == (len(known) - 1 if turn else 0)
+            said[name] = [*asked.prompt_ids, *ids(asked)]
 
 
 async def test_a_row_that_still_runs_is_read_from(
