@@ -48,6 +48,7 @@ async def measure(plan: Plan) -> list[Check]:
 
         seconds = 60 * plan.soak_minutes
         report.progress.print(f"soak: {plan.soak_minutes:g} minutes")
+        await rest()  # in its first pause a server has matmuls compiled, once
         # What a process grows to in its first minutes it keeps; what it holds at rest is compared from there on.
         await crowd(seconds / 4)
         await rest()
