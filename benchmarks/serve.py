@@ -140,7 +140,7 @@ def _measure_server(contender: Contender, model_dir: Path, plan: Plan) -> tuple[
 
 async def _one_load(target: Target, prompts: Iterator[str], clients: int, plan: Plan) -> Run:
     async with asking(dataclasses.replace(target, max_new_tokens=2)) as ask:
-        await closed_loop(ask, prompts, clients=clients, min_seconds=0, limit_s=plan.limit_s)
+        await closed_loop(ask, prompts, clients=clients, min_seconds=0, limit_s=plan.limit_s / 2)
     async with asking(target) as ask:
         return await closed_loop(ask, prompts, clients=clients, min_seconds=plan.min_seconds, limit_s=plan.limit_s)
 
