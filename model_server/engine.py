@@ -9,35 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import itertools
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from . import endings
-from .errors import (
-    BadRequest,
-    Draining,
-    EngineDead,
-    QueueFull,
-    ServeError,
-    TimedOut,
-)
+from .errors import BadRequest, Draining, EngineDead, QueueFull, ServeError, TimedOut
 from .own_lane import OwnLane
+from .pauses import Pauses
 from .request import Channel, Lane, Request
 from .runner import Runner
 from .shared_lane import SharedLane
 
 logger = logging.getLogger(__name__)
 
-COMPILE_S, REST_S = 2.0, 60.0
-"""What the shared lane does on a CPU when nothing has run for so long: it has those matmuls compiled that steps will
-need; it hands back to the system what is kept for prompts that begin alike."""
+T = TypeVar("T")
 
 
 class Engine:
@@ -87,8 +78,7 @@ class Engine:
         self._stopping = False
         self._num_threads = torch.get_num_threads()
         self._shared_threads = 0
-        counts = sorted({self._num_threads, max(1, self._num_threads - 1)}, reverse=True)
-        self._to_compile = deque(itertools.product(counts, runner.compilations()))
+        self._pauses = Pauses(self._compilations(runner), self._shared.rest)
         self._own_lane_set = threading.Event()
         # Guards both waiting rooms, `_own.running` and the flags; rows belong to the shared lane's thread.
         self._changed = threading.Condition()
@@ -214,50 +204,45 @@ class Engine:
 
     def _run_shared(self) -> None:
         self._own_lane_set.wait()  # the last to say so decides for MKL, which has one number for the whole process
-        pause_s: float | None = COMPILE_S
-        worked_s = time.monotonic()
         while True:
             with self._changed:
                 woken = self._changed.wait_for(
                     lambda: self._stopping or self._shared.scheduler.rows or self._shared.scheduler.waiting,
-                    timeout=pause_s,
+                    timeout=self._pauses.wait_s,
                 )
                 if self._stopping:
                     return
                 self._forget_the_gone()
             if not woken:
-                pause_s = self._use_pause(time.monotonic() - worked_s)
+                if self._own.running is None:
+                    self._pauses.use()
+                else:
+                    self._pauses.worked()
                 continue
-            pause_s = COMPILE_S if self._to_compile else REST_S
             news = self._shared.drop_the_gone()
             news += self._shared.admit(self._changed)
             if self._shared.scheduler.rows:
-                self._compute_shared_with(self._threads_for_shared())
                 self._busy_since[Lane.SHARED] = time.monotonic()
-                news += self._shared.step()
+                news += self._computing_with(self._threads_for_shared(), self._shared.step)
                 self._busy_since[Lane.SHARED] = None
             self._wake(news)
             if not self._shared.scheduler.rows:
                 with self._changed:
                     self._changed.notify_all()
-            worked_s = time.monotonic()
+            self._pauses.worked()
 
-    def _use_pause(self, idle_s: float) -> float | None:
-        """Do one small thing while nothing runs; return in how many seconds the next is to be done, if ever."""
-        if self._to_compile:
-            num_threads, compile_matmul = self._to_compile.popleft()
-            self._compute_shared_with(num_threads)
-            compile_matmul()
-            return 0.0 if self._to_compile else max(0.0, REST_S - idle_s)
-        if self._own.running is not None:
-            return REST_S
-        self._shared.rest()
-        return None
+    def _compilations(self, runner: Runner) -> Iterator[Callable[[], None]]:
+        """Compile each of the runner's matmuls for the threads of a step alone, and of one beside the own lane."""
+        for num_threads in sorted({self._num_threads, max(1, self._num_threads - 1)}, reverse=True):
+            for compile_matmul in runner.compilations():
+                yield functools.partial(self._computing_with, num_threads, compile_matmul)
 
-    def _compute_shared_with(self, num_threads: int) -> None:
+    def _computing_with(self, num_threads: int, work: Callable[[], T]) -> T:
+        """Return what the shared lane's work returns, done with so many threads."""
         if num_threads != self._shared_threads:
             self._shared_threads = num_threads
             _compute_with(num_threads)
+        return work()
 
     def _threads_for_shared(self) -> int:
         """Return all threads, less the own lane's while it works: a step waits for the slowest of its threads."""

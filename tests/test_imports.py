@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "fastapi": {"routes", "http", "openai_routes", "openapi", "playground"},
     "kubernetes": set(),
 }
-KNOW_NOTHING_OF_OURS = {"errors", "heap", "metrics", "logs", "prefixes", "progress"}
+KNOW_NOTHING_OF_OURS = {"errors", "heap", "metrics", "logs", "pauses", "prefixes", "progress"}
 
 
 def imports(source: Path) -> set[str]:

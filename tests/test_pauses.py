@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.promises import served
-from model_server import engine as engine_module
+from model_server import pauses
 from model_server.engine import Engine
 from model_server.fusion import PADDED_SIZES, Projection, packable
 
@@ -27,7 +29,7 @@ packs = pytest.mark.skipif(
 async def test_matmuls_of_all_sizes_are_compiled_for_both_numbers_of_threads(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "COMPILE_S", 0.05)
+    monkeypatch.setattr(pauses, "COMPILE_S", 0.05)
     compiled: list[tuple[int, int]] = []
     compile_really = Projection.compile
 
@@ -41,7 +43,7 @@ async def test_matmuls_of_all_sizes_are_compiled_for_both_numbers_of_threads(
         engine = make_engine()
     finally:
         torch.set_num_threads(1)
-    await until(lambda: not engine._to_compile)
+    await until(lambda: not engine._pauses._compilations)
 
     each_projection = 5  # queries, keys and values; output; gate and up; down; head
     assert sorted(compiled) == [
@@ -53,7 +55,7 @@ async def test_matmuls_of_all_sizes_are_compiled_for_both_numbers_of_threads(
 async def test_a_request_does_not_wait_until_everything_is_compiled(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "COMPILE_S", 0.05)
+    monkeypatch.setattr(pauses, "COMPILE_S", 0.05)
     once = threading.Semaphore(0)
     begun = threading.Event()
 
@@ -70,20 +72,20 @@ async def test_a_request_does_not_wait_until_everything_is_compiled(
     await events(asked)
 
     assert len(asked.detokenizers[0].ids) == 4  # type: ignore[attr-defined]
-    assert engine._to_compile
-    for _ in range(len(engine._to_compile) + 1):
+    assert engine._pauses._compilations
+    for _ in range(len(engine._pauses._compilations) + 1):
         once.release()
 
 
 def test_the_promises_about_memory_wait_for_the_rest() -> None:
-    assert engine_module.REST_S + 1 < served.AT_REST_S < engine_module.REST_S + 5
+    assert pauses.REST_S + 1 < served.AT_REST_S < pauses.REST_S + 5
 
 
 async def test_after_a_rest_memory_is_handed_back_and_what_was_kept_with_it(
     plain_model: Any, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "REST_S", 0.05)
-    monkeypatch.setattr(engine_module, "COMPILE_S", 0.0)
+    monkeypatch.setattr(pauses, "REST_S", 0.05)
+    monkeypatch.setattr(pauses, "COMPILE_S", 0.0)
     engine = make_engine()
     memory: Any = engine._memory
     asked = [request(4, prompt(100)), request(4, prompt(100))]
@@ -96,20 +98,24 @@ async def test_after_a_rest_memory_is_handed_back_and_what_was_kept_with_it(
     assert asked[1].detokenizers[0].ids == expected(plain_model, prompt(100), 4, GREEDY)  # type: ignore[attr-defined]
 
 
-async def test_nothing_is_handed_back_while_the_own_lane_works(
+async def test_nothing_is_compiled_or_handed_back_while_the_own_lane_works(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a `generate` call frees goes back to the system only after its end."""
-    monkeypatch.setattr(engine_module, "REST_S", 0.05)
-    monkeypatch.setattr(engine_module, "COMPILE_S", 0.0)
+    """It has its core, and what a `generate` call frees goes back to the system only after its end."""
+    monkeypatch.setattr(pauses, "REST_S", 0.05)
+    monkeypatch.setattr(pauses, "COMPILE_S", 0.05)
     engine = make_engine()
-    rested = threading.Event()
-    over = threading.Event()
-    monkeypatch.setattr(engine._shared, "rest", rested.set)
+    plan = engine._pauses
+    done: list[str] = []
+    rested, over = threading.Event(), threading.Event()
+    plan._compilations = deque([lambda: done.append("compiled")])
+    monkeypatch.setattr(plan, "_rest", rested.set)
     monkeypatch.setattr(engine._own, "answer", lambda request, **callbacks: over.wait(60))
 
     engine.submit([beams()])
-    await until(lambda: engine._own.running is not None and not engine._to_compile)
-    assert not rested.wait(0.3)
+    await until(lambda: engine._own.running is not None)
+    await asyncio.sleep(0.3)
+    assert (done, rested.is_set()) == ([], False)
     over.set()
-    assert rested.wait(20)
+    await until(rested.is_set)
+    assert done == ["compiled"]

@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks.process import free_port
 from model_server import __main__ as main
+from model_server import heap, read_ahead
 from model_server import model as model_module
-from model_server import read_ahead
 from model_server import server as server_module
 
 
@@ -28,6 +28,7 @@ def test_weights_are_read_ahead_and_no_garbage_is_collected_until_the_model_is_t
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
+    monkeypatch.setattr(heap, "use_one_arena", lambda: seen.append("one arena"))
     monkeypatch.setattr(read_ahead, "start", lambda directory: seen.append(("read ahead", directory)))
     monkeypatch.setattr(
         model_module.MistralModel, "load", lambda model: seen.append(("loading collects", gc.isenabled()))
@@ -36,5 +37,5 @@ def test_weights_are_read_ahead_and_no_garbage_is_collected_until_the_model_is_t
 
     main.serve(["--model_dir", str(tmp_path), "--http_port", str(free_port()), "--configure_logging", "false"], {})
 
-    assert seen == [("read ahead", tmp_path), ("loading collects", False), ("serving collects", True)]
+    assert seen == ["one arena", ("read ahead", tmp_path), ("loading collects", False), ("serving collects", True)]
     assert gc.get_freeze_count() > 0
