@@ -2,110 +2,14 @@
 
 import asyncio
 import json
-import socket
-from collections.abc import AsyncIterator
-from functools import partial
 
 import httpx
 import pytest
-import uvicorn
 from prometheus_client import REGISTRY
 
 from model_server import errors
-from model_server.connection import Connection
-from model_server.http import wrap
-from model_server.routes import create_app
 
-PREDICT = "/v1/models/tiny:predict"
-
-
-class ScriptedModel:
-    """Answers with what it was told; knows whether it was left alone."""
-
-    name = "tiny"
-
-    def __init__(self) -> None:
-        self.dead: str | None = None
-        self.accepting = True
-        self.headers: dict[str, str] = {}
-        self.error: Exception | None = None
-        self.chunks: list[bytes | Exception] = []
-        self.hang = False
-        self.called = asyncio.Event()
-        self.left = asyncio.Event()
-
-    async def healthy(self) -> bool:
-        return self.accepting
-
-    async def predict(self, payload, headers):
-        self.headers = dict(headers)
-        self.called.set()
-        if self.error is not None:
-            raise self.error
-        if payload.get("stream"):
-            return self._stream()
-        if self.hang:
-            await self._until_left()
-        return {"predictions": [payload]}
-
-    async def _stream(self) -> AsyncIterator[bytes]:
-        try:
-            for chunk in self.chunks:
-                if isinstance(chunk, Exception):
-                    raise chunk
-                yield chunk
-            if self.hang:
-                await self._until_left()
-        finally:
-            self.left.set()
-
-    async def _until_left(self) -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            self.left.set()
-
-
-def make_app(model: ScriptedModel, *, docs: bool = False):
-    app = create_app(model, docs=docs)
-    wrap(app, max_request_bytes=1000, client_stall_s=30)
-    return app
-
-
-def ask(model: ScriptedModel, method: str, path: str, *, docs: bool = False, **request) -> httpx.Response:
-    """Send one request to the app, without a network between."""
-
-    async def run() -> httpx.Response:
-        transport = httpx.ASGITransport(make_app(model, docs=docs))
-        async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
-            return await client.request(method, path, **request)
-
-    return asyncio.run(run())
-
-
-def over_a_socket(model: ScriptedModel, act, client_stall_s: float = 30):
-    """Run `act(client)` against a server on a port of its own."""
-
-    async def run():
-        server = uvicorn.Server(
-            uvicorn.Config(
-                make_app(model),
-                http=partial(Connection, client_stall_s=client_stall_s),
-                log_config=None,
-                lifespan="off",
-            )
-        )
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            host, port = listener.getsockname()
-            serving = asyncio.create_task(server._serve([listener]))
-            async with httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=10) as client:
-                result = await act(client)
-            server.should_exit = True
-            await serving
-        return result
-
-    return asyncio.run(run())
+from .scripted_model import PREDICT, ScriptedModel, ask, over_a_socket
 
 
 @pytest.fixture
@@ -287,73 +191,3 @@ def test_path_made_up_by_a_caller_is_no_label(model):
     before = count("not_found", route="none")
     ask(model, "POST", "/made/up", json={})
     assert count("not_found", route="none") == before + 1
-
-
-@pytest.mark.parametrize("path", ["/", "/v2/health/live"])
-def test_liveness_ends_with_the_engine(model, path):
-    assert ask(model, "GET", path).status_code == 200
-    model.dead = "CUDA error"
-    answer = ask(model, "GET", path)
-    assert (answer.status_code, answer.json()["code"]) == (503, "engine_dead")
-    assert "CUDA" not in answer.text
-
-
-@pytest.mark.parametrize("path", ["/v2/health/ready", "/v1/models/tiny", "/v2/models/tiny/ready"])
-def test_readiness_is_whether_new_requests_are_taken(model, path):
-    answer = ask(model, "GET", path)
-    assert (answer.status_code, answer.json()["ready"]) == (200, True)
-    model.accepting = False
-    answer = ask(model, "GET", path)
-    assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
-    assert "retry-after" in answer.headers
-
-
-@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/models/huge:predict"), ("GET", "/v1/models/huge")])
-def test_other_models_are_not_here(model, method, path):
-    answer = ask(model, method, path, json={})
-    assert (answer.status_code, answer.json()["code"]) == (404, "model_not_found")
-    assert "'huge'" in answer.json()["error"]
-
-
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("POST", "/v2/repository/models/tiny/unload"),
-        ("POST", "/v2/repository/models/tiny/load"),
-        ("POST", "/v1/models/tiny:explain"),
-        ("POST", "/v2/models/tiny/infer"),
-        ("GET", "/docs"),
-        ("GET", "/v1/models/"),
-        ("GET", "//v1/models"),
-        ("GET", "/%2e%2e/etc/passwd"),
-    ],
-)
-def test_what_is_not_ours_does_not_exist(model, method, path):
-    answer = ask(model, method, path)
-    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
-
-
-@pytest.mark.parametrize(("method", "path", "allowed"), [("GET", PREDICT, "POST"), ("DELETE", "/metrics", "GET")])
-def test_wrong_method_is_told_the_right_one(model, method, path, allowed):
-    answer = ask(model, method, path)
-    assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
-    assert answer.headers["allow"] == allowed
-
-
-def test_docs_are_there_on_demand(model):
-    assert ask(model, "GET", "/docs", docs=True).status_code == 200
-
-
-def test_kserve_client_understands_us(model):
-    from kserve import InferenceRESTClient, RESTConfig
-
-    async def use(client):
-        kserve_client = InferenceRESTClient(RESTConfig(protocol="v1", timeout=10))
-        base_url = str(client.base_url)
-        answer = await kserve_client.infer(base_url, {"instances": ["a"]}, model_name="tiny")
-        ready = await kserve_client.is_model_ready(base_url, "tiny")
-        live = await kserve_client.is_server_live(base_url)
-        await kserve_client.close()
-        return answer, ready, live
-
-    assert over_a_socket(model, use) == ({"predictions": [{"instances": ["a"]}]}, True, True)
