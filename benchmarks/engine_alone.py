@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+import uvloop
+
 from benchmarks.figures import Figure, summary
 from benchmarks.load import Answer, closed_loop
 from benchmarks.prompts import prompts_for
@@ -64,7 +66,7 @@ def main() -> None:
         )
         return summary(run), warm_up.answers[0].text
 
-    figure, text = asyncio.run(measure())
+    figure, text = uvloop.run(measure())
     print(json.dumps({"figure": figure, "text": text}), flush=True)
     os._exit(0)  # the engine may be in a step for requests that were cut; Python must not end under its thread
 

@@ -9,7 +9,6 @@ python -m benchmarks.serve --url http://HOST/openai/v1/completions --model mistr
 from __future__ import annotations
 
 import argparse
-import asyncio
 import dataclasses
 import itertools
 import json
@@ -17,6 +16,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import uvloop
 
 from benchmarks import report
 from benchmarks.contenders import ALL, BARE, ENGINE, OURS, SERVERS, TRANSFORMERS_CB, USUAL, Contender
@@ -122,13 +123,13 @@ def _measure_server(contender: Contender, model_dir: Path, plan: Plan) -> tuple[
         target = contender.target(model_dir, port, plan.max_new_tokens)
         with Program(contender.command_for(model_dir, port)) as server:
             server.wait_until_ready(port, contender.ready_path, START_LIMIT_S)
-            first = asyncio.run(ask_once(target, drawn[0], START_LIMIT_S))
+            first = uvloop.run(ask_once(target, drawn[0], START_LIMIT_S))
             if first.error or first.ended_s is None:
                 raise StartFailed(f"Its first answer failed: {first.error or 'no answer'}. {server.log_end()}")
             text = first.text
             while waiting:
                 clients = waiting.pop(0)
-                run = asyncio.run(_one_load(target, prompts, clients, plan))
+                run = uvloop.run(_one_load(target, prompts, clients, plan))
                 figures[clients] = {
                     **summary(run),
                     "peak_memory_bytes": float(server.memory_bytes()["peak"]),
@@ -239,7 +240,7 @@ def main() -> None:
             )
         else:
             prompts = plain_prompts(options.prompt_tokens, count=1024, seed=options.seed)
-        figures = asyncio.run(load_url(target, itertools.cycle(prompts), options))
+        figures = uvloop.run(load_url(target, itertools.cycle(prompts), options))
     else:
         plan = Plan(
             contenders=options.contenders,

@@ -11,7 +11,6 @@ first 200 of the readiness route and `first token` the first text of a stream as
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import re
 import sys
@@ -19,6 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import uvloop
 
 from benchmarks import page_cache, report
 from benchmarks.contenders import OURS, SERVERS, TRANSFORMERS_CB, title
@@ -107,7 +108,7 @@ def start(name: str, model_dir: Path) -> Figure:
     prompt = prompts_for(model_dir, num_tokens=16, count=1)[0]
     with Program(contender.command_for(model_dir, port)) as server:
         ready_s = server.wait_until_ready(port, contender.ready_path, START_LIMIT_S)
-        answer = asyncio.run(ask_once(target, prompt, START_LIMIT_S))
+        answer = uvloop.run(ask_once(target, prompt, START_LIMIT_S))
         if answer.error or not answer.chunk_times_s:
             raise StartFailed(f"Its first answer failed: {answer.error or 'no answer'}. {server.log_end()}")
         memory = server.memory_bytes()

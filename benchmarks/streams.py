@@ -55,23 +55,24 @@ async def _ask(session: aiohttp.ClientSession, target: Target, prompt: str, answ
         answer.error = incomplete(answer, target.max_new_tokens)
 
 
-async def _read(lines: aiohttp.StreamReader, answer: Answer) -> None:
+async def _read(content: aiohttp.StreamReader, answer: Answer) -> None:
     finished = False
     texts: list[str] = []
-    async for line in lines:
+    begun = b""
+    # Pieces as they arrive and not line by line, which costs twice the time of a client that shares the server's cores.
+    async for piece in content.iter_any():
         now_s = time.perf_counter()
-        event = read_event(line)
-        if event is None:
-            continue
-        if event.error:
-            answer.error = event.error
-            return
-        if event.text:
-            answer.chunk_times_s.append(now_s)
-            texts.append(event.text)
-        finished |= event.finished
-        if event.completion_tokens is not None:
-            answer.prompt_tokens, answer.completion_tokens = event.prompt_tokens, event.completion_tokens
+        *lines, begun = (begun + piece).split(b"\n")
+        for event in filter(None, map(read_event, lines)):
+            if event.error:
+                answer.error = event.error
+                return
+            if event.text:
+                answer.chunk_times_s.append(now_s)
+                texts.append(event.text)
+            finished |= event.finished
+            if event.completion_tokens is not None:
+                answer.prompt_tokens, answer.completion_tokens = event.prompt_tokens, event.completion_tokens
     if not finished:
         answer.error = "the stream ended without saying so"
         return

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
+
+import orjson
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def read_event(line: bytes) -> Event | None:
     data = line[5:].strip()
     if data == b"[DONE]":
         return Event(finished=True)
-    content = json.loads(data)
+    content = orjson.loads(data)
     if "error" in content:
         return Event(error=str(content["error"]))
     choice = content

@@ -147,14 +147,11 @@ class MistralModel(kserve.Model):
             self.generation.stop()
 
     def _warm_up(self) -> None:
-        loop = asyncio.new_event_loop()  # not `asyncio.run`: it would leave none for KServe to find
         try:
-            loop.run_until_complete(self.predict({"prompt": "Hello", "max_new_tokens": 2, "temperature": 0}))
+            asyncio.run(self.predict({"prompt": "Hello", "max_new_tokens": 2, "temperature": 0}))
         except Exception as error:
             log.debug("warm-up failed", exc_info=error)
             raise StartupError(f"The model is loaded but cannot generate: {error}") from error
-        finally:
-            loop.close()
 
 
 def _loaded(settings: Settings) -> weights.LoadedModel:

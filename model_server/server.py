@@ -14,6 +14,7 @@ from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
+import uvloop
 from kserve.model_server import ModelServer
 from starlette.types import ASGIApp
 
@@ -54,6 +55,11 @@ class Server(ModelServer):
     def run(self) -> None:
         """Serve; return once drained."""
         self.start([self._model])
+
+    def setup_event_loop(self) -> None:
+        """Choose the loop that serves; KServe would set up one that is never run, and run asyncio's own."""
+        if self.event_loop != "asyncio":
+            uvloop.install()
 
     def register_signal_handler(self) -> None:
         """Take over the HTTP server that KServe has just made and not yet started."""

@@ -7,6 +7,7 @@ from functools import partial
 
 import httpx
 import uvicorn
+import uvloop
 
 from model_server.connection import Connection
 from model_server.http import wrap
@@ -80,7 +81,7 @@ def ask(model: ScriptedModel, method: str, path: str, *, docs: bool = False, **r
 
 
 def over_a_socket(model: ScriptedModel, act, client_stall_s: float = 30):
-    """Run `act(client)` against a server on a port of its own."""
+    """Run `act(client)` against a server on a port of its own, in the loop that serves."""
 
     async def run():
         server = uvicorn.Server(
@@ -101,4 +102,4 @@ def over_a_socket(model: ScriptedModel, act, client_stall_s: float = 30):
             await serving
         return result
 
-    return asyncio.run(run())
+    return uvloop.run(run())

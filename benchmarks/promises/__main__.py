@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import aiohttp
+import uvloop
 
 from benchmarks import report
 from benchmarks.process import stop_children_on_sigterm
@@ -65,7 +66,7 @@ def main() -> int:
     measured: dict[str, list[Check]] = {}
     for name in options.only or [name for name in PROMISES if name != SOAK]:
         promise = PROMISES[name]
-        measured[name] = asyncio.run(_bounded(promise, plan))
+        measured[name] = uvloop.run(_bounded(promise, plan))
         card(name, promise.sentence, measured[name])
     report.print_json_lines(check.figure(name) for name, checks in measured.items() for check in checks)
     lost = [name for name, checks in measured.items() if broken(checks)]
