@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import itertools
 import json
 import os
@@ -19,6 +20,7 @@ import uvloop
 from benchmarks.figures import Figure, summary
 from benchmarks.load import Answer, closed_loop
 from benchmarks.prompts import prompts_for
+from benchmarks.stolen import least_disturbed
 from benchmarks.streams import incomplete
 
 
@@ -60,10 +62,9 @@ def main() -> None:
     async def measure() -> tuple[Figure, str]:
         prompts = itertools.cycle(prompts_for(options.model_dir, options.prompt_tokens, count=1024))
         warm_up = await closed_loop(ask, prompts, clients=1, min_seconds=0, limit_s=options.limit_s)
-        await closed_loop(ask, prompts, clients=options.clients, min_seconds=0, limit_s=options.limit_s)
-        run = await closed_loop(
-            ask, prompts, clients=options.clients, min_seconds=options.min_seconds, limit_s=options.limit_s
-        )
+        load = functools.partial(closed_loop, ask, prompts, clients=options.clients, limit_s=options.limit_s)
+        await load(min_seconds=0)
+        run = await least_disturbed(lambda: load(min_seconds=options.min_seconds))
         return summary(run), warm_up.answers[0].text
 
     figure, text = uvloop.run(measure())

@@ -43,6 +43,7 @@ def summary(run: Run) -> Figure:
         "prompt_tokens": sorted({a.prompt_tokens for a in good if a.prompt_tokens is not None}),
         "output_tokens": output_tokens,
         "seconds": seconds,
+        "stolen": run.stolen,
         "output_tokens_per_s": output_tokens / seconds if seconds else 0.0,
         **_percentiles("first_token_s", first_s),
         **_percentiles("gap_s", gaps_s),

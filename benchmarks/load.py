@@ -14,6 +14,8 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from benchmarks.stolen import Stolen
+
 
 @dataclass
 class Answer:
@@ -49,6 +51,8 @@ class Run:
     """When the last text came, or the limit."""
     cut: bool
     """The limit ended it."""
+    stolen: float
+    """Share of the processors' time that the host gave to others meanwhile."""
 
 
 Ask = Callable[[str, Answer], Coroutine[None, None, None]]
@@ -97,6 +101,7 @@ _Client = Callable[[float, list[Answer]], Coroutine[None, None, None]]
 
 async def _bounded(limit_s: float, clients: Sequence[_Client]) -> Run:
     answers: list[Answer] = []
+    stolen = Stolen()
     began_s = time.perf_counter()
     tasks = [asyncio.create_task(client(began_s, answers)) for client in clients]
     try:
@@ -110,4 +115,4 @@ async def _bounded(limit_s: float, clients: Sequence[_Client]) -> Run:
     last_text_s = max((answer.chunk_times_s[-1] for answer in answers if answer.chunk_times_s), default=began_s)
     # Requests of the open loop that were not due yet at the limit were never asked.
     asked = [answer for answer in answers if answer.asked_s <= began_s + limit_s]
-    return Run(asked, began_s, began_s + limit_s if late else last_text_s, cut=bool(late))
+    return Run(asked, began_s, began_s + limit_s if late else last_text_s, bool(late), stolen.share())

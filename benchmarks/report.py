@@ -19,6 +19,7 @@ from rich.table import Table
 
 from benchmarks.contenders import OURS, title
 from benchmarks.figures import Figure
+from benchmarks.stolen import MOST_STOLEN
 
 RESULTS_DIR = Path("benchmarks/results")
 
@@ -126,6 +127,9 @@ def serve_card(figures: Sequence[Figure]) -> None:
         )
     columns = ["", "clients", "tokens/s", "first token ms p50", "p99", "gap ms p50", "p99", "errors"]
     table("Serving: medians of the repeats (least-most)", columns, rows)
+    most_stolen = max((figure["stolen"]["max"] for figure in figures if "stolen" in figure), default=0.0)
+    if most_stolen > MOST_STOLEN:
+        progress.print(f"The host took up to {most_stolen:.0%} of the processors' time from these runs.", style="red")
     ratios = [figure for figure in figures if figure["benchmark"] == "serve" and "ratio" in figure]
     if ratios:
         table(

@@ -26,6 +26,7 @@ from benchmarks.load import Run, closed_loop, open_loop
 from benchmarks.models import SHAPES, checkpoint
 from benchmarks.process import Program, StartFailed, free_port, stop_children_on_sigterm
 from benchmarks.prompts import plain_prompts, prompts_for
+from benchmarks.stolen import least_disturbed
 from benchmarks.streams import ask_once, asking
 from benchmarks.wire import Target
 
@@ -143,7 +144,9 @@ async def _one_load(target: Target, prompts: Iterator[str], clients: int, plan: 
     async with asking(dataclasses.replace(target, max_new_tokens=2)) as ask:
         await closed_loop(ask, prompts, clients=clients, min_seconds=0, limit_s=plan.limit_s / 2)
     async with asking(target) as ask:
-        return await closed_loop(ask, prompts, clients=clients, min_seconds=plan.min_seconds, limit_s=plan.limit_s)
+        return await least_disturbed(
+            lambda: closed_loop(ask, prompts, clients=clients, min_seconds=plan.min_seconds, limit_s=plan.limit_s)
+        )
 
 
 def _agreement(texts: dict[str, str], name: str) -> float | None:

@@ -96,10 +96,11 @@ def over_a_socket(model: ScriptedModel, act, client_stall_s: float = 30):
             listener.bind(("127.0.0.1", 0))
             host, port = listener.getsockname()
             serving = asyncio.create_task(server._serve([listener]))
-            async with httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=10) as client:
-                result = await act(client)
-            server.should_exit = True
-            await serving
-        return result
+            try:
+                async with httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=10) as client:
+                    return await act(client)
+            finally:
+                server.should_exit = True
+                await serving
 
     return uvloop.run(run())

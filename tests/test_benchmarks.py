@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -15,10 +16,11 @@ import pytest
 import torch
 from aiohttp import web
 
-from benchmarks import report, serve
+from benchmarks import report, serve, streams
 from benchmarks.figures import over_repeats, ratios, spread, summary
 from benchmarks.load import Answer, Ask, Run, closed_loop, open_loop, poisson_arrivals
 from benchmarks.process import StartFailed, free_port
+from benchmarks.stolen import MOST_STOLEN, TRIES, least_disturbed
 from benchmarks.streams import ask_once, asking
 from benchmarks.wire import Target, read_event
 
@@ -111,6 +113,41 @@ def test_answer_has_the_text_and_the_counts_the_server_gave() -> None:
     answer = ask(FakeServer(V1_STREAM)).answers[0]
     assert answer.text == "a b c"
     assert (answer.prompt_tokens, answer.output_tokens, len(answer.chunk_times_s)) == (2, NUM_TOKENS, 3)
+
+
+def test_event_that_arrives_in_pieces_is_read_whole() -> None:
+    class Content:
+        async def iter_any(self) -> AsyncIterator[bytes]:
+            for piece in (b'data: {"te', b'xt": "a"}\n', b'\ndata: {"text": "b"}\n\ndata: [DONE]', b"\n\n"):
+                yield piece
+
+    async def read(answer: Answer) -> None:
+        await streams._read(Content(), answer)  # type: ignore[arg-type]
+
+    asyncio.run(read(answer := Answer(asked_s=0)))
+    assert (answer.error, answer.text, len(answer.chunk_times_s)) == (None, "ab", 2)
+
+
+@pytest.mark.parametrize(("stolen", "kept"), [([0.1, 0.0, 0.2], 1), ([0.3, 0.1, 0.2], 1), ([0.01, 0.0], 0)])
+def test_load_is_repeated_while_the_host_takes_too_much_of_it(stolen: list[float], kept: int) -> None:
+    runs = [dataclasses.replace(a_run([2.0]), stolen=share) for share in stolen]
+    loads = iter(runs)
+
+    async def load() -> Run:
+        return next(loads)
+
+    assert asyncio.run(least_disturbed(load)) is runs[kept]
+    assert len(list(loads)) == len(runs) - (kept + 1 if stolen[kept] <= MOST_STOLEN else TRIES)
+
+
+def test_load_that_was_cut_is_not_repeated() -> None:
+    cut = dataclasses.replace(a_run([], unfinished=True), stolen=1.0)
+    loads = iter([cut])
+
+    async def load() -> Run:
+        return next(loads)
+
+    assert asyncio.run(least_disturbed(load)) is cut
 
 
 def test_openai_answer_has_the_text_and_the_counts_the_server_gave() -> None:
@@ -207,7 +244,7 @@ def a_run(*chunk_times_s: list[float], ended_s: float = 10.0, unfinished: bool =
     answers = [
         Answer(asked_s=1.0, chunk_times_s=times, ended_s=None if unfinished else times[-1]) for times in chunk_times_s
     ]
-    return Run(answers, began_s=0.0, ended_s=ended_s, cut=unfinished)
+    return Run(answers, began_s=0.0, ended_s=ended_s, cut=unfinished, stolen=0.0)
 
 
 def test_rate_is_all_tokens_over_the_whole_run() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from benchmarks import report
 from benchmarks.figures import ratios, spread, summary
 from benchmarks.promises.checks import Check, at_least, exactly, told
 from benchmarks.promises.plan import Plan
 from benchmarks.promises.served import EVERY_PROMPT_READ, serve
+from benchmarks.stolen import least_disturbed
 from benchmarks.streams import stream_in_closed_loop
 
 CLIENTS = (1, 8, 32, 128)
@@ -23,12 +25,11 @@ async def measure(plan: Plan) -> list[Check]:
         target, prompts = server.target(plan.max_new_tokens), server.prompts(plan.prompt_tokens, 256)
         warm_up = dataclasses.replace(target, max_new_tokens=2)
         await stream_in_closed_loop(warm_up, prompts, clients=32, min_seconds=0, limit_s=LIMIT_S)
+        load = functools.partial(stream_in_closed_loop, target, prompts, min_seconds=plan.window_s, limit_s=LIMIT_S)
         for repeat in range(plan.repeats):
             for clients in CLIENTS:
                 report.progress.print(f"throughput: repeat {repeat + 1} of {plan.repeats}: {clients} clients")
-                run = await stream_in_closed_loop(
-                    target, prompts, clients=clients, min_seconds=plan.window_s, limit_s=LIMIT_S
-                )
+                run = await least_disturbed(functools.partial(load, clients=clients))
                 figure = summary(run)
                 rates[clients].append(figure["output_tokens_per_s"])
                 errors += figure["errors"] + figure["unfinished"]
