@@ -11,9 +11,9 @@ import asyncio
 import contextlib
 import json
 import logging
+import random
 import re
 import time
-import uuid
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -85,7 +85,7 @@ class RequestIds:
             return
         request_id = Headers(scope=scope).get("x-request-id", "")
         if not REQUEST_ID.fullmatch(request_id):
-            request_id = uuid.uuid4().hex
+            request_id = f"{random.getrandbits(128):032x}"  # `uuid4` asks the kernel, and loses the interpreter's lock
             MutableHeaders(scope=scope)["x-request-id"] = request_id
 
         async def send_with_id(message: Message) -> None:

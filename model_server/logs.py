@@ -14,16 +14,6 @@ from typing import Any
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
-class PathOnly(logging.Filter):
-    """Leaves the query out of an access line: nothing of ours is there, so it can only be a secret gone astray."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if isinstance(record.args, tuple) and len(record.args) == 5:
-            client, method, target, version, status = record.args
-            record.args = (client, method, str(target).partition("?")[0], version, status)
-        return True
-
-
 class JsonFormatter(logging.Formatter):
     """A record as one JSON object: what every record has, then whatever was given as `extra`."""
 
@@ -47,8 +37,9 @@ def configuration(kserve: dict[str, Any], log_format: str) -> dict[str, Any]:
     config = copy.deepcopy(kserve)
     config["loggers"]["kserve"]["level"] = "WARNING"  # the rest is about routes that we do not serve
     config["loggers"]["model_server"] = {"handlers": ["kserve"], "level": "INFO", "propagate": False}
-    config["filters"] = {"path_only": {"()": PathOnly}}
-    config["handlers"]["uvicorn_access"]["filters"] = ["path_only"]
+    # No access lines: a request has one of its own (`journal.py`), a refusal too, and the rest is probes. They would be
+    # written by the event loop, each time for half a millisecond in which it waits for the interpreter's lock.
+    config["loggers"]["uvicorn.access"]["handlers"] = []
     if log_format == "json":
         config["formatters"] = {name: {"()": JsonFormatter} for name in config["formatters"]}
     return config
