@@ -49,25 +49,26 @@ async def measure(plan: Plan) -> list[Check]:
         seconds = 60 * plan.soak_minutes
         report.progress.print(f"soak: {plan.soak_minutes:g} minutes")
         await rest()  # in its first pause a server has matmuls compiled, once
-        # What a process grows to in its first minutes it keeps; what it holds at rest is compared from there on.
-        await crowd(seconds / 4)
+        # What a process grows to in its first crowd it keeps; what it holds at rest is compared from there on.
+        await crowd(seconds / 20)
         await rest()
-        before, first = server.holdings(), spread(samples)
+        before = server.holdings()
         samples.clear()
-        await crowd(seconds * 3 / 4)
+        await crowd(seconds)
         async with connections() as session:
             gauges, _ = await server.settle(session)
         await rest()
         after = server.holdings()
-    last = spread(samples[-max(1, len(samples) // 3) :])
+    quarter = max(1, len(samples) // 4)
+    first, last = spread(samples[:quarter]), spread(samples[-quarter:])
     return [
         told("how the clients fared", ", ".join(f"{count} {how}" for how, count in seen.most_common())),
         told("memory in the first quarter, MB", first),
         told("memory in the last quarter, MB", last),
         at_most("last quarter more than the first, MB", last["median"] - first["median"], 5),
-        at_most("at rest more than after the first quarter, MB", (after.rss_bytes - before.rss_bytes) / 1e6, 5),
+        at_most("at rest more than before, MB", (after.rss_bytes - before.rss_bytes) / 1e6, 5),
         exactly("running, waiting and KV use afterwards", gauges.running + gauges.waiting + gauges.kv_usage, 0),
-        at_most("threads more than after it", after.threads - before.threads, 0),
-        at_most("sockets more than after it", after.sockets - before.sockets, 0),
-        at_most("tasks more than after it", after.tasks - before.tasks, 0),
+        at_most("threads more than before", after.threads - before.threads, 0),
+        at_most("sockets more than before", after.sockets - before.sockets, 0),
+        at_most("tasks more than before", after.tasks - before.tasks, 0),
     ]
