@@ -27,7 +27,8 @@ async def measure(plan: Plan) -> list[Check]:
         await stream_in_closed_loop(warm_up, prompts, clients=32, min_seconds=0, limit_s=LIMIT_S)
         load = functools.partial(stream_in_closed_loop, target, prompts, min_seconds=plan.window_s, limit_s=LIMIT_S)
         for repeat in range(plan.repeats):
-            for clients in CLIENTS:
+            # There and back: a machine that grows slower or faster must not favour whoever comes first.
+            for clients in CLIENTS if repeat % 2 == 0 else reversed(CLIENTS):
                 report.progress.print(f"throughput: repeat {repeat + 1} of {plan.repeats}: {clients} clients")
                 run = await least_disturbed(functools.partial(load, clients=clients))
                 figure = summary(run)
