@@ -18,9 +18,8 @@ from pathlib import Path
 import uvloop
 
 from benchmarks.figures import Figure, summary
-from benchmarks.load import Answer, closed_loop
+from benchmarks.load import Answer, closed_loop, least_disturbed
 from benchmarks.prompts import prompts_for
-from benchmarks.stolen import least_disturbed
 from benchmarks.streams import incomplete
 
 

@@ -10,11 +10,15 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from benchmarks.stolen import Stolen
+
+MOST_STOLEN = 0.03
+"""Of the processors' time; a run that lost more is done again, `TRIES` times in all."""
+TRIES = 3
 
 
 @dataclass
@@ -95,6 +99,20 @@ def poisson_arrivals(rate: float, seed: int) -> Iterator[float]:
     return itertools.accumulate(draw.expovariate(rate) for _ in itertools.count())
 
 
+async def least_disturbed(load: Callable[[], Awaitable[Run]]) -> Run:
+    """Return a load's run; one that was robbed of more than `MOST_STOLEN` is done again, a few times at most.
+
+    Whoever is measured is measured so: which run counts is decided by what was taken, not by what came out. A load that
+    was cut is not repeated, as its server may still be generating for clients that left.
+    """
+    runs: list[Run] = []
+    while len(runs) < TRIES:
+        runs.append(await load())
+        if runs[-1].stolen <= MOST_STOLEN or runs[-1].cut:
+            break
+    return min(runs, key=lambda run: run.stolen)
+
+
 _Client = Callable[[float, list[Answer]], Coroutine[None, None, None]]
 """A client is told when the run began, and where to note its answers."""
 
@@ -115,4 +133,4 @@ async def _bounded(limit_s: float, clients: Sequence[_Client]) -> Run:
     last_text_s = max((answer.chunk_times_s[-1] for answer in answers if answer.chunk_times_s), default=began_s)
     # Requests of the open loop that were not due yet at the limit were never asked.
     asked = [answer for answer in answers if answer.asked_s <= began_s + limit_s]
-    return Run(asked, began_s, began_s + limit_s if late else last_text_s, bool(late), stolen.share())
+    return Run(asked, began_s, began_s + limit_s if late else last_text_s, cut=bool(late), stolen=stolen.share())

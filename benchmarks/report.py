@@ -19,7 +19,7 @@ from rich.table import Table
 
 from benchmarks.contenders import OURS, title
 from benchmarks.figures import Figure
-from benchmarks.stolen import MOST_STOLEN
+from benchmarks.load import MOST_STOLEN
 
 RESULTS_DIR = Path("benchmarks/results")
 

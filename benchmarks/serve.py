@@ -22,11 +22,10 @@ import uvloop
 from benchmarks import report
 from benchmarks.contenders import ALL, BARE, ENGINE, OURS, SERVERS, TRANSFORMERS_CB, USUAL, Contender
 from benchmarks.figures import Figure, over_repeats, ratios, summary
-from benchmarks.load import Run, closed_loop, open_loop
+from benchmarks.load import Run, closed_loop, least_disturbed, open_loop
 from benchmarks.models import SHAPES, checkpoint
 from benchmarks.process import Program, StartFailed, free_port, stop_children_on_sigterm
 from benchmarks.prompts import plain_prompts, prompts_for
-from benchmarks.stolen import least_disturbed
 from benchmarks.streams import ask_once, asking
 from benchmarks.wire import Target
 

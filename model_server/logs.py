@@ -38,7 +38,7 @@ def configuration(kserve: dict[str, Any], log_format: str) -> dict[str, Any]:
     config["loggers"]["kserve"]["level"] = "WARNING"  # the rest is about routes that we do not serve
     config["loggers"]["model_server"] = {"handlers": ["kserve"], "level": "INFO", "propagate": False}
     # No access lines: a request has one of its own (`journal.py`), a refusal too, and the rest is probes. They would be
-    # written by the event loop, each time for half a millisecond in which it waits for the interpreter's lock.
+    # written by the event loop, which then waits half a millisecond for the interpreter's lock.
     config["loggers"]["uvicorn.access"]["handlers"] = []
     if log_format == "json":
         config["formatters"] = {name: {"()": JsonFormatter} for name in config["formatters"]}

@@ -32,12 +32,6 @@ def test_every_line_is_json_when_json_is_asked_for():
     assert {formatter["()"] for formatter in formatters.values()} == {JsonFormatter}
 
 
-def test_server_writes_no_access_lines_unless_told_to():
-    config = configuration(KSERVE_LOG_CONFIG, "text")
-    assert config["loggers"]["uvicorn.access"]["handlers"] == []
-    assert KSERVE_LOG_CONFIG["loggers"]["uvicorn.access"]["handlers"]
-
-
 def test_text_is_the_format_of_kserve():
     config = configuration(KSERVE_LOG_CONFIG, "text")
     assert config["formatters"] == KSERVE_LOG_CONFIG["formatters"]

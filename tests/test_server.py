@@ -146,6 +146,16 @@ def test_every_malformed_body_is_a_quick_400_that_names_its_field(client: httpx.
     assert predict(client, prompt="hello", **GREEDY)["completion_tokens"] > 0
 
 
+def test_the_log_has_one_line_a_request_and_none_for_probes(server: ServerProcess, client: httpx.Client) -> None:
+    client.post(PREDICT, json={"prompt": "hello", **GREEDY}, headers={"X-Request-Id": "log-of-an-answer"})
+    client.post(PREDICT, json={"prompt": 5}, headers={"X-Request-Id": "log-of-a-refusal"})
+    client.get("/v2/health/ready")
+
+    wait_for(lambda: "log-of-an-answer" in server.log and "log-of-a-refusal" in server.log)
+    assert [server.log.count(f"log-of-{what}") for what in ("an-answer", "a-refusal")] == [1, 1]
+    assert "uvicorn.access" not in server.log
+
+
 def test_a_body_that_is_too_large_is_refused(client: httpx.Client) -> None:
     response = client.post(PREDICT, content=b'{"prompt": "' + b"x" * 2**20 + b'"}')
 

@@ -7,10 +7,10 @@ import functools
 
 from benchmarks import report
 from benchmarks.figures import ratios, spread, summary
+from benchmarks.load import least_disturbed
 from benchmarks.promises.checks import Check, at_least, exactly, told
 from benchmarks.promises.plan import Plan
 from benchmarks.promises.served import EVERY_PROMPT_READ, serve
-from benchmarks.stolen import least_disturbed
 from benchmarks.streams import stream_in_closed_loop
 
 CLIENTS = (1, 8, 32, 128)
