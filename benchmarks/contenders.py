@@ -18,6 +18,8 @@ class Contender:
     command: tuple[str, ...]
     ready_path: str
     path: str
+    most_clients: int | None = None
+    """It is not asked by more at a time: they would only stand in its line."""
 
     def command_for(self, model_dir: Path, port: int) -> list[str]:
         return [part.format(model_dir=model_dir, port=port) for part in self.command]
@@ -70,6 +72,7 @@ SERVERS: Mapping[str, Contender] = {
         command=_TRANSFORMERS_SERVE,
         ready_path="/health",
         path="/v1/completions",
+        most_clients=8,
     ),
     "truss-1": Contender(
         title="thread and streamer a request, one at a time (Truss's default)",

@@ -16,6 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 
+import psutil
+
+REST_S = 0.5
+"""A program that takes less than a tenth of a core for so long is at rest."""
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
@@ -50,6 +54,7 @@ class Program:
     ) -> None:
         try:
             _signal_group(self._process, signal.SIGTERM)
+            self.thaw()  # a frozen program would never hear of it
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=10)
         finally:
@@ -88,6 +93,27 @@ class Program:
         if code != 0:
             raise StartFailed(f"Exited with {code}. {self.log_end()}")
         return time.perf_counter() - self.started_s
+
+    def freeze(self) -> None:
+        """Stop it where it is, until `thaw`: it keeps its memory and its ports, and takes no processor time."""
+        _signal_group(self._process, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        _signal_group(self._process, signal.SIGCONT)
+
+    def comes_to_rest(self, within_s: float) -> bool:
+        """Wait until it takes no more processor time; say whether it did."""
+        deadline_s = time.perf_counter() + within_s
+        while time.perf_counter() < deadline_s:
+            before_s = self._processor_s()
+            time.sleep(REST_S)
+            if self._processor_s() - before_s < 0.1 * REST_S:
+                return True
+        return False
+
+    def _processor_s(self) -> float:
+        times = psutil.Process(self.pid).cpu_times()
+        return float(times.user + times.system)
 
     def memory_bytes(self) -> dict[str, int]:
         """Return resident memory: the `peak`, what there is `now`, and how much of it is `anonymous`."""

@@ -9,69 +9,54 @@ python -m benchmarks.serve --url http://HOST/openai/v1/completions --model mistr
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import contextlib
 import itertools
 import json
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import uvloop
 
 from benchmarks import report
-from benchmarks.contenders import ALL, BARE, ENGINE, OURS, SERVERS, TRANSFORMERS_CB, USUAL, Contender
+from benchmarks.contenders import ALL, BARE, OURS, TRANSFORMERS_CB
+from benchmarks.entrants import Plan, entrant
 from benchmarks.figures import Figure, over_repeats, ratios, summary
-from benchmarks.load import Run, closed_loop, least_disturbed, open_loop
+from benchmarks.load import closed_loop, open_loop
 from benchmarks.models import SHAPES, checkpoint
-from benchmarks.process import Program, StartFailed, free_port, stop_children_on_sigterm
+from benchmarks.process import StartFailed, stop_children_on_sigterm
 from benchmarks.prompts import plain_prompts, prompts_for
 from benchmarks.streams import ask_once, asking
 from benchmarks.wire import Target
-
-START_LIMIT_S = 180
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What every contender is asked for."""
-
-    contenders: Sequence[str] = USUAL
-    clients: Sequence[int] = (1, 8, 32)
-    repeats: int = 3
-    prompt_tokens: int = 64
-    shared_tokens: int = 0
-    """Of each prompt, the first so many are the same in all."""
-    max_new_tokens: int = 64
-    min_seconds: float = 3
-    """Clients ask again until then."""
-    limit_s: float = 10
-    """What has not ended by then is cut: a server that answers one at a time would need minutes."""
-    seed: int = 0
-
 
 QUICK = Plan(contenders=(OURS, BARE, TRANSFORMERS_CB), repeats=1, min_seconds=2)
 
 
 def compare(model_dir: Path, plan: Plan) -> list[Figure]:
-    """Measure every contender in turn, as often as the plan repeats, and return figures and ratios."""
+    """Measure the contenders, one beside the other at each number of clients, and return figures and ratios.
+
+    Every second repeat goes round them the other way.
+    """
     measured: dict[tuple[str, int], list[Figure]] = {}
     failed: dict[str, Figure] = {}
-    texts: dict[str, str] = {}
-    for repeat in range(plan.repeats):
-        for name in plan.contenders:
-            if name in failed:
-                continue
-            report.progress.print(f"serve: repeat {repeat + 1} of {plan.repeats}: {name}")
-            try:
-                figures, texts[name] = _measure(name, model_dir, plan)
-            except StartFailed as error:
-                report.progress.print(f"serve: {name} failed. {error}", markup=False)
-                failed[name] = {"benchmark": "serve", "contender": name, "failed": str(error).split("\n")[0]}
-                continue
-            for clients, figure in figures.items():
+    with contextlib.ExitStack() as running:
+        entrants = {name: entrant(name, model_dir, plan) for name in plan.contenders}
+        for each in entrants.values():
+            running.callback(each.close)
+        numbers = sorted({clients for each in entrants.values() for clients in each.clients()})
+        for repeat, clients in itertools.product(range(plan.repeats), numbers):
+            report.progress.print(f"serve: repeat {repeat + 1} of {plan.repeats}, {clients} clients")
+            for name in plan.contenders if repeat % 2 == 0 else reversed(plan.contenders):
+                if name in failed or clients not in entrants[name].clients():
+                    continue
+                try:
+                    figure = entrants[name].measure(clients)
+                except StartFailed as error:
+                    report.progress.print(f"serve: {name} failed. {error}", markup=False)
+                    failed[name] = {"benchmark": "serve", "contender": name, "failed": str(error).split("\n")[0]}
+                    continue
                 measured.setdefault((name, clients), []).append(figure)
-                report.progress.print(f"  {clients} clients: {figure['output_tokens_per_s']:.0f} tokens/s")
+                report.progress.print(f"  {name}: {figure['output_tokens_per_s']:.0f} tokens/s")
+    texts = {name: each.text for name, each in entrants.items()}
     return [
         *(
             {
@@ -83,69 +68,13 @@ def compare(model_dir: Path, plan: Plan) -> list[Figure]:
                 "same_words_as_generate": _agreement(texts, name),
                 **over_repeats(repeats),
             }
-            for (name, clients), repeats in sorted(measured.items(), key=lambda item: plan.contenders.index(item[0][0]))
+            for (name, clients), repeats in sorted(
+                measured.items(), key=lambda item: (plan.contenders.index(item[0][0]), item[0][1])
+            )
         ),
         *failed.values(),
         *_ratios(measured),
     ]
-
-
-def _measure(name: str, model_dir: Path, plan: Plan) -> tuple[dict[int, Figure], str]:
-    """Return one contender's figure at each number of clients, and what it answers to the first prompt."""
-    if name == BARE:
-        return _measure_in_process("benchmarks.bare", 1, model_dir, plan, [])
-    if name == ENGINE:
-        most = max(plan.clients)
-        return _measure_in_process("benchmarks.engine_alone", most, model_dir, plan, [str(plan.limit_s), str(most)])
-    return _measure_server(SERVERS[name], model_dir, plan)
-
-
-def _measure_in_process(
-    module: str, clients: int, model_dir: Path, plan: Plan, more: list[str]
-) -> tuple[dict[int, Figure], str]:
-    command = [sys.executable, "-m", module, str(model_dir)]
-    command += [str(plan.prompt_tokens), str(plan.max_new_tokens), str(plan.min_seconds), *more]
-    with Program(command) as program:
-        program.wait_for_exit(START_LIMIT_S + 3 * plan.limit_s)
-        result = json.loads(program.log().splitlines()[-1])
-    return {clients: result["figure"]}, result["text"]
-
-
-def _measure_server(contender: Contender, model_dir: Path, plan: Plan) -> tuple[dict[int, Figure], str]:
-    drawn = prompts_for(model_dir, plan.prompt_tokens, count=1024, seed=plan.seed, num_shared=plan.shared_tokens)
-    # One iterator for all loads: nothing is asked for twice, so a server gains only by what prompts are said to share.
-    prompts = itertools.cycle(drawn)
-    figures: dict[int, Figure] = {}
-    text = ""
-    waiting = list(plan.clients)
-    while waiting:
-        port = free_port()
-        target = contender.target(model_dir, port, plan.max_new_tokens)
-        with Program(contender.command_for(model_dir, port)) as server:
-            server.wait_until_ready(port, contender.ready_path, START_LIMIT_S)
-            first = uvloop.run(ask_once(target, drawn[0], START_LIMIT_S))
-            if first.error or first.ended_s is None:
-                raise StartFailed(f"Its first answer failed: {first.error or 'no answer'}. {server.log_end()}")
-            text = first.text
-            while waiting:
-                clients = waiting.pop(0)
-                run = uvloop.run(_one_load(target, prompts, clients, plan))
-                figures[clients] = {
-                    **summary(run),
-                    "peak_memory_bytes": float(server.memory_bytes()["peak"]),
-                }
-                if run.cut:
-                    break  # it may go on generating for the clients that left: the next load gets a fresh one
-    return figures, text
-
-
-async def _one_load(target: Target, prompts: Iterator[str], clients: int, plan: Plan) -> Run:
-    async with asking(dataclasses.replace(target, max_new_tokens=2)) as ask:
-        await closed_loop(ask, prompts, clients=clients, min_seconds=0, limit_s=plan.limit_s / 2)
-    async with asking(target) as ask:
-        return await least_disturbed(
-            lambda: closed_loop(ask, prompts, clients=clients, min_seconds=plan.min_seconds, limit_s=plan.limit_s)
-        )
 
 
 def _agreement(texts: dict[str, str], name: str) -> float | None:

@@ -30,6 +30,17 @@ def test_program_is_stopped_when_its_block_raises() -> None:
     assert gone(program.pid)
 
 
+def test_frozen_program_takes_no_time_until_it_is_thawed_and_ends_with_its_block() -> None:
+    with Program([sys.executable, "-c", "while True: pass"]) as program:
+        assert not program.comes_to_rest(within_s=0.1)
+        program.freeze()
+        assert program.comes_to_rest(within_s=60)
+        program.thaw()
+        assert not program.comes_to_rest(within_s=0.1)
+        program.freeze()
+    assert gone(program.pid)
+
+
 def test_program_that_exits_early_fails_with_the_end_of_its_log() -> None:
     with (
         pytest.raises(StartFailed, match=r"(?s)exited with 3.*no weights here"),

@@ -19,7 +19,7 @@ from aiohttp import web
 from benchmarks import report, serve, streams
 from benchmarks.figures import over_repeats, ratios, spread, summary
 from benchmarks.load import Answer, Ask, Run, closed_loop, least_disturbed, open_loop, poisson_arrivals
-from benchmarks.process import StartFailed, free_port
+from benchmarks.process import free_port
 from benchmarks.streams import ask_once, asking
 from benchmarks.wire import Target, read_event
 
@@ -310,24 +310,6 @@ def test_card_marks_times_to_first_token_that_were_cut_as_bounds(capsys: pytest.
     report.serve_card([a_figure("truss-1", 8, unanswered=3), a_figure("ours", 8)])
     rows = [line for line in capsys.readouterr().out.splitlines() if "1-4" in line]
     assert [">2000 (1000-4000)" in row for row in rows] == [True, False]
-
-
-def test_contender_that_does_not_start_is_a_figure_and_the_others_go_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def measure(name: str, model_dir: Path, plan: serve.Plan) -> tuple[dict[int, dict[str, Any]], str]:
-        if name == "transformers":
-            raise StartFailed("no such program")
-        return {1: summary(a_run([2.0, 3.0]))}, "a b"
-
-    monkeypatch.setattr(serve, "_measure", measure)
-    figures = serve.compare(Path(), serve.Plan(contenders=("ours", "generate", "transformers"), repeats=2))
-    assert [figure.get("failed") for figure in figures if figure.get("contender") == "transformers"] == [
-        "no such program"
-    ]
-    assert [figure["ratio"]["output_tokens_per_s"]["median"] for figure in figures if "ratio" in figure] == [1.0]
-    report.serve_card(figures)
-    assert "failed" in capsys.readouterr().out
 
 
 def test_agreement_is_the_share_of_words_before_the_first_difference() -> None:
