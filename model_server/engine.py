@@ -71,6 +71,7 @@ class Engine:
             whole_prompt_tokens=whole_prompt_tokens,
             prefix_caching=prefix_caching,
             rate=self._rate,
+            wake=self._wake,
         )
         self._own = OwnLane(runner.model, tokenizer, num_tokens=own_lane_tokens)
         self._on_death = on_death
@@ -128,7 +129,7 @@ class Engine:
 
     @property
     def running(self) -> int:
-        return len(self._shared.scheduler.rows) + (self._own.running is not None)
+        return len(self._shared.requests) + (self._own.running is not None)
 
     @property
     def waiting(self) -> int:
@@ -219,13 +220,12 @@ class Engine:
                 else:
                     self._pauses.worked()
                 continue
-            news = self._shared.drop_the_gone()
-            news += self._shared.admit(self._changed)
+            self._shared.drop_the_gone()
+            self._shared.admit(self._changed)
             if self._shared.scheduler.rows:
                 self._busy_since[Lane.SHARED] = time.monotonic()
-                news += self._computing_with(self._threads_for_shared(), self._shared.step)
+                self._computing_with(self._threads_for_shared(), self._shared.step)
                 self._busy_since[Lane.SHARED] = None
-            self._wake(news)
             if not self._shared.scheduler.rows:
                 with self._changed:
                     self._changed.notify_all()
@@ -288,7 +288,7 @@ class Engine:
             requests += self._own.waiting.remove_where(lambda r: True)
             if self._own.running is not None:
                 requests.append(self._own.running)
-        requests += [row.request for row in list(self._shared.scheduler.rows)]
+        requests += self._shared.requests
         for request in requests:
             endings.fail(request, error)
         self._wake(requests)

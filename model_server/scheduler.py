@@ -39,6 +39,8 @@ class Row:
     begun: bool = False
     """Its prompt was looked up and, if need be, its reading begun."""
     answer_ids: list[int] = field(default_factory=list)
+    left: bool = False
+    """It has given its place back."""
 
     @property
     def decoding(self) -> bool:

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 
-from . import endings, journal
+from . import endings, journal, telling
 from .errors import InternalError, OutOfMemory, ServeError
 from .memory import Segment
 from .prefixes import MIN_TOKENS, Prefixes, num_common
-from .request import Chunk, Final, FinishReason, PromptTokens, Request, Token
+from .request import FinishReason, Request, Token
 from .runner import Runner
 from .sampling import row_sampler, sample, with_logprobs
 from .scheduler import Row, Scheduler, newest_first
+from .telling import Untold
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,12 @@ def _sampled(work: Work) -> list[Row]:
 
 
 class SharedLane:
-    """Rows over one runner; its methods return the requests that have news for their readers."""
+    """Rows over one runner.
+
+    A step ends when its tokens are known, not when they are told: on an accelerator what a reader needs of them (text,
+    stop strings, log lines, the event loop's wake-up) is made while the next step computes. A row whose text meets a
+    stop string is then part of one step more, whose token for it nobody takes.
+    """
 
     def __init__(
         self,
@@ -45,8 +52,12 @@ class SharedLane:
         whole_prompt_tokens: int,
         prefix_caching: bool,
         rate: endings.EndingRate,
+        wake: Callable[[Iterable[Request]], None],
     ) -> None:
+        """Make the lane; `wake` lets the readers of requests look at what was sent."""
         self.runner = runner
+        self.overlaps = runner.model.device.type != "cpu"
+        """Tell a step's tokens during the next one. A CPU computes in the thread that would tell."""
         self.scheduler = Scheduler(
             max_batch_size=max_batch_size, prefill_tokens=prefill_tokens, whole_prompt_tokens=whole_prompt_tokens
         )
@@ -54,29 +65,35 @@ class SharedLane:
         self._prefixes = Prefixes()
         self._prefix_caching = prefix_caching
         self._rate = rate
+        self._wake = wake
+        self._untold: deque[Untold] = deque()
         self._randomness = torch.Generator(runner.model.device)
         self._randomness.seed()
 
-    def drop_the_gone(self) -> list[Request]:
+    @property
+    def requests(self) -> list[Request]:
+        """The requests in this lane's hands that have no ending yet; callable from any thread."""
+        rows = [*self.scheduler.rows, *(untold.row for untold in list(self._untold))]
+        return list(dict.fromkeys(row.request for row in rows))
+
+    def drop_the_gone(self) -> None:
         """End rows whose client left, whose time is up, or that another thread has ended."""
         now_s = time.monotonic()
-        dropped = []
-        for row in list(self.scheduler.rows):
-            request, limit_s = row.request, row.sampler.max_time_s
-            if request.cancelled or request.channel.ended:
-                self._leave(row)
-                if not request.channel.ended:  # else whoever ended it has written its line
-                    journal.ended(request, "cancelled")
-            elif (request.deadline_s is not None and now_s >= request.deadline_s) or (
-                limit_s is not None and now_s - row.started_s >= limit_s
-            ):
-                self._finish(row, FinishReason.LENGTH)
-                dropped.append(request)
-        return dropped
+        gone = [row for row in self.scheduler.rows if _is_unwanted(row) or _is_late(row, now_s)]
+        if gone:
+            self._tell()
+        for row in gone:
+            if row.left:
+                continue
+            if not _is_unwanted(row):
+                telling.end(row, FinishReason.LENGTH)
+                self._wake([row.request])
+            elif not row.request.channel.ended:  # else whoever ended it has written its line
+                journal.ended(row.request, "cancelled")
+            self._leave(row)
 
-    def admit(self, lock: AbstractContextManager[object]) -> list[Request]:
-        """Give free places to waiting requests; return those that could not start after all."""
-        failed = []
+    def admit(self, lock: AbstractContextManager[object]) -> None:
+        """Give free places to waiting requests, or an error to those that cannot start after all."""
         while self.scheduler.num_free:
             # Under the lock from the line to the place: a drain that looked in between would find nobody here.
             with lock:
@@ -86,27 +103,25 @@ class SharedLane:
                 try:
                     sampler = row_sampler(self.runner.model, request.prompt_ids, request.sampling)
                 except ServeError as error:
-                    endings.fail(request, error)
-                    failed.append(request)
+                    self._fail(request, error)
                     continue
                 place = self._memory.take(request.max_tokens)
                 assert place is not None, "it fitted a moment ago, and only this thread takes"
                 self.scheduler.rows.append(Row(request, place, sampler, started_s=time.monotonic()))
-        return failed
 
     def _fits(self, request: Request) -> bool:
         return self._memory.num_fitting([request.max_tokens]) == 1
 
-    def step(self) -> list[Request]:
-        """Run one step and hand out its tokens; return the requests that have news."""
+    def step(self) -> None:
+        """Run one step for all rows."""
         work: Work = [(row, 1) for row in self.scheduler.rows if row.decoding]
         work += self._plan_prefill()
-        news = [row.request for row, _ in work]
         try:
             self._compute(work)
         except (torch.OutOfMemoryError, MemoryError):
-            news.append(self._shed())
-        return news
+            self._shed()
+        if not (self.overlaps and self.scheduler.rows):
+            self._tell()
 
     def rest(self) -> None:
         """Hand back memory that nothing runs in, and with it what was kept there; call when there are no rows."""
@@ -164,15 +179,15 @@ class SharedLane:
         if self._prefix_caching:
             self._prefixes.hold(row.place, [*row.request.prompt_ids[: row.num_read], *row.answer_ids[:-1]])
 
-    def _shed(self) -> Request:
+    def _shed(self) -> None:
         """Out of memory: the newest row goes, the others try again without it."""
-        row = newest_first(self.scheduler.rows)[0]
+        self._tell()
         logger.warning("out of memory in a step of %d rows: shed the newest", len(self.scheduler.rows))
-        endings.fail(row.request, OutOfMemory("The server ran out of memory; send the request again later."))
-        self._leave(row)
+        for row in newest_first(self.scheduler.rows)[:1]:
+            self._fail(row.request, OutOfMemory("The server ran out of memory; send the request again later."))
+            self._leave(row)
         if self.runner.model.device.type == "cuda":
             torch.cuda.empty_cache()
-        return row.request
 
     def _compute(self, work: Work) -> None:
         """Run a step; if it fails, halve it until the row that makes it fail is alone, and end that one.
@@ -191,8 +206,10 @@ class SharedLane:
                 return
             row, _ = work[0]
             logger.exception("request %s failed in its step", row.request.request_id)
-            endings.fail(row.request, InternalError())
-            self._leave(row)
+            self._tell()
+            if not row.left:
+                self._fail(row.request, InternalError())
+                self._leave(row)
             return
         self._hand_out(work, logits, picked)
 
@@ -221,67 +238,82 @@ class SharedLane:
             if row.decoding or count == row.num_unread:
                 wanted.append(at - 1)
         logits = self.runner.forward(decode, prefill, wanted + of_prompts)
+        self._tell()
         picked = sample(logits[: len(wanted)], [row.sampler for row in _sampled(work)], self._randomness)
         return logits, picked
 
     def _hand_out(self, work: Work, logits: torch.Tensor, picked: Sequence[int | ServeError]) -> None:
+        """Give each row what it gets from a step, unless it has left meanwhile."""
         sampled = _sampled(work)
         at = len(sampled)
         for row, count in work:
             if not row.decoding:
                 if row.request.sampling.prompt_logprobs:
-                    self._send_prompt_tokens(row, count, logits[at : at + count])
+                    telling.tell_prompt_tokens(row, count, logits[at : at + count])
                     at += count
                 row.num_read += count
                 self._hold(row)
         for i, (row, token) in enumerate(zip(sampled, picked, strict=True)):
+            if row.left:
+                continue
             if isinstance(token, ServeError):
-                endings.fail(row.request, token)
+                self._fail(row.request, token)
                 self._leave(row)
             else:
                 self._take_token(row, token, logits[i : i + 1])
 
     def _take_token(self, row: Row, token_id: int, logits: torch.Tensor) -> None:
-        request, sampling = row.request, row.request.sampling
+        """Do what the next step has to know of."""
+        sampling = row.request.sampling
         row.answer_ids.append(token_id)
         row.sampler.note(token_id)
-        journal.token(request)
-        detokenizer = request.detokenizers[0]
-        text = detokenizer.push(token_id)
         tokens: tuple[Token, ...] = ()
         if sampling.logprobs is not None:
             tokens = tuple(with_logprobs(logits, [token_id], sampling.logprobs))
-        if text or tokens:
-            request.channel.send(Chunk(text, tokens=tokens))
-        if token_id in row.sampler.eos_token_ids or detokenizer.stopped:
-            self._finish(row, FinishReason.STOP)
-        elif len(row.answer_ids) == sampling.max_new_tokens:
-            self._finish(row, FinishReason.LENGTH)
-
-    def _send_prompt_tokens(self, row: Row, count: int, logits: torch.Tensor) -> None:
-        """Send the log-probabilities of the prompt tokens that follow those just read."""
-        request, start = row.request, row.num_read
-        following = request.prompt_ids[start + 1 : start + count + 1]
-        num_top = request.sampling.logprobs or 0
-        tokens = with_logprobs(logits[: len(following)], following, num_top) if following else []
-        if start == 0:
-            tokens.insert(0, Token(request.prompt_ids[0]))
-        request.channel.send(PromptTokens(tuple(tokens)))
-
-    def _finish(self, row: Row, reason: FinishReason) -> None:
-        request = row.request
-        detokenizer = request.detokenizers[0]
-        text = detokenizer.flush()
-        if text:
-            request.channel.send(Chunk(text))
-        if detokenizer.stopped:  # the last of the text can complete a stop string
+        reason = None
+        if token_id in row.sampler.eos_token_ids:
             reason = FinishReason.STOP
-        request.channel.send(Final(reason, request.num_prompt_tokens, len(row.answer_ids)))
-        self._leave(row)
-        journal.ended(request, reason.value)
+        elif len(row.answer_ids) == sampling.max_new_tokens:
+            reason = FinishReason.LENGTH
+        self._untold.append(Untold(row, token_id, tokens, reason))
+        if reason is not None:
+            self._leave(row)
+
+    def _tell(self) -> None:
+        """Send what has not been told and wake its readers, once for all of them."""
+        told = []
+        while self._untold:
+            untold = self._untold[0]
+            row, request = untold.row, untold.row.request
+            told.append(request)
+            try:
+                telling.tell(untold)
+            except Exception:
+                logger.exception("request %s failed in a token's text", request.request_id)
+                endings.fail(request, InternalError())
+            if request.channel.ended and not row.left:
+                self._leave(row)
+            self._untold.popleft()
+        self._wake(told)
+
+    def _fail(self, request: Request, error: ServeError) -> None:
+        endings.fail(request, error)
+        self._wake([request])
 
     def _leave(self, row: Row) -> None:
+        row.left = True
         self.scheduler.rows.remove(row)
         self._hold(row)
         self._memory.give_back(row.place)
         self._rate.note()
+
+
+def _is_unwanted(row: Row) -> bool:
+    return row.request.cancelled or row.request.channel.ended
+
+
+def _is_late(row: Row, now_s: float) -> bool:
+    deadline_s, limit_s = row.request.deadline_s, row.sampler.max_time_s
+    return (deadline_s is not None and now_s >= deadline_s) or (
+        limit_s is not None and now_s - row.started_s >= limit_s
+    )

@@ -116,6 +116,9 @@ def make_engine(model: MistralForCausalLM) -> Iterator[Callable[..., Engine]]:
     yield make
     for engine in engines:
         engine.stop()
+    for engine in engines:  # Python must not end under a thread that computes: the process would abort
+        for thread in engine._threads:
+            thread.join(30)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ MAY_IMPORT = {
     "torch": {
         *("weights", "reader", "fusion", "capacity"),
         *("memory", "slots", "spans", "attention", "decoder", "graphs", "runner"),
-        *("sampling", "generation", "shared_lane", "own_lane", "engine"),
+        *("sampling", "generation", "telling", "shared_lane", "own_lane", "engine"),
     },
     "kserve": {"model", "server", "__main__"},
     "fastapi": {"routes", "http", "openai_routes", "openapi", "playground"},
