@@ -1,0 +1,82 @@
+"""A step makes the host wait for the device once, for its tokens: on PyTorch's `meta` device, any read raises.
+
+The kernels' own signatures are checked by the way: `varlen_attn` is the real one.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import MistralForCausalLM
+
+from model_server import sampling
+from model_server.fusion import fuse
+from model_server.graphs import DecodeGraphs
+from model_server.memory import Segment
+from model_server.request import Sampling
+from model_server.runner import Runner
+from model_server.sampling import row_sampler
+from model_server.spans import Spans
+
+from .conftest import tiny_mistral
+
+META = torch.device("meta")
+
+
+@pytest.fixture
+def on_meta() -> MistralForCausalLM:
+    model = tiny_mistral(head_dim=128).to(META, torch.float16)
+    fuse(model)
+    return model
+
+
+@pytest.fixture
+def runner(on_meta: MistralForCausalLM) -> Runner:
+    spans = Spans(on_meta.config, num_tokens=2000, max_row_tokens=256, dtype=on_meta.dtype, device=META, flash=True)
+    return Runner(on_meta, spans)
+
+
+def test_reading_raises() -> None:
+    with pytest.raises(NotImplementedError):
+        torch.zeros(3, device=META).tolist()
+
+
+def test_forward_reads_nothing_back(runner: Runner) -> None:
+    first, second = (runner.memory.take(256) or 0 for _ in range(2))
+    prompts = [Segment(first, 0, list(range(5, 75))), Segment(second, 0, [3, 4, 5])]
+
+    assert runner.forward([], prompts, [69, 72]).shape == (2, 300)
+    runner.memory.copy(first, second, 3)
+    assert runner.forward([Segment(first, 70, [3])], [Segment(second, 3, [6, 7])], [0, 2]).shape == (2, 300)
+    assert runner.forward([Segment(first, 71, [3]), Segment(second, 5, [4])], [], [0, 1]).shape == (2, 300)
+
+
+def test_static_step_reads_nothing_back(runner: Runner) -> None:
+    assert isinstance(runner.memory, Spans)
+    graphs = DecodeGraphs(runner._decoder, runner.memory, 8)
+
+    assert graphs.run([Segment(0, 70, [3]), Segment(256, 6, [4]), Segment(512, 9, [4])]).shape == (3, 300)
+
+
+@pytest.mark.parametrize(
+    "generate",
+    [
+        {},
+        {"top_k": 5, "top_p": 0.9, "min_p": 0.05, "temperature": 0.7},
+        {"top_k": 0, "top_p": 0.5},
+        {"repetition_penalty": 1.3},
+    ],
+    ids=["model's own", "few candidates", "whole vocabulary", "history"],
+)
+def test_drawing_reads_nothing_back(
+    model: MistralForCausalLM, generate: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = Sampling(generate={"do_sample": True, **generate}, max_new_tokens=4)
+    rows = [row_sampler(model, [5, 6, 7], wanted) for _ in range(3)]
+    for row in rows:
+        if row.history is not None:
+            row.history = row.history.to(META)
+
+    drawn = sampling._sample_together(torch.zeros((3, 300), device=META), rows, 200, None)  # type: ignore[arg-type]
+
+    assert drawn.shape == (3,)
