@@ -177,9 +177,11 @@ class SpanStep:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
         """See `decoder.Step.attend`."""
+        if layer == 0:  # in every layer, an index of 32 bits would be made one of 64 twice
+            self._rows = self._writes.long()
         keys, values = self._spans.keys[layer], self._spans.values[layer]
-        keys[self._writes] = k
-        values[self._writes] = v
+        keys[self._rows] = k
+        values[self._rows] = v
         found = []
         for (part, tensors), queries in zip(self._parts, q.split(self._tokens_of_parts), strict=True):
             if self._spans.flash:
