@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import MistralConfig
+from transformers import MistralConfig, MistralForCausalLM
 
 from model_server.fusion import Projection, packable
 from model_server.memory import head_dim
@@ -16,13 +17,13 @@ from model_server.memory import head_dim
 def times_s(work: Callable[[], object], device: str, *, at_least: int = 3, budget_s: float = 0.5) -> list[float]:
     """Return how long each run of `work` took: at least so many runs after a warm-up, more while time is left."""
     work()
-    _wait_for(device)
+    wait_for(device)
     began_s = time.perf_counter()
     taken: list[float] = []
     while len(taken) < at_least or time.perf_counter() - began_s < budget_s:
         start_s = time.perf_counter()
         work()
-        _wait_for(device)
+        wait_for(device)
         taken.append(time.perf_counter() - start_s)
     return taken
 
@@ -39,31 +40,54 @@ def bandwidth(device: str) -> dict[str, float]:
 
 
 class Matmuls:
-    """All weight matrices of a model, multiplied in their order: what a step of decoding cannot do without.
+    """All weight matrices of a model, multiplied in their order: what a step of decoding cannot do without."""
 
-    Fused, they are laid out as the server holds them, packed where it packs.
-    """
-
-    def __init__(self, config: MistralConfig, dtype: torch.dtype, device: str, *, fused: bool) -> None:
-        shapes = list(_shapes(config, fused=fused))
-        # All layers, not one of them again and again: a layer's weights would stay in the cache.
-        self._weights = [Projection(torch.randn(shape, dtype=dtype, device=device)) for shape in shapes]
+    def __init__(self, projections: Sequence[tuple[Callable[[Tensor], Tensor], int]], dtype: torch.dtype, device: str):
+        """Take what multiplies, each with the width of its input."""
+        self._projections, self._dtype, self._device = projections, dtype, device
         self._inputs: dict[int, Tensor] = {}
-        self.num_bytes = sum(projection.weight.nbytes for projection in self._weights)
-        self._dtype, self._device, self._widths = dtype, device, [width for _, width in shapes]
+
+    @classmethod
+    def made_for(cls, config: MistralConfig, dtype: torch.dtype, device: str, *, fused: bool) -> Matmuls:
+        """Make weights of a model's shapes: apart as in the checkpoint, or fused as the server holds them, and packed.
+
+        All layers, not one of them again and again: a layer's weights would stay in the cache.
+        """
+        shapes = list(shapes_of(config, fused=fused))
+        projections = [Projection(torch.randn(shape, dtype=dtype, device=device)) for shape in shapes]
         if fused and packable(dtype, torch.device(device)):
-            for projection in self._weights:
+            for projection in projections:
                 projection.pack()
+        widths = [width for _, width in shapes]
+        return cls(list(zip(projections, widths, strict=True)), dtype, device)
+
+    @classmethod
+    def of(cls, model: MistralForCausalLM) -> Matmuls:
+        """Take a model's own weights as they lie, fused or not: nothing is held twice."""
+        config = model.config
+        hidden, inner = config.hidden_size, config.intermediate_size
+        projections: list[tuple[Any, int]] = []
+        for layer in model.model.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            fused = hasattr(attention, "qkv")
+            qkv = [attention.qkv] if fused else [attention.q_proj, attention.k_proj, attention.v_proj]
+            gate_up = [mlp.gate_up] if fused else [mlp.gate_proj, mlp.up_proj]
+            projections += [(projection, hidden) for projection in qkv]
+            projections += [(attention.o_proj, config.num_attention_heads * head_dim(config))]
+            projections += [(projection, hidden) for projection in gate_up]
+            projections += [(mlp.down_proj, inner)]
+        return cls([*projections, (model.lm_head, hidden)], model.dtype, model.device.type)
 
     @torch.inference_mode()
     def run(self, rows: int) -> None:
-        for projection, width in zip(self._weights, self._widths, strict=True):
+        for projection, width in self._projections:
             if (found := self._inputs.get(width)) is None or len(found) != rows:
                 found = self._inputs[width] = torch.randn((rows, width), dtype=self._dtype, device=self._device)
             projection(found)
 
 
-def _shapes(config: MistralConfig, *, fused: bool) -> Iterator[tuple[int, int]]:
+def shapes_of(config: MistralConfig, *, fused: bool) -> Iterator[tuple[int, int]]:
+    """Yield (outputs, inputs) of every weight matrix that a step multiplies, in order."""
     hidden, inner, size = config.hidden_size, config.intermediate_size, head_dim(config)
     q, kv = config.num_attention_heads * size, config.num_key_value_heads * size
     for _ in range(config.num_hidden_layers):
@@ -74,6 +98,6 @@ def _shapes(config: MistralConfig, *, fused: bool) -> Iterator[tuple[int, int]]:
     yield config.vocab_size, hidden
 
 
-def _wait_for(device: str) -> None:
+def wait_for(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.ceilings import wait_for
 from model_server.fusion import fuse, pack
 from model_server.memory import Segment
 from model_server.runner import Runner, make_memory
@@ -99,17 +100,28 @@ class RunnerDecoder:
         return self._next
 
 
-def step_times_s(decoder: Decoder, prompts: Sequence[Sequence[int]], *, steps: int, budget_s: float) -> list[float]:
-    """Read the prompts, then return the time of each of up to `steps` steps, at least three of them."""
+def step_times_s(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], *, steps: int, budget_s: float, beside: Callable[[], object]
+) -> tuple[list[float], list[float]]:
+    """Read the prompts, then return the time of each of up to `steps` steps, and of `beside` after each of them.
+
+    In turn, since a machine's speed changes: at least three of each, more while time is left.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     decoder.prefill(prompts)
     decoder.step()
+    beside()
+    wait_for(device)
     began_s = time.perf_counter()
-    taken: list[float] = []
-    while len(taken) < steps and (len(taken) < 3 or time.perf_counter() - began_s < budget_s):
-        start_s = time.perf_counter()
-        decoder.step()
-        taken.append(time.perf_counter() - start_s)
-    return taken
+    step_s: list[float] = []
+    beside_s: list[float] = []
+    while len(step_s) < steps and (len(step_s) < 3 or time.perf_counter() - began_s < budget_s):
+        for work, taken in ((decoder.step, step_s), (beside, beside_s)):
+            start_s = time.perf_counter()
+            work()
+            wait_for(device)
+            taken.append(time.perf_counter() - start_s)
+    return step_s, beside_s
 
 
 def profile_steps(decoder: Decoder, prompts: Sequence[Sequence[int]], steps: int = 4) -> list[dict[str, Any]]:

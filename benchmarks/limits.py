@@ -4,8 +4,9 @@
                                                   on a GPU: Mistral 7B's shape, random weights made on the card
     python -m benchmarks.limits --shape tiny      the same path in seconds
 
-Two ceilings: the matmuls alone (`ceilings.Matmuls`), and bandwidth: a step must read every weight but the embedding
-table once, and every row's keys and values. The weights are random, so nothing is downloaded.
+Two ceilings: a loop's matmuls alone (`ceilings.Matmuls`), timed in turn with its steps, and bandwidth: a step must
+read every weight but the embedding table once, and every row's keys and values. The weights are random, so nothing is
+downloaded.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import dataclasses
 import functools
 import gc
 import random
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,18 +74,13 @@ def measure(plan: Plan) -> list[Figure]:
     figures: list[Figure] = [{**what, "what": "bandwidth", "bytes_per_s": bytes_per_s}]
     torch.set_grad_enabled(False)
     # Before there is a model: a card of 24 GB does not hold 7B's weights twice.
-    matmuls = [{**what, **figure} for figure in _matmuls(mistral_config(SHAPES[plan.shape]), plan)]
-    figures += matmuls
-    best = {
-        rows: max(f["tokens_per_s"]["median"] for f in matmuls if f["rows"] == rows and f["dtype"] == plan.dtype)
-        for rows in plan.rows
-    }
+    figures += [{**what, **figure} for figure in _matmuls(mistral_config(SHAPES[plan.shape]), plan)]
     model = random_mistral(SHAPES[plan.shape], getattr(torch, plan.dtype), plan.device)
     # Counted now: packed for oneDNN, projections are no parameters any more.
     read_bytes = sum(p.nbytes for p in model.parameters()) - model.model.embed_tokens.weight.nbytes
     for name, prepare in (("transformers", transformers_loop), ("ours", our_loop)):
         make = prepare(model)
-        for figure in _decode(make, model, plan, read_bytes, max(bytes_per_s.values()), best):
+        for figure in _decode(make, model, plan, read_bytes, max(bytes_per_s.values())):
             figures.append({**what, "by": name, "dtype": plan.dtype, **figure})
     return figures
 
@@ -92,7 +89,7 @@ def _matmuls(config: Any, plan: Plan) -> Iterator[Figure]:
     """Time one step's matmuls, with the weights apart as in the checkpoint and side by side."""
     for dtype in plan.matmul_dtypes:
         for fused in (False, True):
-            matmuls = Matmuls(config, getattr(torch, dtype), plan.device, fused=fused)
+            matmuls = Matmuls.made_for(config, getattr(torch, dtype), plan.device, fused=fused)
             for rows in plan.rows:
                 report.progress.print(f"limits: matmul, {dtype}, {'fused' if fused else 'apart'}, {rows} rows")
                 taken = times_s(functools.partial(matmuls.run, rows), plan.device, budget_s=plan.seconds / 4)
@@ -102,17 +99,22 @@ def _matmuls(config: Any, plan: Plan) -> Iterator[Figure]:
             _free()
 
 
-def _decode(
-    make: MakeDecoder, model: Any, plan: Plan, read_bytes: int, bytes_per_s: float, best: dict[int, float]
-) -> Iterator[Figure]:
-    """Time a loop's steps, of which each reads `read_bytes` of weights."""
+def _decode(make: MakeDecoder, model: Any, plan: Plan, read_bytes: int, bytes_per_s: float) -> Iterator[Figure]:
+    """Time a loop's steps, of which each reads `read_bytes` of weights, in turn with its matmuls alone."""
+    matmuls = Matmuls.of(model)
     dtype, vocab_size = getattr(torch, plan.dtype), model.config.vocab_size
     longest = plan.context + plan.steps + 8
     for rows in plan.rows:
         report.progress.print(f"limits: decode, {rows} rows")
         _forget_peak(plan.device)
         prompts = _prompts(rows, plan.context, vocab_size)
-        taken = step_times_s(make(rows, longest), prompts, steps=plan.steps, budget_s=plan.seconds)
+        taken, matmuls_s = step_times_s(
+            make(rows, longest),
+            prompts,
+            steps=plan.steps,
+            budget_s=2 * plan.seconds,
+            beside=functools.partial(matmuls.run, rows),
+        )
         rate = spread(rows / seconds for seconds in taken)
         kv = rows * (plan.context + len(taken) // 2) * kv_bytes_per_token(model.config, dtype)
         allowed = rows * bytes_per_s / (read_bytes + kv)
@@ -120,7 +122,7 @@ def _decode(
             "what": "decode",
             "rows": rows,
             "tokens_per_s": rate,
-            "of_matmuls": rate["median"] / best[rows],
+            "of_matmuls": statistics.median(matmuls_s) / statistics.median(taken),
             "of_bandwidth": rate["median"] / allowed,
             "bandwidth_allows_tokens_per_s": allowed,
             "peak_memory_bytes": _peak_bytes(plan.device),
