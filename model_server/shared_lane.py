@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 
@@ -66,14 +65,14 @@ class SharedLane:
         self._prefix_caching = prefix_caching
         self._rate = rate
         self._wake = wake
-        self._untold: deque[Untold] = deque()
+        self._untold: list[Untold] = []
         self._randomness = torch.Generator(runner.model.device)
         self._randomness.seed()
 
     @property
     def requests(self) -> list[Request]:
         """The requests in this lane's hands that have no ending yet; callable from any thread."""
-        rows = [*self.scheduler.rows, *(untold.row for untold in list(self._untold))]
+        rows = [*self.scheduler.rows, *(untold.row for untold in [*self._untold])]
         return list(dict.fromkeys(row.request for row in rows))
 
     def drop_the_gone(self) -> None:
@@ -293,7 +292,7 @@ class SharedLane:
                 endings.fail(request, InternalError())
             if request.channel.ended and not row.left:
                 self._leave(row)
-            self._untold.popleft()
+            self._untold.pop(0)
         self._wake(told)
 
     def _fail(self, request: Request, error: ServeError) -> None:
