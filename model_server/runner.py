@@ -47,6 +47,8 @@ class Runner:
     def __init__(self, model: MistralForCausalLM, memory: KVMemory) -> None:
         self.model = model
         self.memory = memory
+        self.computes_aside = model.device.type != "cpu"
+        """`forward` returns before it is computed, and whoever looks into the logits waits."""
         self._decoder = Decoder(model)
         self._graphs: DecodeGraphs | None = None
 

@@ -55,8 +55,6 @@ class SharedLane:
     ) -> None:
         """Make the lane; `wake` lets the readers of requests look at what was sent."""
         self.runner = runner
-        self.overlaps = runner.model.device.type != "cpu"
-        """Tell a step's tokens during the next one. A CPU computes in the thread that would tell."""
         self.scheduler = Scheduler(
             max_batch_size=max_batch_size, prefill_tokens=prefill_tokens, whole_prompt_tokens=whole_prompt_tokens
         )
@@ -119,7 +117,7 @@ class SharedLane:
             self._compute(work)
         except (torch.OutOfMemoryError, MemoryError):
             self._shed()
-        if not (self.overlaps and self.scheduler.rows):
+        if not (self.runner.computes_aside and self.scheduler.rows):
             self._tell()
 
     def rest(self) -> None:

@@ -21,7 +21,7 @@ from .fakes import TokenIds
 
 
 def overlapping(engine: Engine) -> Engine:
-    engine._shared.overlaps = True
+    engine._shared.runner.computes_aside = True
     return engine
 
 
@@ -119,7 +119,7 @@ async def test_a_stop_string_frees_the_place_and_the_neighbour_goes_on(make_engi
 @pytest.mark.parametrize("overlaps", [False, True])
 async def test_a_row_whose_text_fails_fails_alone(make_engine: MakeEngine, overlaps: bool) -> None:
     engine = make_engine()
-    engine._shared.overlaps = overlaps
+    engine._shared.runner.computes_aside = overlaps
 
     failed, neighbour = await answers(engine, [with_detokenizer(Failing()), request(10)])
 

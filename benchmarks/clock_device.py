@@ -1,0 +1,190 @@
+"""What an accelerator waits for between two decode steps: this server with a clock for a device.
+
+    python -m benchmarks.clock_device                      32 streams, steps of 24 ms (an A10G) and of 6 (an H100)
+
+A step is ready a fixed time after it was launched and computes nothing; its tokens come from logits drawn once. All
+else is real: HTTP, the engine, sampling, text. Tokens are told at once, as on a CPU, and while the next step computes,
+as on an accelerator, in turn. It shows the host's part alone, and needs a second core for the clients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import uvloop
+from torch import Tensor
+from transformers import MistralForCausalLM
+
+from benchmarks import report
+from benchmarks.contenders import OURS, SERVERS
+from benchmarks.figures import Figure, ratios, spread, summary
+from benchmarks.models import checkpoint
+from benchmarks.process import Program, free_port, stop_children_on_sigterm
+from benchmarks.prompts import prompts_for
+from benchmarks.streams import stream_in_closed_loop
+from model_server.memory import KVMemory, Segment
+from model_server.runner import Runner
+
+START_LIMIT_S = 180
+
+
+class Pending(torch.Tensor):
+    """A tensor that is waited for by whoever first looks into it."""
+
+    ready_s: float
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            time.sleep(max(0.0, args[0].ready_s - time.perf_counter()))
+            return func(*args, **(kwargs or {}))
+
+
+class ClockRunner(Runner):
+    """A runner whose steps take a fixed time; `waits_s` has how long each decode step was waited for by its device."""
+
+    def __init__(self, model: MistralForCausalLM, memory: KVMemory, *, step_s: float, told_later: bool) -> None:
+        super().__init__(model, memory)
+        self.computes_aside = told_later
+        self.waits_s: list[float] = []
+        self._step_s = step_s
+        self._ready_s: float | None = None
+        self._logits = torch.randn((64, model.config.vocab_size), generator=torch.Generator().manual_seed(0))
+
+    def forward(self, decode: Sequence[Segment], prefill: Sequence[Segment], wanted: Sequence[int]) -> Tensor:
+        self.memory.step(decode, prefill)  # what a launch needs is made
+        now_s = time.perf_counter()
+        if self._ready_s is not None and decode and not prefill:
+            self.waits_s.append(now_s - self._ready_s)
+        self._ready_s = now_s + self._step_s
+        logits = self._logits[: len(wanted)].as_subclass(Pending)
+        logits.ready_s = self._ready_s
+        return logits
+
+    def compilations(self) -> list[Callable[[], None]]:
+        return []
+
+
+def serve(model_dir: str, port: str, step_s: float, told_later: bool) -> None:
+    """Be the server; at its end print how long the device waited."""
+    import model_server.model
+    from model_server.__main__ import serve as serve_model
+
+    runners: list[ClockRunner] = []
+
+    def make(*args: Any) -> ClockRunner:
+        runners.append(ClockRunner(*args, step_s=step_s, told_later=told_later))
+        return runners[0]
+
+    model_server.model.Runner = make  # type: ignore[assignment, misc]
+    serve_model(["--model_dir", model_dir, "--http_port", port, "--model_name", "bench"], os.environ)
+    print(json.dumps({"waits_s": runners[0].waits_s}), flush=True)
+
+
+def measure(model_dir: Path, *, step_s: float, told_later: bool, clients: int, seconds: float) -> Figure:
+    """Return what the clients got, and the median of the device's waits."""
+    port = free_port()
+    target = SERVERS[OURS].target(model_dir, port, 64)
+    prompts = prompts_for(model_dir, 64, count=1024)
+    command = [sys.executable, "-m", "benchmarks.clock_device", "--serve", str(model_dir), str(port)]
+    with Program([*command, str(step_s), "later" if told_later else "at once"]) as server:
+        server.wait_until_ready(port, SERVERS[OURS].ready_path, START_LIMIT_S)
+        load = functools.partial(stream_in_closed_loop, target, prompts, clients=clients, limit_s=60)
+        run = uvloop.run(load(min_seconds=seconds))
+        os.kill(server.pid, signal.SIGTERM)
+        server.wait_for_exit(60)
+        waits_s = json.loads(server.log().splitlines()[-1])["waits_s"]
+    return {**summary(run), "device_waits_s": spread(waits_s)["median"]}
+
+
+def compare(model_dir: Path, *, steps_ms: Sequence[float], clients: int, repeats: int, seconds: float) -> list[Figure]:
+    figures: list[Figure] = []
+    for step_ms in steps_ms:
+        measured: dict[bool, list[Figure]] = {False: [], True: []}
+        for repeat, told_later in itertools.product(range(repeats), measured):
+            told = "later" if told_later else "at once"
+            report.progress.print(f"clock device: {step_ms:g} ms, told {told}, repeat {repeat + 1} of {repeats}")
+            measured[told_later].append(
+                measure(model_dir, step_s=step_ms / 1000, told_later=told_later, clients=clients, seconds=seconds)
+            )
+        rates = {told_later: [f["output_tokens_per_s"] for f in of] for told_later, of in measured.items()}
+        figures += [
+            {
+                "benchmark": "clock device",
+                "step_ms": step_ms,
+                "clients": clients,
+                "told": "later" if told_later else "at once",
+                "errors": sum(figure["errors"] for figure in of),
+                "device_waits_s": spread(figure["device_waits_s"] for figure in of),
+                "output_tokens_per_s": spread(rates[told_later]),
+                "of_told_at_once": ratios(rates[told_later], rates[False]),
+            }
+            for told_later, of in measured.items()
+        ]
+    return figures
+
+
+def card(figures: Sequence[Figure]) -> None:
+    report.table(
+        "Between two decode steps: medians (least-most)",
+        ["step ms", "clients", "told", "device waits ms", "tokens/s", "x told at once", "errors"],
+        [
+            [
+                f"{f['step_ms']:g}",
+                str(f["clients"]),
+                f["told"],
+                report.measured(f["device_waits_s"], scale=1000),
+                report.measured(f["output_tokens_per_s"]),
+                report.measured(f["of_told_at_once"]),
+                str(f["errors"]),
+            ]
+            for f in figures
+        ],
+    )
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--serve"]:
+        model_dir, port, step_s, told = sys.argv[2:]
+        del sys.argv[1:]  # KServe reads the command line when it is imported
+        serve(model_dir, port, float(step_s), told == "later")
+        os._exit(0)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.clock_device",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--steps-ms", type=lambda text: [float(part) for part in text.split(",")], default=[24.0, 6.0])
+    add("--clients", type=int, default=32)
+    add("--repeats", type=int, default=3)
+    add("--seconds", type=float, default=3)
+    options = parser.parse_args()
+    stop_children_on_sigterm()
+    report.announce(report.machine())
+    figures = compare(
+        checkpoint("100m", "bfloat16"),
+        steps_ms=options.steps_ms,
+        clients=options.clients,
+        repeats=options.repeats,
+        seconds=options.seconds,
+    )
+    card(figures)
+    report.print_json_lines(figures)
+
+
+if __name__ == "__main__":
+    main()
