@@ -49,7 +49,8 @@ class Pending(torch.Tensor):
         cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
-            time.sleep(max(0.0, args[0].ready_s - time.perf_counter()))
+            if (rest_s := args[0].ready_s - time.perf_counter()) > 0:
+                time.sleep(rest_s)
             return func(*args, **(kwargs or {}))
 
 
@@ -83,6 +84,7 @@ def serve(model_dir: str, port: str, step_s: float, told_later: bool) -> None:
     import model_server.model
     from model_server.__main__ import serve as serve_model
 
+    torch.set_num_threads(1)  # sampling is the device's work: a second thread for it would have to be woken
     runners: list[ClockRunner] = []
 
     def make(*args: Any) -> ClockRunner:
@@ -146,9 +148,9 @@ def card(figures: Sequence[Figure]) -> None:
                 f"{f['step_ms']:g}",
                 str(f["clients"]),
                 f["told"],
-                report.measured(f["device_waits_s"], scale=1000),
+                report.measured(f["device_waits_s"], scale=1000, digits=2),
                 report.measured(f["output_tokens_per_s"]),
-                report.measured(f["of_told_at_once"]),
+                report.measured(f["of_told_at_once"], digits=2),
                 str(f["errors"]),
             ]
             for f in figures

@@ -257,16 +257,16 @@ class SharedLane:
                 self._fail(row.request, token)
                 self._leave(row)
             else:
-                self._take_token(row, token, logits[i : i + 1])
+                self._take_token(row, token, logits, i)
 
-    def _take_token(self, row: Row, token_id: int, logits: torch.Tensor) -> None:
-        """Do what the next step has to know of."""
+    def _take_token(self, row: Row, token_id: int, logits: torch.Tensor, i: int) -> None:
+        """Do what the next step has to know of a token, picked from row `i` of the logits."""
         sampling = row.request.sampling
         row.answer_ids.append(token_id)
         row.sampler.note(token_id)
         tokens: tuple[Token, ...] = ()
         if sampling.logprobs is not None:
-            tokens = tuple(with_logprobs(logits, [token_id], sampling.logprobs))
+            tokens = tuple(with_logprobs(logits[i : i + 1], [token_id], sampling.logprobs))
         reason = None
         if token_id in row.sampler.eos_token_ids:
             reason = FinishReason.STOP
