@@ -30,13 +30,11 @@ from benchmarks import report
 from benchmarks.contenders import OURS, SERVERS
 from benchmarks.figures import Figure, ratios, spread, summary
 from benchmarks.models import checkpoint
-from benchmarks.process import Program, free_port, stop_children_on_sigterm
+from benchmarks.process import START_LIMIT_S, Program, free_port, stop_children_on_sigterm
 from benchmarks.prompts import prompts_for
 from benchmarks.streams import stream_in_closed_loop
 from model_server.memory import KVMemory, Segment
 from model_server.runner import Runner
-
-START_LIMIT_S = 180
 
 
 class Pending(torch.Tensor):
@@ -170,7 +168,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--steps-ms", type=lambda text: [float(part) for part in text.split(",")], default=[24.0, 6.0])
+    add("--steps-ms", type=_numbers, default=(24.0, 6.0))
     add("--clients", type=int, default=32)
     add("--repeats", type=int, default=3)
     add("--seconds", type=float, default=3)
@@ -186,6 +184,10 @@ def main() -> None:
     )
     card(figures)
     report.print_json_lines(figures)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
 
 
 if __name__ == "__main__":

@@ -17,12 +17,10 @@ import uvloop
 from benchmarks.contenders import BARE, ENGINE, SERVERS, USUAL, Contender
 from benchmarks.figures import Figure, summary
 from benchmarks.load import Run, closed_loop, least_disturbed
-from benchmarks.process import Program, StartFailed, free_port
+from benchmarks.process import START_LIMIT_S, Program, StartFailed, free_port
 from benchmarks.prompts import prompts_for
 from benchmarks.streams import ask_once, asking
 from benchmarks.wire import Target
-
-START_LIMIT_S = 180
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from types import FrameType, TracebackType
 
 import psutil
 
+START_LIMIT_S = 180
+"""What any program may take until it is ready, or has answered for the first time."""
 REST_S = 0.5
 """A program that takes less than a tenth of a core for so long is at rest."""
 _PR_SET_PDEATHSIG = 1

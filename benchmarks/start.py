@@ -25,14 +25,13 @@ from benchmarks import page_cache, report
 from benchmarks.contenders import OURS, SERVERS, TRANSFORMERS_CB, title
 from benchmarks.figures import Figure, over_repeats, ratios
 from benchmarks.models import SHAPES, checkpoint, weight_bytes, weight_files
-from benchmarks.process import Program, StartFailed, free_port, stop_children_on_sigterm
+from benchmarks.process import START_LIMIT_S, Program, StartFailed, free_port, stop_children_on_sigterm
 from benchmarks.prompts import prompts_for
 from benchmarks.streams import ask_once
 
 FLOORS: dict[str, list[str]] = {"floor": [], "floor-held": ["--held"]}
 FLOOR = "floor"
 """What ratios are to."""
-START_LIMIT_S = 180
 
 _PHASE = re.compile(r"\bstart: (?P<phase>.+?) (?P<seconds>\d+(?:\.\d+)?) s\b")
 

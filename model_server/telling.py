@@ -30,6 +30,8 @@ class Untold:
 def tell(untold: Untold) -> None:
     """Send what a token adds to its answer, and the ending if it is the last: by its row, or by a stop string."""
     row, request = untold.row, untold.row.request
+    if request.channel.ended:  # by another thread, which has written its line
+        return
     journal.token(request)
     detokenizer = request.detokenizers[0]
     text = detokenizer.push(untold.token_id)

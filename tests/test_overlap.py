@@ -205,3 +205,17 @@ async def test_who_was_not_told_the_end_is_told_of_the_engines_death(held: Held)
     found = await asyncio.wait_for(events(*held.requests), 5)
 
     assert all(isinstance(answer, EngineDead) for answer in found)
+
+
+async def test_who_was_ended_before_the_end_was_told_has_one_line_in_the_log(
+    held: Held, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="model_server.journal")
+    reading = asyncio.create_task(events(*held.requests))
+    await held.engine.drain(0)
+    held.release.set()
+    await reading
+    await until(lambda: held.engine.running == 0)
+
+    assert [record.outcome for record in caplog.records] == ["draining"] * 2  # type: ignore[attr-defined]
+    assert [one.num_generated for one in held.requests] == [1, 1]

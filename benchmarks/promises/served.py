@@ -18,11 +18,10 @@ from typing import Any
 import aiohttp
 
 from benchmarks.contenders import OURS, SERVERS
-from benchmarks.process import Program, free_port
+from benchmarks.process import START_LIMIT_S, Program, free_port
 from benchmarks.prompts import prompts_for
 from benchmarks.wire import Target
 
-START_LIMIT_S = 180
 EVERY_PROMPT_READ = ("--prefix_caching", "false")
 """Flags for measuring with prompts that repeat: all of each is to be read each time."""
 AT_REST_S = 62
