@@ -144,9 +144,9 @@ def test_server_is_measured_by_the_process_it_started_and_frozen_between(make_se
     server = make_server()
     figures = [server.measure(clients) for clients in (1, 3)]
     first = server._server
-    assert [(figure["requests"], figure["errors"]) for figure in figures] == [(1, 0), (3, 0)]
     until_frozen(first)
-    server.measure(2)
+    figures.append(server.measure(2))
+    assert [(f["requests"], f["errors"], f["unfinished"]) for f in figures] == [(1, 0, 0), (3, 0, 0), (2, 0, 0)]
     assert server._server is first
     assert server.text == "a a a a "
 

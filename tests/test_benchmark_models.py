@@ -13,9 +13,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks import models
+from benchmarks import limits, models
 from benchmarks.ceilings import Matmuls, shapes_of
-from benchmarks.decoding import our_loop, transformers_loop
+from benchmarks.decoding import RunnerDecoder, our_loop, transformers_loop
 from benchmarks.prompts import exact_prompts, plain_prompts
 from benchmarks.thread_per_request import application
 from benchmarks.wire import read_event
@@ -80,6 +80,22 @@ def test_matmuls_are_all_of_the_models_weights_but_the_embedding_table(model_dir
     shapes = [[projection.weight.shape for projection, _ in matmuls._projections] for matmuls in (made, own)]
     assert shapes[0] == shapes[1] == [torch.Size(shape) for shape in shapes_of(model.config, fused=fused)]
     own.run(2)
+
+
+def test_a_loops_matmuls_are_timed_in_turn_with_its_steps(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(model_dir)
+    happened: list[str] = []
+    run, step = Matmuls.run, RunnerDecoder.step
+    monkeypatch.setattr(Matmuls, "run", lambda matmuls, rows: happened.append(f"{rows} rows") or run(matmuls, rows))
+    monkeypatch.setattr(RunnerDecoder, "step", lambda decoder: happened.append("step") or step(decoder))
+    plan = limits.Plan("cpu", "tiny", "float32", (), (), rows=(2,), steps=3, context=4)
+
+    decode, _ = limits._decode(our_loop(model), model, plan, read_bytes=1, bytes_per_s=1)
+
+    assert decode["of_matmuls"] > 0
+    in_turn = ["step", "2 rows"] * 4  # the first of each warms up; what follows is the profile's
+    assert happened[: len(in_turn)] == in_turn
+    assert set(happened[len(in_turn) :]) == {"step"}
 
 
 def test_both_decode_loops_give_the_same_tokens(model_dir: Path) -> None:

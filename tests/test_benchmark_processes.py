@@ -38,7 +38,7 @@ def test_frozen_program_takes_no_time_until_it_is_thawed_and_ends_with_its_block
         program.thaw()
         assert not program.comes_to_rest(within_s=0.1)
         program.freeze()
-    assert gone(program.pid)
+    assert program._process.returncode == -signal.SIGTERM  # asked, and not killed after ten seconds
 
 
 def test_program_that_exits_early_fails_with_the_end_of_its_log() -> None:

@@ -41,6 +41,11 @@ def test_reading_raises() -> None:
         torch.zeros(3, device=META).tolist()
 
 
+def test_only_a_cpu_has_computed_when_a_forward_returns(runner: Runner, model: MistralForCausalLM) -> None:
+    assert runner.computes_aside
+    assert not Runner(model, runner.memory).computes_aside
+
+
 def test_forward_reads_nothing_back(runner: Runner) -> None:
     first, second = (runner.memory.take(256) or 0 for _ in range(2))
     prompts = [Segment(first, 0, list(range(5, 75))), Segment(second, 0, [3, 4, 5])]

@@ -85,10 +85,18 @@ async def test_answers_are_those_without_overlap(make_engine: MakeEngine) -> Non
     assert told_later == told_at_once
 
 
-async def test_a_token_is_told_after_the_next_step_was_launched(
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("aside", "order"),
+    [
+        (True, ["launched", "launched", "told", "launched", "told", "told"]),
+        (False, ["launched", "told", "launched", "told", "launched", "told"]),
+    ],
+    ids=["accelerator", "CPU"],
+)
+async def test_a_token_is_told_after_the_next_step_was_launched_on_an_accelerator_and_at_once_on_a_cpu(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, aside: bool, order: list[str]
 ) -> None:
-    engine = overlapping(make_engine())
+    engine = overlapping(make_engine()) if aside else make_engine()
     happened: list[str] = []
 
     class Noting(TokenIds):
@@ -99,7 +107,7 @@ async def test_a_token_is_told_after_the_next_step_was_launched(
     Gate(engine, monkeypatch).fault = lambda decode, prefill: happened.append("launched")
     await answers(engine, [with_detokenizer(Noting(), 3)])
 
-    assert happened == ["launched", "launched", "told", "launched", "told", "told"]
+    assert happened == order
 
 
 async def test_a_stop_string_frees_the_place_and_the_neighbour_goes_on(make_engine: MakeEngine) -> None:
