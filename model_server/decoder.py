@@ -7,12 +7,16 @@ sees, and the last layer computes only the tokens whose logits are wanted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import MistralForCausalLM
+
+from .fusion import Projection
 
 
 class Step(Protocol):
@@ -23,12 +27,46 @@ class Step(Protocol):
     positions: Tensor
     """(tokens,), counted from the beginning of each token's row."""
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+    def attend(self, layer: int, q: Tensor, kv: Tensor, scaling: float) -> Tensor:
         """Write the tokens' keys and values and return attention's output.
 
-        Shapes: q (tokens, heads, head_dim), k and v (tokens, kv_heads, head_dim); the output is
+        Shapes: q (tokens, heads, head_dim), kv (tokens, 2, kv_heads, head_dim); the output is
         (tokens, heads * head_dim).
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer's weights and multiplications. At hand: a module is asked for each by name, at every step."""
+
+    input_norm: Tensor
+    qkv: Callable[[Tensor], Tensor]
+    o_proj: Callable[[Tensor], Tensor]
+    norm: Tensor
+    """The one after attention."""
+    gate_up: Callable[[Tensor], Tensor]
+    act_fn: Callable[[Tensor], Tensor]
+    down_proj: Callable[[Tensor], Tensor]
+    scaling: float
+
+    @classmethod
+    def of(cls, layer: Any) -> Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        return cls(
+            input_norm=layer.input_layernorm.weight,
+            qkv=_multiply(attention.qkv),
+            o_proj=_multiply(attention.o_proj),
+            norm=layer.post_attention_layernorm.weight,
+            gate_up=_multiply(mlp.gate_up),
+            act_fn=mlp.act_fn,
+            down_proj=_multiply(mlp.down_proj),
+            scaling=attention.scaling,
+        )
+
+
+def _multiply(projection: Any) -> Callable[[Tensor], Tensor]:
+    """Return what multiplies the rows of a step: a step's number of rows is padded already."""
+    return projection.multiply if isinstance(projection, Projection) else projection
 
 
 class Decoder:
@@ -36,8 +74,11 @@ class Decoder:
 
     def __init__(self, model: MistralForCausalLM) -> None:
         config = model.config
-        self._model = model.model
-        self._lm_head = model.lm_head
+        self._embedding = model.model.embed_tokens.weight
+        self._rotary = model.model.rotary_emb
+        self._layers = [Layer.of(layer) for layer in model.model.layers]
+        self._last_norm = model.model.norm.weight
+        self._lm_head = _multiply(model.lm_head)
         self._num_heads = config.num_attention_heads
         self._num_kv_heads = config.num_key_value_heads
         self._eps = config.rms_norm_eps
@@ -45,32 +86,30 @@ class Decoder:
     @torch.inference_mode()
     def __call__(self, step: Step, wanted: Tensor) -> Tensor:
         """Run a step and return the logits after the wanted tokens, (wanted, vocab_size), in the model's dtype."""
-        layers = self._model.layers
-        hidden = F.embedding(step.token_ids, self._model.embed_tokens.weight)
-        cos, sin = self._model.rotary_emb(hidden, step.positions[None])
+        hidden = F.embedding(step.token_ids, self._embedding)
+        cos, sin = self._rotary(hidden, step.positions[None])
         # (tokens, 1, head_dim); with the first half of the sines negated, rotating is one roll and two products.
         cos, sin = cos[0, :, None], sin[0, :, None].clone()
         sin[..., : sin.shape[-1] // 2].neg_()
-        for index, layer in enumerate(layers):
+        for index, layer in enumerate(self._layers):
             out = self._attend(step, index, layer, hidden, cos, sin)
-            if index == len(layers) - 1:
+            if index == len(self._layers) - 1:
                 hidden, out = hidden[wanted], out[wanted]
-            hidden = layer.self_attn.o_proj(out).add_(hidden)
-            hidden = layer.mlp(self._norm(hidden, layer.post_attention_layernorm)).add_(hidden)
-        logits: Tensor = self._lm_head(self._norm(hidden, self._model.norm))
-        return logits
+            hidden = layer.o_proj(out).add_(hidden)
+            gate, up = layer.gate_up(self._norm(hidden, layer.norm)).chunk(2, dim=-1)
+            hidden = layer.down_proj(layer.act_fn(gate).mul_(up)).add_(hidden)
+        return self._lm_head(self._norm(hidden, self._last_norm))
 
-    def _attend(self, step: Step, index: int, layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        attention = layer.self_attn
-        qkv = attention.qkv(self._norm(hidden, layer.input_layernorm))
-        heads = qkv.view(len(qkv), -1, cos.shape[-1])
-        unrotated, v = heads.split([self._num_heads + self._num_kv_heads, self._num_kv_heads], dim=1)
-        rotated = (unrotated * cos).add_(unrotated.roll(cos.shape[-1] // 2, -1).mul_(sin))
-        q, k = rotated.split([self._num_heads, self._num_kv_heads], dim=1)
-        return step.attend(index, q, k, v, attention.scaling)
+    def _attend(self, step: Step, index: int, layer: Layer, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        size, num_heads, kv_heads = cos.shape[-1], self._num_heads, self._num_kv_heads
+        qkv = layer.qkv(self._norm(hidden, layer.input_norm)).view(-1, num_heads + 2 * kv_heads, size)
+        rotated = qkv.narrow(1, 0, num_heads + kv_heads)
+        rolled = rotated.roll(size // 2, -1).mul_(sin)
+        rotated.mul_(cos).add_(rolled)
+        q, kv = qkv.split_with_sizes((num_heads, 2 * kv_heads), 1)
+        return step.attend(index, q, kv.view(-1, 2, kv_heads, size), layer.scaling)
 
-    def _norm(self, hidden: Tensor, norm: Any) -> Tensor:
+    def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
         if hidden.is_cuda:  # one kernel instead of seven; it rounds once where the module rounds twice
-            return F.rms_norm(hidden, hidden.shape[-1:], norm.weight, self._eps)
-        normed: Tensor = norm(hidden)
-        return normed
+            return torch.rms_norm(hidden, weight.shape, weight, self._eps)
+        return torch.rms_norm(hidden.float(), weight.shape, None, self._eps).to(hidden.dtype).mul_(weight)

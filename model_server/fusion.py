@@ -89,29 +89,33 @@ class Projection(nn.Module):
     def pack(self) -> None:
         """Lay the weight out in the blocks that oneDNN computes with, instead of again at every call."""
         self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, PACKED_FOR_ROWS)
+        self._linear = torch.ops.mkldnn._linear_pointwise.default
         self.packed = True
 
     def forward(self, x: Tensor) -> Tensor:
+        """Multiply (..., inputs)."""
         if not self.packed:
             return F.linear(x, self.weight)
         rows = x.flatten(0, -2)
-        if len(rows) > MOST_ROWS:
-            product = torch.cat([self._multiply(piece) for piece in rows.split(PIECE_ROWS)])
-        else:
-            product = self._multiply(rows)
-        return product.view(*x.shape[:-1], self._num_outputs)
+        missing = padded(len(rows)) - len(rows)
+        product = self.multiply(F.pad(rows, (0, 0, 0, missing)) if missing else rows)
+        return product[: len(product) - missing].view(*x.shape[:-1], self._num_outputs)
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        """Multiply (rows, inputs), whose number is as `padded` wants it: the shared lane's steps are made so.
+
+        Apart from `forward` because a decode step on a CPU is short: what that asks and reshapes is 10 microseconds.
+        """
+        if not self.packed:
+            return F.linear(rows, self.weight)
+        if rows.shape[0] > MOST_ROWS:
+            return torch.cat([self.multiply(piece) for piece in rows.split(PIECE_ROWS)])
+        product: Tensor = self._linear(rows, self.weight, None, "none", [], "")
+        return product
 
     def compile(self, num_rows: int) -> None:
         """Have oneDNN compile for so many rows now, once packed, so that no step has to wait for it."""
-        self._multiply(torch.zeros((num_rows, self._num_inputs), dtype=self.weight.dtype))
-
-    def _multiply(self, rows: Tensor) -> Tensor:
-        """Multiply up to `MOST_ROWS` rows; the shared lane's are padded already."""
-        missing = padded(len(rows)) - len(rows)
-        if missing:
-            rows = F.pad(rows, (0, 0, 0, missing))
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.weight, None, "none", [], "")
-        return product[: len(product) - missing]
+        self.multiply(torch.zeros((num_rows, self._num_inputs), dtype=self.weight.dtype))
 
 
 def padded(num_rows: int) -> int:

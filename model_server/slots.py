@@ -26,7 +26,7 @@ NUM_IN_TURN = 4
 
 
 class Slots:
-    """Keys and values of all layers: for each layer a pair of (num_slots, kv_heads, slot_len, head_dim)."""
+    """Keys and values of all layers: (layers, 2, num_slots, kv_heads, slot_len, head_dim)."""
 
     def __init__(
         self,
@@ -51,9 +51,9 @@ class Slots:
         else:
             # Zeros and not garbage: what the mask hides is still multiplied, and 0 x NaN is NaN.
             memory = torch.zeros(shape, dtype=dtype, device=device)
-        self._memory = memory
-        self.keys: list[Tensor] = [memory[layer, 0] for layer in range(config.num_hidden_layers)]
-        self.values: list[Tensor] = [memory[layer, 1] for layer in range(config.num_hidden_layers)]
+        self.memory = memory
+        self.by_token = memory.permute(0, 2, 4, 1, 3, 5).unbind()
+        """The same seen as it is written: for each layer (num_slots, slot_len, 2, kv_heads, head_dim)."""
         self._free = set(range(num_slots))
         self._num_slots = num_slots
         self._left = [0] * num_slots
@@ -84,7 +84,7 @@ class Slots:
         return place // self.max_row_tokens
 
     def copy(self, source: int, place: int, num_tokens: int) -> None:
-        self._memory[:, :, self.slot(place), :, :num_tokens] = self._memory[:, :, self.slot(source), :, :num_tokens]
+        self.memory[:, :, self.slot(place), :, :num_tokens] = self.memory[:, :, self.slot(source), :, :num_tokens]
 
     def num_fitting(self, rows: Iterable[int]) -> int:
         return min(len(list(rows)), len(self._free))
@@ -101,11 +101,13 @@ class Slots:
 
 
 class SlotStep:
-    """A step over slots (`decoder.Step`)."""
+    """A step over slots (`decoder.Step`).
+
+    What it reads and writes is cut out for all layers at once: cutting takes a CPU as long as a small computation.
+    """
 
     def __init__(self, slots: Slots, decode: Sequence[Segment], prefill: Sequence[Segment]) -> None:
         self._slots = slots
-        self._prefill = prefill
         self._num_decode = len(decode)
         segments = [*decode, *prefill]
         token_ids = [t for s in segments for t in s.token_ids]
@@ -113,99 +115,105 @@ class SlotStep:
         padding = [0] * (padded(len(token_ids)) - len(token_ids))
         self.token_ids = torch.tensor(token_ids + padding, device=slots.device)
         self.positions = torch.tensor(positions + padding, device=slots.device)
+        self._chunks = [Chunk(slots, segment) for segment in prefill]
+        self._lengths = [len(decode), *(len(segment.token_ids) for segment in prefill), len(padding)]
         if decode:
             self._plan_decode(decode)
 
     def _plan_decode(self, decode: Sequence[Segment]) -> None:
-        device, window = self._slots.device, self._slots.window
+        memory, device, window = self._slots.memory, self._slots.device, self._slots.window
+        kv_heads = memory.shape[3]
         lengths = [s.start + 1 for s in decode]
         places = [self._slots.slot(s.place) for s in decode]
         self._places = torch.tensor(places, device=device)
         self._last = self.positions[: len(decode)]
-        self._num_slots = max(places) + 1
-        self._dense = places == list(range(self._num_slots))
-        split = _split_at(lengths, self._num_slots)
-        self._short_len = split
-        self._long = [(i, places[i], length) for i, length in enumerate(lengths) if length > split]
+        self._num_slots = num_slots = max(places) + 1
+        self._dense = places == list(range(num_slots))
+        self._short_len = split = _split_at(lengths, num_slots)
+        # A key head of a slot is a sequence of its own: the output then lies as it is wanted.
+        self._short = _layers(memory[:, :, :num_slots, :, :split].flatten(2, 3).unsqueeze(3)) if split else []
+        self._long: list[tuple[int, Sequence[Tensor]]] = []
+        for row, (slot, length) in enumerate(zip(places, lengths, strict=True)):
+            if length > split:
+                first = 0 if window is None else max(0, length - window)
+                self._long.append((row, _layers(memory[:, :, slot : slot + 1, :, first:length])))
         window = window if window is not None and max(lengths) > window else None
         self._mask: Tensor | None = None
         if split and not (self._dense and min(lengths) >= split and window is None):
             # A slot without a row shows its first key, so that its softmax stays finite; its output is not read.
-            row_lengths = torch.ones((self._num_slots, 1), dtype=torch.long, device=device)
+            row_lengths = torch.ones((num_slots, 1), dtype=torch.long, device=device)
             row_lengths[self._places, 0] = self._last + 1
             key_positions = torch.arange(split, device=device)
             seen = key_positions < row_lengths
             if window is not None:
                 seen &= key_positions >= row_lengths - window
             # In the keys' own format: a mask of truth values would be turned into this again in every layer.
-            self._mask = torch.zeros(seen.shape, dtype=self._slots.keys[0].dtype, device=device)
-            self._mask = self._mask.masked_fill_(~seen, -torch.inf)[:, None, None, :]
+            mask = torch.zeros(seen.shape, dtype=memory.dtype, device=device).masked_fill_(~seen, -torch.inf)
+            self._mask = mask.repeat_interleave(kv_heads, 0)[:, None, None, :]
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+    def attend(self, layer: int, q: Tensor, kv: Tensor, scaling: float) -> Tensor:
         """See `decoder.Step.attend`."""
-        keys, values = self._slots.keys[layer], self._slots.values[layer]
-        num_tokens, num_heads, size = q.shape
-        kv_heads = k.shape[1]
         n = self._num_decode
-        decoded = None
-        if n:
-            keys[self._places, :, self._last] = k[:n]
-            values[self._places, :, self._last] = v[:n]
-            rows = q[:n].reshape(n, kv_heads, num_heads // kv_heads, size)
-            decoded = self._attend_rows(rows, keys, values, scaling).view(n, -1)
-            if n == num_tokens:
-                return decoded
-        out = q.new_empty((num_tokens, num_heads * size))
-        if decoded is not None:
-            out[:n] = decoded
-        at = n
-        for segment in self._prefill:
-            length = len(segment.token_ids)
-            piece = slice(at, at + length)
-            end = segment.start + length
-            slot = self._slots.slot(segment.place)
-            keys[slot, :, segment.start : end] = k[piece].transpose(0, 1)
-            values[slot, :, segment.start : end] = v[piece].transpose(0, 1)
-            found = chunk_attention(
-                q[piece],
-                keys[slot, :, :end],
-                values[slot, :, :end],
-                segment.start,
-                scaling,
-                self._slots.window,
-            )
-            out[piece] = found.reshape(length, -1)
-            at += length
-        out[at:] = 0  # padding: nobody reads it, but it must stay finite
-        return out
+        if n == len(q):
+            return self._attend_rows(layer, q, kv, scaling)
+        decoding, *queries, _ = q.split(self._lengths)
+        decoded, *written, _ = kv.split(self._lengths)
+        found = [self._attend_rows(layer, decoding, decoded, scaling)] if n else []
+        for chunk, asked, new in zip(self._chunks, queries, written, strict=True):
+            found.append(chunk.attend(layer, asked, new, scaling))
+        found.append(q.new_zeros((self._lengths[-1], found[0].shape[1])))  # padding: not read, but it must stay finite
+        return torch.cat(found)
 
-    def _attend_rows(self, rows: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-        """Decode attention: rows (n, kv_heads, group, head_dim), one query token each; the group shares its keys."""
+    def _attend_rows(self, layer: int, q: Tensor, kv: Tensor, scaling: float) -> Tensor:
+        """Decode attention: one query token for each row; the query heads of a group share its keys."""
+        self._slots.by_token[layer].index_put_((self._places, self._last), kv)
+        num_rows, num_heads, size = q.shape
+        kv_heads = kv.shape[2]
+        rows = q.reshape(num_rows, kv_heads, num_heads // kv_heads, size)
         out = None
-        if self._short_len:
+        if self._short:
             queries = rows
             if not self._dense:
                 queries = rows.new_zeros((self._num_slots, *rows.shape[1:]))
                 queries[self._places] = rows
             out = F.scaled_dot_product_attention(
-                queries,
-                keys[: self._num_slots, :, : self._short_len],
-                values[: self._num_slots, :, : self._short_len],
+                queries.reshape(-1, 1, *rows.shape[2:]),
+                self._short[2 * layer],
+                self._short[2 * layer + 1],
                 attn_mask=self._mask,
                 scale=scaling,
             )
-            out = out.contiguous() if self._dense else out[self._places]
+            out = out.view(-1, *rows.shape[1:])
+            if not self._dense:
+                out = out[self._places]
         if out is None:
             out = torch.empty_like(rows)
-        for i, slot, length in self._long:
-            first = 0 if self._slots.window is None else max(0, length - self._slots.window)
-            out[i] = F.scaled_dot_product_attention(
-                rows[i : i + 1],
-                keys[slot : slot + 1, :, first:length],
-                values[slot : slot + 1, :, first:length],
-                scale=scaling,
+        for row, read in self._long:
+            out[row] = F.scaled_dot_product_attention(
+                rows[row : row + 1], read[2 * layer], read[2 * layer + 1], scale=scaling
             )[0]
-        return out
+        return out.view(num_rows, -1)
+
+
+class Chunk:
+    """A piece of a prompt that a step reads."""
+
+    def __init__(self, slots: Slots, segment: Segment) -> None:
+        slot, end = slots.slot(segment.place), segment.start + len(segment.token_ids)
+        self._start, self._window = segment.start, slots.window
+        self._keys_and_values = _layers(slots.memory[:, :, slot, :, :end])
+        self._written = slots.memory[:, :, slot, :, segment.start : end].permute(0, 3, 1, 2, 4).unbind()
+
+    def attend(self, layer: int, q: Tensor, kv: Tensor, scaling: float) -> Tensor:
+        """Write keys and values and return attention's output; shapes as in `decoder.Step.attend`."""
+        self._written[layer].copy_(kv)
+        keys, values = self._keys_and_values[2 * layer], self._keys_and_values[2 * layer + 1]
+        return chunk_attention(q, keys, values, self._start, scaling, self._window).reshape(len(q), -1)
+
+
+def _layers(memory: Tensor) -> Sequence[Tensor]:
+    """Return the keys of the first layer, its values, the keys of the second, and so on."""
+    return memory.flatten(0, 1).unbind()
 
 
 def _split_at(lengths: Sequence[int], num_slots: int) -> int:

@@ -100,6 +100,8 @@ class Spans:
         self._memory = memory
         self.keys: list[Tensor] = [memory[layer, 0] for layer in range(config.num_hidden_layers)]
         self.values: list[Tensor] = [memory[layer, 1] for layer in range(config.num_hidden_layers)]
+        self.by_token = memory.transpose(1, 2).unbind()
+        """The same seen as it is written: for each layer (num_tokens + 1, 2, kv_heads, head_dim)."""
         self._free = FreeSpans(num_tokens)
         self._lengths: dict[int, int] = {}
         """Start of each taken span to its length."""
@@ -175,13 +177,12 @@ class SpanStep:
         self._parts = [(part, tensors) for part, tensors in of_parts if part.lengths]
         self._tokens_of_parts = [sum(part.lengths) for part, _ in self._parts]
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+    def attend(self, layer: int, q: Tensor, kv: Tensor, scaling: float) -> Tensor:
         """See `decoder.Step.attend`."""
-        if layer == 0:  # in every layer, an index of 32 bits would be made one of 64 twice
+        if layer == 0:  # in every layer, an index of 32 bits would be made one of 64
             self._rows = self._writes.long()
+        self._spans.by_token[layer].index_put_((self._rows,), kv)
         keys, values = self._spans.keys[layer], self._spans.values[layer]
-        keys[self._rows] = k
-        values[self._rows] = v
         found = []
         for (part, tensors), queries in zip(self._parts, q.split(self._tokens_of_parts), strict=True):
             if self._spans.flash:
@@ -265,7 +266,7 @@ def flash_disagreement(config: MistralConfig, dtype: torch.dtype, device: torch.
         for segments in ((decode, []), ([], prefill), (decode, prefill)):
             step = spans.step(*segments)
             rows = len(step.token_ids)
-            inputs = random(rows, num_heads), random(rows, kv_heads), random(rows, kv_heads)
+            inputs = random(rows, num_heads), random(rows, 2 * kv_heads).unflatten(1, (2, kv_heads))
             found = {}
             for spans.flash in (True, False):
                 found[spans.flash] = step.attend(0, *inputs, size**-0.5)

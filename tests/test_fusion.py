@@ -7,7 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model_server.fusion import MOST_ROWS, PADDED_SIZES, Projection, packable
+from model_server.fusion import MOST_ROWS, PADDED_SIZES, Projection, fuse, pack, packable
+from model_server.memory import Segment
+from model_server.runner import Runner
+from model_server.slots import Slots
+
+from .conftest import tiny_mistral
 
 pytestmark = pytest.mark.skipif(
     not packable(torch.float32, torch.device("cpu")), reason="oneDNN does not pack weights on this machine"
@@ -42,3 +47,19 @@ def test_a_packed_projection_gives_the_product_in_pieces_of_few_sizes(shape: tup
     num_rows = x.numel() // 32
     assert num_rows <= sum(multiplied.rows) < num_rows + 16
     assert set(multiplied.rows) <= {0, *PADDED_SIZES}
+
+
+def test_a_step_multiplies_numbers_of_rows_that_are_compiled_ahead() -> None:
+    model = tiny_mistral()
+    fuse(model)
+    pack(model)
+    slots = Slots(model.config, num_slots=3, slot_len=400, dtype=model.dtype, device=model.device)
+    places = [slots.take(400) or 0 for _ in range(3)]
+    runner = Runner(model, slots)
+
+    with Multiplied() as multiplied:
+        runner.forward([], [Segment(place, 0, [5] * (50 + place // 400)) for place in places], [0, 50, 101])
+        runner.forward([Segment(places[0], 50, [5])], [Segment(places[1], 51, [5] * 300)], [0, 300])
+        runner.forward([Segment(place, 60, [5]) for place in places], [], [0, 1, 2])
+
+    assert set(multiplied.rows) <= set(PADDED_SIZES)

@@ -92,7 +92,7 @@ async def test_after_a_rest_memory_is_handed_back_and_what_was_kept_with_it(
     for one in asked:
         engine.submit([one])
         await events(one)
-        await until(lambda: not memory.keys[0].any())
+        await until(lambda: not memory.memory.any())
 
     assert asked[1].num_cached == 0
     assert asked[1].detokenizers[0].ids == expected(plain_model, prompt(100), 4, GREEDY)  # type: ignore[attr-defined]
