@@ -56,9 +56,11 @@ class WaitingRoom:
 
     def __init__(self) -> None:
         self._groups: OrderedDict[object, deque[Request]] = OrderedDict()
+        self._num_waiting = 0
+        """Counted and not summed up: the line's length is asked for while another thread changes it."""
 
     def __len__(self) -> int:
-        return sum(len(line) for line in self._groups.values())
+        return self._num_waiting
 
     def __iter__(self) -> Iterator[Request]:
         for line in self._groups.values():
@@ -66,6 +68,7 @@ class WaitingRoom:
 
     def add(self, request: Request) -> None:
         self._groups.setdefault(request.group, deque()).append(request)
+        self._num_waiting += 1
 
     def pop(
         self,
@@ -81,6 +84,7 @@ class WaitingRoom:
                 if not fits(line[0]):
                     return None
                 request = line.popleft()
+                self._num_waiting -= 1
                 if line:
                     self._groups.move_to_end(group)
                 else:
@@ -95,6 +99,7 @@ class WaitingRoom:
             leaving = [r for r in line if gone(r)]
             if leaving:
                 removed += leaving
+                self._num_waiting -= len(leaving)
                 stay = deque(r for r in line if r not in leaving)
                 if stay:
                     self._groups[group] = stay

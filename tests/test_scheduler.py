@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+import threading
 from typing import Any
+
+import pytest
 
 from model_server.request import Request, Sampling
 from model_server.scheduler import Row, Scheduler, WaitingRoom, newest_first
@@ -37,6 +42,31 @@ def test_removed_requests_leave_the_others_in_line() -> None:
 
     assert room.remove_where(lambda r: r is second) == [second]
     assert list(room) == [first, third]
+
+
+def test_the_line_is_counted_while_another_thread_changes_it(request: pytest.FixtureRequest) -> None:
+    """As a scrape of the metrics does while the engine's thread gives places out."""
+    request.addfinalizer(functools.partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(1e-6)
+    room = WaitingRoom()
+    counted = threading.Event()
+
+    def change() -> None:
+        while not counted.is_set():
+            for _ in range(20):
+                room.add(Request([1], Sampling({}, 8), []))
+            room.remove_where(lambda r: r.number % 2 == 0)
+            while room.pop():
+                pass
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        assert {len(room) for _ in range(20_000)} <= set(range(21))
+    finally:
+        counted.set()
+        thread.join()
+    assert len(room) == 0
 
 
 def test_one_group_leaves_some_slots_to_the_others() -> None:
