@@ -15,8 +15,8 @@ from transformers.models.mistral.modeling_mistral import MistralAttention, Mistr
 PACKABLE = (torch.float32, torch.bfloat16)
 PACKED_FOR_ROWS = 8
 """How many rows the packed layout is made for; of 1, 8, 32 and 128 this one was never far from the best."""
-MOST_ROWS, PIECE_ROWS = 160, 128
-"""More rows than the one are multiplied in pieces of the other: as fast, and of few sizes (`padded`)."""
+MOST_ROWS, PIECES = 160, (512, 256, 128)
+"""More rows than the one are multiplied in pieces of the others, as large as may be: of few sizes (`padded`)."""
 
 
 class FusedAttention(MistralAttention):
@@ -108,8 +108,8 @@ class Projection(nn.Module):
         """
         if not self.packed:
             return F.linear(rows, self.weight)
-        if rows.shape[0] > MOST_ROWS:
-            return torch.cat([self.multiply(piece) for piece in rows.split(PIECE_ROWS)])
+        if rows.shape[0] > MOST_ROWS and rows.shape[0] not in PIECES:
+            return torch.cat([self.multiply(piece) for piece in rows.split(_pieces(rows.shape[0]))])
         product: Tensor = self._linear(rows, self.weight, None, "none", [], "")
         return product
 
@@ -128,7 +128,15 @@ def padded(num_rows: int) -> int:
     return -(-num_rows // granule) * granule
 
 
-PADDED_SIZES = sorted({padded(n) for n in range(1, MOST_ROWS + 1)})
+def _pieces(num_rows: int) -> list[int]:
+    sizes = []
+    for size in PIECES:
+        sizes += [size] * (num_rows // size)
+        num_rows %= size
+    return [*sizes, num_rows] if num_rows else sizes
+
+
+PADDED_SIZES = sorted({padded(n) for n in range(1, MOST_ROWS + 1)} | set(PIECES))
 
 
 def packable(dtype: torch.dtype, device: torch.device) -> bool:

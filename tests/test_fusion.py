@@ -33,7 +33,9 @@ class Multiplied(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "shape", [(0, 32), (1, 32), (5, 32), (MOST_ROWS, 32), (449, 32), (1, 300, 32), (4, 100, 32), (3, 7, 32)], ids=str
+    "shape",
+    [(0, 32), (1, 32), (5, 32), (MOST_ROWS, 32), (449, 32), (1023, 32), (1, 300, 32), (4, 100, 32), (3, 7, 32)],
+    ids=str,
 )
 def test_a_packed_projection_gives_the_product_in_pieces_of_few_sizes(shape: tuple[int, ...]) -> None:
     weight, x = torch.randn(48, 32), torch.randn(shape)
