@@ -80,7 +80,7 @@ class Runner:
         return self._decoder(self.memory.step(decode, prefill), which)[: len(wanted)].float()
 
     def compilations(self) -> list[Callable[[], None]]:
-        """Return what has a CPU's matmuls compiled for every size of step, in calls of milliseconds each.
+        """Return what has a CPU's matmuls compiled for every size of step, in calls of one matmul each.
 
         What is compiled is for the number of threads that the caller computes with.
         """

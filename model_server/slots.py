@@ -129,7 +129,7 @@ class SlotStep:
         self._last = self.positions[: len(decode)]
         self._num_slots = num_slots = max(places) + 1
         self._dense = places == list(range(num_slots))
-        self._short_len = split = _split_at(lengths, num_slots)
+        split = _split_at(lengths, num_slots)
         # A key head of a slot is a sequence of its own: the output then lies as it is wanted.
         self._short = _layers(memory[:, :, :num_slots, :, :split].flatten(2, 3).unsqueeze(3)) if split else []
         self._long: list[tuple[int, Sequence[Tensor]]] = []
@@ -161,7 +161,7 @@ class SlotStep:
         found = [self._attend_rows(layer, decoding, decoded, scaling)] if n else []
         for chunk, asked, new in zip(self._chunks, queries, written, strict=True):
             found.append(chunk.attend(layer, asked, new, scaling))
-        found.append(q.new_zeros((self._lengths[-1], found[0].shape[1])))  # padding: not read, but it must stay finite
+        found.append(q.new_zeros((self._lengths[-1], found[0].shape[1])))  # padding, which nobody reads
         return torch.cat(found)
 
     def _attend_rows(self, layer: int, q: Tensor, kv: Tensor, scaling: float) -> Tensor:

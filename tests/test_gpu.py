@@ -85,6 +85,20 @@ def test_flash_attention_and_graphs_give_what_plain_attention_gives(
     assert [graph is not None for graph in replayed] == [True] * 4 * graphs
 
 
+def test_steps_give_the_models_own_logits(make_runner: Callable[[bool], Runner], on_gpu: MistralForCausalLM) -> None:
+    """Against Transformers' forward, which knows nothing of how keys and values are written here; logits go up to 5."""
+    tokens = [*((7 * i + 70) % 290 + 5 for i in range(70)), 20, 21]
+    wanted = on_gpu(torch.tensor([tokens], device=on_gpu.device)).logits[0, 69:].float()
+    runner = make_runner(True)
+    runner.record_graphs(2)
+    place = runner.memory.take(MAX_ROW_TOKENS) or 0
+
+    read = runner.forward([], [Segment(place, 0, tokens[:70])], [69])
+    decoded = [runner.forward([Segment(place, at, tokens[at : at + 1])], [], [0]) for at in (70, 71)]
+
+    assert float((torch.cat([read, *decoded]) - wanted).abs().max()) < 0.4
+
+
 def test_a_copied_beginning_is_read_as_the_original(make_runner: Callable[[bool], Runner]) -> None:
     runner = make_runner(True)
     runner.record_graphs(2)
