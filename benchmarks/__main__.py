@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import report, serve, start
+from benchmarks import http_cost, report, serve, start
 from benchmarks.contenders import OURS, TRANSFORMERS_CB
 from benchmarks.figures import Figure
 from benchmarks.models import checkpoint
@@ -39,6 +39,9 @@ def main() -> None:
         plan = serve.QUICK if options.quick else serve.Plan()
         figures = serve.compare(checkpoint("100m", "bfloat16"), plan)
         report.serve_card(figures)
+        if not options.quick:
+            figures += (of_http := http_cost.compare(checkpoint("100m", "bfloat16")))
+            http_cost.card(of_http)
         return figures
 
     def measure_starts() -> list[Figure]:

@@ -43,10 +43,9 @@ OURS_READING = "ours-reading"
 """Only of interest where prompts begin alike."""
 TRANSFORMERS_CB = "transformers-cb"
 BARE = "generate"
-ENGINE = "engine"
 
-IN_PROCESS: Mapping[str, str] = {BARE: "model.generate in a loop", ENGINE: "this server's engine without HTTP"}
-"""Not servers, but programs that measure themselves: `bare` and `engine_alone`."""
+IN_PROCESS: Mapping[str, str] = {BARE: "model.generate in a loop"}
+"""Not a server, but a program that measures itself: `bare`."""
 
 SERVERS: Mapping[str, Contender] = {
     OURS: Contender(

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import uvloop
 
-from benchmarks.contenders import BARE, ENGINE, SERVERS, USUAL, Contender
+from benchmarks.contenders import BARE, SERVERS, USUAL, Contender
 from benchmarks.figures import Figure, summary
 from benchmarks.load import Run, closed_loop, least_disturbed
 from benchmarks.process import START_LIMIT_S, Program, StartFailed, free_port
@@ -63,10 +63,7 @@ class Entrant(Protocol):
 
 def entrant(name: str, model_dir: Path, plan: Plan) -> Entrant:
     if name == BARE:
-        return ProgramEntrant("benchmarks.bare", 1, model_dir, plan, [])
-    if name == ENGINE:
-        most = max(plan.clients)
-        return ProgramEntrant("benchmarks.engine_alone", most, model_dir, plan, [str(plan.limit_s), str(most)])
+        return BareEntrant(model_dir, plan)
     return ServerEntrant(SERVERS[name], model_dir, plan)
 
 
@@ -135,18 +132,17 @@ async def _one_load(target: Target, prompts: Iterator[str], clients: int, plan: 
         )
 
 
-class ProgramEntrant:
-    """A program that puts itself under load and prints one JSON object; it runs only while it is measured."""
+class BareEntrant:
+    """`benchmarks.bare`, which puts itself under load and prints one JSON object; it runs only while it is measured."""
 
-    def __init__(self, module: str, clients: int, model_dir: Path, plan: Plan, more: Sequence[str]) -> None:
+    def __init__(self, model_dir: Path, plan: Plan) -> None:
         self.text = ""
-        self._clients = clients
         self._limit_s = START_LIMIT_S + 3 * plan.limit_s
         numbers = (plan.prompt_tokens, plan.max_new_tokens, plan.min_seconds)
-        self._command = [sys.executable, "-m", module, str(model_dir), *map(str, numbers), *more]
+        self._command = [sys.executable, "-m", "benchmarks.bare", str(model_dir), *map(str, numbers)]
 
     def clients(self) -> Sequence[int]:
-        return [self._clients]
+        return [1]
 
     def measure(self, clients: int) -> Figure:
         with Program(self._command) as program:

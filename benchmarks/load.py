@@ -66,14 +66,21 @@ Ask = Callable[[str, Answer], Coroutine[None, None, None]]
 async def closed_loop(ask: Ask, prompts: Iterator[str], *, clients: int, min_seconds: float, limit_s: float) -> Run:
     """Keep `clients` streams open: each asks again when answered, until `min_seconds` have passed.
 
-    `prompts` have no end; loads of one server that draw from the same iterator ask for nothing twice.
+    Then it asks as often as the one that has asked most: few streams that outlast all the others would make a server
+    that was a moment faster look slow. `prompts` have no end; loads of one server that draw from the same iterator ask
+    for nothing twice.
     """
+    most_asked = 0
 
     async def client(began_s: float, answers: list[Answer]) -> None:
-        while True:
+        nonlocal most_asked
+        asked = 0
+        while asked < most_asked or time.perf_counter() - began_s < min_seconds or not asked:
+            asked += 1
+            most_asked = max(most_asked, asked)
             answers.append(answer := Answer(asked_s=time.perf_counter()))
             await ask(next(prompts), answer)
-            if answer.error or time.perf_counter() - began_s >= min_seconds:
+            if answer.error:
                 return
 
     return await _bounded(limit_s, [client] * clients)

@@ -6,8 +6,8 @@ KServe or torch.
 
 from __future__ import annotations
 
+import random
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -50,7 +50,7 @@ class Call:
     logprobs: bool = False
     only_echo: bool = False
     """`max_tokens: 0`: the prompt is wanted back and nothing more."""
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    id: str = field(default_factory=lambda: f"{random.getrandbits(128):032x}")
     created_s: int = field(default_factory=lambda: int(time.time()))
 
     def cancel(self) -> None:

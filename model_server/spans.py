@@ -246,7 +246,11 @@ def flash_refusal(config: MistralConfig, dtype: torch.dtype, device: torch.devic
 
 @torch.inference_mode()
 def flash_disagreement(config: MistralConfig, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Return what flash attention does other than plain attention over the same spans, or None."""
+    """Return what is written or read otherwise than it should be, or None.
+
+    What plain attention finds over the same spans is what flash attention must find; and since a wrong write would be
+    read by both, what was written is looked up.
+    """
     num_heads, kv_heads, size = config.num_attention_heads, config.num_key_value_heads, head_dim(config)
     one_layer = MistralConfig(
         num_hidden_layers=1, num_attention_heads=num_heads, num_key_value_heads=kv_heads, head_dim=size
@@ -265,11 +269,14 @@ def flash_disagreement(config: MistralConfig, dtype: torch.dtype, device: torch.
     try:
         for segments in ((decode, []), ([], prefill), (decode, prefill)):
             step = spans.step(*segments)
-            rows = len(step.token_ids)
-            inputs = random(rows, num_heads), random(rows, 2 * kv_heads).unflatten(1, (2, kv_heads))
+            written = [s.place + s.start + i for part in segments for s in part for i in range(len(s.token_ids))]
+            q, kv = random(len(written), num_heads), random(len(written), 2 * kv_heads).unflatten(1, (2, kv_heads))
             found = {}
             for spans.flash in (True, False):
-                found[spans.flash] = step.attend(0, *inputs, size**-0.5)
+                found[spans.flash] = step.attend(0, q, kv, size**-0.5)
+            held = torch.stack((spans.keys[0][written], spans.values[0][written]), 1)
+            if not torch.equal(held, kv):
+                return "keys and values are not written where they are read"
             difference = float((found[True] - found[False]).abs().max())
             if not difference < 0.02:
                 return f"its answers differ from plain attention's by {difference:.2g}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -106,6 +108,35 @@ def test_loads_of_one_server_ask_for_nothing_twice() -> None:
 
     asyncio.run(two_loads(iter("abcde")))
     assert asked == list("abcde")
+
+
+def test_clients_of_a_closed_loop_ask_equally_often_and_longer_than_the_least_time() -> None:
+    asked: collections.Counter[Any] = collections.Counter()
+
+    async def ask(prompt: str, answer: Answer) -> None:
+        asked[asyncio.current_task()] += 1
+        await asyncio.sleep(0.3 if prompt == "slow" else 0.05)
+
+    async def load() -> None:
+        prompts = itertools.chain(["slow"], repeat("quick"))
+        await closed_loop(ask, prompts, clients=2, min_seconds=0.2, limit_s=10)
+
+    asyncio.run(load())
+    first, second = asked.values()
+    assert first == second >= 2
+
+
+def test_client_that_failed_asks_no_more_and_the_others_do() -> None:
+    prompts = iter("abcdefgh")
+
+    async def ask(prompt: str, answer: Answer) -> None:
+        await asyncio.sleep(0.02)
+        answer.error = "refused" if prompt == "a" else None
+
+    async def load() -> Run:
+        return await closed_loop(ask, prompts, clients=2, min_seconds=0.03, limit_s=10)
+
+    assert [answer.error for answer in asyncio.run(load()).answers] == ["refused", None, None]
 
 
 def test_answer_has_the_text_and_the_counts_the_server_gave() -> None:

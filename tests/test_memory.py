@@ -247,6 +247,24 @@ def test_flash_attention_that_ignores_an_argument_is_refused(
     assert "differ" in refusal
 
 
+@pytest.mark.parametrize("wrong", ["one token further", "keys as values"])
+def test_keys_and_values_in_a_wrong_place_are_refused_though_both_attentions_read_them(
+    model: MistralForCausalLM, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    monkeypatch.setattr(spans_module, "varlen_attn", attention_as_documented)
+    make = Spans.__init__
+
+    def make_wrong(spans: Spans, *args: Any, **options: Any) -> None:
+        make(spans, *args, **options)
+        shifted = wrong == "one token further"
+        spans.by_token = tuple(memory[1:] if shifted else memory.flip(1) for memory in spans.by_token)
+
+    monkeypatch.setattr(Spans, "__init__", make_wrong)
+
+    refusal = flash_disagreement(model.config, torch.float32, CPU)
+    assert refusal == "keys and values are not written where they are read"
+
+
 def test_flash_attention_that_raises_is_refused_with_its_first_line(
     model: MistralForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
