@@ -15,6 +15,7 @@ from torch import Tensor
 from .decoder import Decoder
 from .memory import Segment
 from .spans import Spans, SpanStep, StepNumbers
+from .transfer import on_host, to_device
 
 
 def sizes_up_to(max_rows: int) -> list[int]:
@@ -30,7 +31,7 @@ class StaticStep:
         self._decoder = decoder
         self._spans = spans
         numbers = self._numbers([])
-        self._on_device = torch.tensor(numbers.values, dtype=torch.int32, device=spans.device)
+        self._on_device = to_device(numbers.values, spans.device, torch.int32)
         self._step = SpanStep(spans, numbers, self._on_device)
         self._wanted = torch.arange(num_rows, device=spans.device)
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -48,9 +49,15 @@ class StaticStep:
             self._logits = self._compute()
         self._graph = graph
 
-    def run(self, decode: Sequence[Segment]) -> Tensor:
-        """Return the logits after each segment's token, (segments, vocab_size); valid until the next run."""
-        self._on_device.copy_(torch.tensor(self._numbers(decode).values, dtype=torch.int32))
+    def run(self, decode: Sequence[Segment], tokens: Tensor | None = None) -> Tensor:
+        """Return the logits after each segment's token, (segments, vocab_size); valid until the next run.
+
+        `tokens`, (segments,) on the device, stand in place of those that the segments have.
+        """
+        numbers = on_host(self._numbers(decode).values, self._spans.device, torch.int32)
+        self._on_device.copy_(numbers, non_blocking=True)
+        if tokens is not None:
+            self._step.token_ids[: len(tokens)] = tokens
         if self._graph is None:
             self._logits = self._compute()
         else:
@@ -77,6 +84,6 @@ class DecodeGraphs:
         for step in reversed(self._steps):
             step.record(pool)
 
-    def run(self, decode: Sequence[Segment]) -> Tensor:
-        """Return the logits after each segment's token, (segments, vocab_size); valid until the next run."""
-        return next(step for step in self._steps if step.num_rows >= len(decode)).run(decode)
+    def run(self, decode: Sequence[Segment], tokens: Tensor | None = None) -> Tensor:
+        """See `StaticStep.run`."""
+        return next(step for step in self._steps if step.num_rows >= len(decode)).run(decode, tokens)

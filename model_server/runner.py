@@ -19,6 +19,7 @@ from .graphs import DecodeGraphs
 from .memory import KVMemory, Segment
 from .slots import Slots
 from .spans import Spans
+from .transfer import to_device
 
 log = logging.getLogger(__name__)
 
@@ -66,18 +67,28 @@ class Runner:
         self._graphs = graphs
 
     @torch.inference_mode()
-    def forward(self, decode: Sequence[Segment], prefill: Sequence[Segment], wanted: Sequence[int]) -> Tensor:
+    def forward(
+        self,
+        decode: Sequence[Segment],
+        prefill: Sequence[Segment],
+        wanted: Sequence[int],
+        tokens: Tensor | None = None,
+    ) -> Tensor:
         """Run one step and return the logits after each wanted token, (len(wanted), vocab_size) in float32.
 
-        `wanted` counts tokens through the decode segments, then the prefill segments. Running a step again gives the
-        same: keys and values are written to their positions, nothing is appended.
+        `wanted` counts tokens through the decode segments, then the prefill segments. `tokens`, (len(decode),) on the
+        device, stand in place of those that the decode segments have: picked by a step that nobody has read yet.
+        Running a step again gives the same: keys and values are written to their positions, nothing is appended.
         """
         if self._graphs is not None and not prefill:
             # All of them are wanted, in order. A copy: the graph's own tensor is written over by the next step.
-            return self._graphs.run(decode).to(torch.float32, copy=True)
+            return self._graphs.run(decode, tokens).to(torch.float32, copy=True)
         padding = [0] * (padded(len(wanted)) - len(wanted))
-        which = torch.tensor([*wanted, *padding], dtype=torch.long, device=self.model.device)
-        return self._decoder(self.memory.step(decode, prefill), which)[: len(wanted)].float()
+        which = to_device([*wanted, *padding], self.model.device, torch.long)
+        step = self.memory.step(decode, prefill)
+        if tokens is not None:
+            step.token_ids[: len(tokens)] = tokens
+        return self._decoder(step, which)[: len(wanted)].float()
 
     def compilations(self) -> list[Callable[[], None]]:
         """Return what has a CPU's matmuls compiled for every size of step, in calls of one matmul each.

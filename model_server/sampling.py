@@ -25,6 +25,7 @@ from transformers.generation.logits_process import (
 
 from .errors import BadRequest, InternalError, ServeError
 from .request import Sampling, Token
+from .transfer import Arriving, to_device
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,11 @@ class RowSampler:
         if self.history is not None:
             self.history[0, self.length] = token_id
         self.length += 1
+
+    @property
+    def follows_blindly(self) -> bool:
+        """Say whether the row's next token can be picked by who does not know the last one."""
+        return self.greedy or (self.do_sample and self.is_usual and self.history is None)
 
     @property
     def so_far(self) -> Tensor:
@@ -149,38 +155,61 @@ def generation_config(model: MistralForCausalLM, num_prompt_tokens: int, samplin
     return config
 
 
+class Picked:
+    """The tokens of a step's rows: some on their way from the device, some known already."""
+
+    def __init__(self, num_rows: int, of_rows: Sequence[int], tokens: Tensor | None) -> None:
+        """Take the tokens of some of the rows, (len(of_rows),); `alone` is for the others."""
+        self.alone: dict[int, int | ServeError] = {}
+        self.on_device = tokens if list(of_rows) == list(range(num_rows)) else None
+        """(rows,): what a next step can be fed with before anybody reads it; None where it is not all there."""
+        self._of_rows = of_rows
+        self._arriving = None if tokens is None else Arriving(tokens)
+
+    def read(self) -> list[int | ServeError]:
+        """Wait for the step; return a token for each row, or what is wrong with one that has none to choose."""
+        found = dict(self.alone)
+        if self._arriving is not None:
+            found.update(zip(self._of_rows, self._arriving.read(), strict=True))
+        return [found[i] for i in range(len(found))]
+
+
 @torch.inference_mode()
-def sample(logits: Tensor, rows: Sequence[RowSampler], shared: torch.Generator) -> list[int | ServeError]:
+def pick(logits: Tensor, rows: Sequence[RowSampler], shared: torch.Generator) -> Picked:
     """Pick each row's next token.
 
     Args:
         logits: (rows, vocab_size) in float32; may be changed.
         shared: randomness for rows without a seed.
-    Returns:
-        A token id for each row, or what is wrong with a row whose parameters leave no token to choose.
     """
-    picked: dict[int, int | ServeError] = {}
     greedy = [i for i, row in enumerate(rows) if row.greedy]
     together = [i for i, row in enumerate(rows) if row.do_sample and row.is_usual]
     # Rows with a small top_k need only a few candidates; one row without must not make all of them sort the vocabulary.
     few = [i for i in together if _top_k(rows[i]) <= CANDIDATES - TIES]
     many = [i for i in together if i not in few]
-    if greedy:
-        tokens = (logits if len(greedy) == len(rows) else logits[greedy]).argmax(-1)
-        picked.update(zip(greedy, tokens.tolist(), strict=True))
-    for group, num_candidates in ((few, CANDIDATES), (many, logits.shape[-1])):
-        if group:
-            tokens = _sample_together(
-                logits[group],
-                [rows[i] for i in group],
-                min(num_candidates, logits.shape[-1]),
-                shared,
-            )
-            picked.update(zip(group, tokens.tolist(), strict=True))
-    for i, row in enumerate(rows):
-        if i not in picked:
-            picked[i] = _sample_alone(logits[i : i + 1], row, shared)
-    return [picked[i] for i in range(len(rows))]
+    groups = [group for group in (greedy, few, many) if group]
+    tokens = []
+    for group in groups:
+        of_group = logits if len(group) == len(rows) else logits[to_device(group, logits.device)]
+        if group is greedy:
+            tokens.append(of_group.argmax(-1))
+        else:
+            num_candidates = logits.shape[-1] if group is many else min(CANDIDATES, logits.shape[-1])
+            tokens.append(_sample_together(of_group, [rows[i] for i in group], num_candidates, shared))
+    of_rows = [i for group in groups for i in group]
+    picked = Picked(len(rows), *_in_order(of_rows, tokens))
+    for i in sorted(set(range(len(rows))).difference(of_rows)):
+        picked.alone[i] = _sample_alone(logits[i : i + 1], rows[i], shared)
+    return picked
+
+
+def _in_order(of_rows: Sequence[int], tokens: Sequence[Tensor]) -> tuple[Sequence[int], Tensor | None]:
+    """Return which rows there are, ascending, and their tokens in one tensor."""
+    if len(tokens) < 2:
+        return of_rows, tokens[0] if tokens else None
+    order = sorted(range(len(of_rows)), key=of_rows.__getitem__)
+    together = torch.cat(tuple(tokens))
+    return sorted(of_rows), together[to_device(order, together.device)]
 
 
 def _top_k(row: RowSampler) -> int:
@@ -216,7 +245,7 @@ def _sample_together(
         return [getattr(row.usual[kind], name) if kind in row.usual else default for row in rows]
 
     def column(of_rows: Sequence[float]) -> Tensor:
-        return torch.tensor(of_rows, device=logits.device)[:, None]
+        return to_device(of_rows, logits.device)[:, None]
 
     vocab_size = logits.shape[-1]
     for i, row in enumerate(rows):

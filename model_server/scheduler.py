@@ -50,6 +50,16 @@ class Row:
     def num_unread(self) -> int:
         return self.request.num_prompt_tokens - self.num_read
 
+    @property
+    def num_written(self) -> int:
+        """Tokens of a decoding row whose keys and values are in memory: all but the last one."""
+        return self.request.num_prompt_tokens + len(self.answer_ids) - 1
+
+    @property
+    def num_to_come(self) -> int:
+        """Tokens that its answer may still get."""
+        return self.request.sampling.max_new_tokens - len(self.answer_ids)
+
 
 class WaitingRoom:
     """Requests in line: groups take turns, within a group first come first served."""

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 
@@ -19,9 +20,10 @@ from .memory import Segment
 from .prefixes import MIN_TOKENS, Prefixes, num_common
 from .request import FinishReason, Request, Token
 from .runner import Runner
-from .sampling import row_sampler, sample, with_logprobs
+from .sampling import Picked, pick, row_sampler, with_logprobs
 from .scheduler import Row, Scheduler, newest_first
 from .telling import Untold
+from .transfer import to_device
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +36,26 @@ def _sampled(work: Work) -> list[Row]:
     return [row for row, count in work if row.decoding or count == row.num_unread]
 
 
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A step whose tokens nobody has read."""
+
+    work: Work
+    logits: torch.Tensor
+    """For each row that gets a token (`_sampled`) one, then one for each prompt token whose log-probability is wanted.
+    """
+    picked: Picked
+
+
 class SharedLane:
     """Rows over one runner.
 
-    A step ends when its tokens are known, not when they are told: on an accelerator what a reader needs of them (text,
-    stop strings, log lines, the event loop's wake-up) is made while the next step computes. A row whose text meets a
-    stop string is then part of one step more, whose token for it nobody takes.
+    On an accelerator the host does its part of a step while the next one computes. Where all rows decode, and none of
+    them needs to know its last token to pick the next, a step is launched before the tokens of the one before are read:
+    it finds them on the device. Where that cannot be, a step ends when its tokens are known, not when they are told:
+    what a reader needs of them (text, stop strings, log lines, the event loop's wake-up) is made after the next launch.
+    A row that ends by its text or by an end-of-sequence token is then part of one step more, whose token for it nobody
+    takes.
     """
 
     def __init__(
@@ -64,6 +80,7 @@ class SharedLane:
         self._rate = rate
         self._wake = wake
         self._untold: list[Untold] = []
+        self._under_way: Launched | None = None
         self._randomness = torch.Generator(runner.model.device)
         self._randomness.seed()
 
@@ -110,14 +127,17 @@ class SharedLane:
         return self._memory.num_fitting([request.max_tokens]) == 1
 
     def step(self) -> None:
-        """Run one step for all rows."""
-        work: Work = [(row, 1) for row in self.scheduler.rows if row.decoding]
-        work += self._plan_prefill()
-        try:
-            self._compute(work)
-        except (torch.OutOfMemoryError, MemoryError):
-            self._shed()
-        if not (self.runner.computes_aside and self.scheduler.rows):
+        """Run one step for all rows, or end the one that is under way and leave the next one so."""
+        if self._under_way is not None:
+            self._go_on(self._under_way)
+        else:
+            work: Work = [(row, 1) for row in self.scheduler.rows if row.decoding]
+            work += self._plan_prefill()
+            try:
+                self._compute(work)
+            except (torch.OutOfMemoryError, MemoryError):
+                self._shed()
+        if self._under_way is not None or not (self.runner.computes_aside and self.scheduler.rows):
             self._tell()
 
     def rest(self) -> None:
@@ -192,7 +212,8 @@ class SharedLane:
         Nothing is changed before a step has succeeded, so its halves can be run again.
         """
         try:
-            logits, picked = self._forward(work)
+            launched = self._launch(work)
+            picked = None if self._may_stay_under_way(launched) else launched.picked.read()
         except (torch.OutOfMemoryError, MemoryError, torch.AcceleratorError):
             # No memory: the caller sheds. A broken accelerator stays broken: the thread dies, the kubelet restarts us.
             raise
@@ -208,14 +229,54 @@ class SharedLane:
                 self._fail(row.request, InternalError())
                 self._leave(row)
             return
-        self._hand_out(work, logits, picked)
+        if picked is None:
+            self._under_way = launched
+        else:
+            self._hand_out(launched, picked)
 
-    def _forward(self, work: Work) -> tuple[torch.Tensor, list[int | ServeError]]:
-        """Return the logits of the step and the tokens picked from them.
+    def _may_stay_under_way(self, launched: Launched) -> bool:
+        """Say whether a step's tokens can be left unread until the next one is launched."""
+        return (
+            self.runner.computes_aside
+            and launched.picked.on_device is not None
+            and len(launched.work) == len(self.scheduler.rows)  # not a half of a step that failed
+            and all(
+                row.decoding and row.sampler.follows_blindly and row.request.sampling.logprobs is None
+                for row, _ in launched.work
+            )
+        )
 
-        The logits' rows: one for each row that gets a token (`_sampled`), then, for each row that wants its prompt's
-        log-probabilities, one for each of its tokens read in this step.
+    def _go_on(self, before: Launched) -> None:
+        """Launch the step after one that is under way, if it can do without its tokens; then read and take those.
+
+        A launch that fails is left: with the tokens known the same step is run again, and fails where that is answered.
         """
+        self._under_way, following = None, None
+        try:
+            following = self._launch_after(before)
+        except torch.AcceleratorError:
+            raise
+        except Exception:
+            logger.debug("a step could not be launched before the last one was read", exc_info=True)
+        picked = before.picked.read()
+        self._under_way = following
+        self._hand_out(before, picked)
+
+    def _launch_after(self, before: Launched) -> Launched | None:
+        """Launch a step for the rows that surely go on after another one; None where there are others, or no rows."""
+        tokens = before.picked.on_device
+        going = [i for i, (row, _) in enumerate(before.work) if not row.left and row.num_to_come > 1]
+        if tokens is None or not going or not all(row.decoding for row in self.scheduler.rows):
+            return None
+        if len(going) < len(before.work):
+            tokens = tokens[to_device(going, tokens.device)]
+        rows = [before.work[i][0] for i in going]
+        decode = [Segment(row.place, row.num_written + 1, [0]) for row in rows]
+        logits = self.runner.forward(decode, [], range(len(rows)), tokens)
+        picked = pick(logits, [row.sampler for row in rows], self._randomness)
+        return Launched([(row, 1) for row in rows], logits, picked)
+
+    def _launch(self, work: Work) -> Launched:
         decode, prefill = [], []
         wanted: list[int] = []
         of_prompts: list[int] = []
@@ -223,8 +284,7 @@ class SharedLane:
         for row, count in work:
             request = row.request
             if row.decoding:
-                position = request.num_prompt_tokens + len(row.answer_ids) - 1
-                decode.append(Segment(row.place, position, row.answer_ids[-1:]))
+                decode.append(Segment(row.place, row.num_written, row.answer_ids[-1:]))
             else:
                 prefill.append(
                     Segment(row.place, row.num_read, request.prompt_ids[row.num_read : row.num_read + count])
@@ -236,11 +296,12 @@ class SharedLane:
                 wanted.append(at - 1)
         logits = self.runner.forward(decode, prefill, wanted + of_prompts)
         self._tell()
-        picked = sample(logits[: len(wanted)], [row.sampler for row in _sampled(work)], self._randomness)
-        return logits, picked
+        picked = pick(logits[: len(wanted)], [row.sampler for row in _sampled(work)], self._randomness)
+        return Launched(work, logits, picked)
 
-    def _hand_out(self, work: Work, logits: torch.Tensor, picked: Sequence[int | ServeError]) -> None:
+    def _hand_out(self, launched: Launched, picked: Sequence[int | ServeError]) -> None:
         """Give each row what it gets from a step, unless it has left meanwhile."""
+        work, logits = launched.work, launched.logits
         sampled = _sampled(work)
         at = len(sampled)
         for row, count in work:
@@ -303,6 +364,8 @@ class SharedLane:
         self._hold(row)
         self._memory.give_back(row.place)
         self._rate.note()
+        if not self.scheduler.rows:
+            self._under_way = None  # nobody waits for it
 
 
 def _is_unwanted(row: Row) -> bool:

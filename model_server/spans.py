@@ -18,6 +18,7 @@ from transformers import MistralConfig
 
 from .attention import chunk_attention
 from .memory import Segment, head_dim, window_of
+from .transfer import to_device
 
 IN_TURN = 2 / 3
 """How much of a pool must be free for it to be taken in turn. Emptier pools have long stretches all the same."""
@@ -131,7 +132,7 @@ class Spans:
 
     def step(self, decode: Sequence[Segment], prefill: Sequence[Segment]) -> SpanStep:
         numbers = StepNumbers(decode, prefill, unused=self.num_tokens)
-        return SpanStep(self, numbers, torch.tensor(numbers.values, dtype=torch.int32, device=self.device))
+        return SpanStep(self, numbers, to_device(numbers.values, self.device, torch.int32))
 
 
 class Part:

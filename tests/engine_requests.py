@@ -66,10 +66,10 @@ class Gate:
         self.num_steps = 0
         forward = engine._shared.runner.forward
 
-        def gated(decode: Sequence[Segment], prefill: Sequence[Segment], wanted: Sequence[int]) -> torch.Tensor:
+        def gated(decode: Sequence[Segment], prefill: Sequence[Segment], *rest: Any) -> torch.Tensor:
             self.open.wait(60)
             self.num_steps += 1
             self.fault(decode, prefill)
-            return forward(decode, prefill, wanted)
+            return forward(decode, prefill, *rest)
 
         monkeypatch.setattr(engine._shared.runner, "forward", gated)

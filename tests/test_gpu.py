@@ -16,6 +16,7 @@ from model_server.graphs import StaticStep
 from model_server.memory import Segment
 from model_server.runner import Runner
 from model_server.spans import Spans, flash_refusal
+from model_server.transfer import Arriving, to_device
 
 from .conftest import tiny_mistral
 
@@ -109,3 +110,34 @@ def test_a_copied_beginning_is_read_as_the_original(make_runner: Callable[[bool]
     first, second = runner.forward([Segment(place, 100, [7]) for place in (original, copy)], [], range(2))
 
     assert torch.equal(first, second)
+
+
+def test_numbers_cross_without_waiting_for_what_is_launched_later() -> None:
+    device = torch.device("cuda")
+    Arriving(to_device([1], device)).read()  # from here on, there is pinned memory to take
+
+    arriving = Arriving(to_device([3, 1, 2], device).flip(0))
+    torch.cuda._sleep(2 * 10**9)  # cycles: about a second
+    (computed := torch.cuda.Event()).record()
+    fed = to_device([5], device)
+
+    assert arriving.read() == [2, 1, 3]
+    assert not computed.query()
+    assert fed.tolist() == [5]
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_step_fed_on_the_card_gives_what_one_fed_by_the_host_gives(
+    make_runner: Callable[[bool], Runner], graphs: bool
+) -> None:
+    runner = make_runner(True)
+    if graphs:
+        runner.record_graphs(4)
+    places = [runner.memory.take(MAX_ROW_TOKENS) or 0 for _ in range(3)]
+    decode = [Segment(place, 0, [20 + i]) for i, place in enumerate(places)]
+    unknown = [Segment(place, 0, [0]) for place in places]
+
+    by_host = runner.forward(decode, [], range(3))
+    on_card = runner.forward(unknown, [], range(3), to_device([20, 21, 22], torch.device("cuda")))
+
+    assert torch.equal(on_card, by_host)

@@ -9,14 +9,14 @@ SOURCES = sorted((Path(__file__).parents[1] / "model_server").glob("*.py"))
 MAY_IMPORT = {
     "torch": {
         *("weights", "reader", "fusion", "capacity"),
-        *("memory", "slots", "spans", "attention", "decoder", "graphs", "runner"),
+        *("memory", "slots", "spans", "attention", "decoder", "graphs", "runner", "transfer"),
         *("sampling", "generation", "telling", "shared_lane", "own_lane", "engine"),
     },
     "kserve": {"model", "server", "__main__"},
     "fastapi": {"routes", "http", "openai_routes", "openapi", "playground"},
     "kubernetes": set(),
 }
-KNOW_NOTHING_OF_OURS = {"errors", "heap", "metrics", "logs", "pauses", "prefixes", "progress"}
+KNOW_NOTHING_OF_OURS = {"errors", "heap", "metrics", "logs", "pauses", "prefixes", "progress", "transfer"}
 
 
 def imports(source: Path) -> set[str]:

@@ -15,10 +15,11 @@ from model_server.graphs import DecodeGraphs
 from model_server.memory import Segment
 from model_server.request import Sampling
 from model_server.runner import Runner
-from model_server.sampling import row_sampler
+from model_server.sampling import pick, row_sampler
 from model_server.spans import Spans
 
 from .conftest import tiny_mistral
+from .engine_requests import GREEDY
 
 META = torch.device("meta")
 
@@ -60,7 +61,22 @@ def test_static_step_reads_nothing_back(runner: Runner) -> None:
     assert isinstance(runner.memory, Spans)
     graphs = DecodeGraphs(runner._decoder, runner.memory, 8)
 
-    assert graphs.run([Segment(0, 70, [3]), Segment(256, 6, [4]), Segment(512, 9, [4])]).shape == (3, 300)
+    decode = [Segment(0, 70, [3]), Segment(256, 6, [4]), Segment(512, 9, [4])]
+    assert graphs.run(decode).shape == (3, 300)
+    assert graphs.run(decode, torch.zeros(3, dtype=torch.long, device=META)).shape == (3, 300)
+
+
+def test_step_after_one_that_nobody_has_read_reads_nothing_back(runner: Runner, model: MistralForCausalLM) -> None:
+    kinds = [GREEDY, {"do_sample": True}, {"do_sample": True, "top_k": 0}, GREEDY]
+    rows = [row_sampler(model, [5, 6, 7], Sampling(generate=kind, max_new_tokens=4)) for kind in kinds]
+    decode = [Segment(256 * i, 70, [3]) for i in range(4)]
+
+    picked = pick(runner.forward(decode, [], range(4)), rows, None)  # type: ignore[arg-type]
+    assert picked.on_device is not None
+    assert picked.on_device.shape == (4,)
+    assert runner.forward(decode, [], range(4), picked.on_device).shape == (4, 300)
+    with pytest.raises(NotImplementedError):
+        picked.read()
 
 
 @pytest.mark.parametrize(

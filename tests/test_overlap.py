@@ -1,4 +1,4 @@
-"""Tokens told while the next step computes, as on an accelerator: the same answers and endings as on a CPU."""
+"""Steps launched before the last one's tokens are read, or told: as on an accelerator, with answers as on a CPU."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from model_server.engine import Engine
 from model_server.errors import EngineDead, InternalError, OutOfMemory, ServeError
 from model_server.memory import Segment
 from model_server.request import Event, Final, FinishReason, Request
+from model_server.sampling import Picked
 
 from .engine_requests import GREEDY, Gate, MakeEngine, events, request, until
 from .fakes import TokenIds
@@ -110,8 +111,174 @@ async def test_a_token_is_told_after_the_next_step_was_launched_on_an_accelerato
     assert happened == order
 
 
-async def test_a_stop_string_frees_the_place_and_the_neighbour_goes_on(make_engine: MakeEngine) -> None:
+def of_steps(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return what will have happened: steps launched, and their tokens read."""
+    happened: list[str] = []
+    read = Picked.read
+
+    def noting(picked: Picked) -> Any:
+        happened.append("read")
+        return read(picked)
+
+    monkeypatch.setattr(Picked, "read", noting)
+    Gate(engine, monkeypatch).fault = lambda decode, prefill: happened.append("prompt" if prefill else "decode")
+    return happened
+
+
+UNREAD = ["prompt", "read", "decode", "decode", "read", "decode", "read", "read"]
+READ = ["prompt", "read", "decode", "read", "decode", "read", "decode", "read"]
+
+
+@pytest.mark.parametrize(
+    ("aside", "sampling", "order"),
+    [
+        (True, {}, UNREAD),
+        (True, {"generate": {"do_sample": True, "top_p": 0.9, "eos_token_id": None}, "seed": 3}, UNREAD),
+        (True, {"generate": GREEDY | {"repetition_penalty": 1.3}}, READ),
+        (True, {"generate": {"do_sample": True, "repetition_penalty": 1.3, "eos_token_id": None}}, READ),
+        (True, {"logprobs": 0}, READ),
+        (False, {}, READ),
+    ],
+    ids=["greedy", "drawn", "processors", "history", "log-probabilities", "CPU"],
+)
+async def test_a_step_is_launched_before_the_last_ones_tokens_are_read_where_it_does_not_need_them(
+    make_engine: MakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    aside: bool,
+    sampling: dict[str, Any],
+    order: list[str],
+) -> None:
+    engine = overlapping(make_engine()) if aside else make_engine()
+    happened = of_steps(engine, monkeypatch)
+
+    await answers(engine, [request(4, sampling=sampling)])
+
+    assert happened == order
+
+
+async def test_who_comes_is_read_as_soon_as_the_step_under_way_has_ended(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = overlapping(make_engine())
+    gate = Gate(engine, monkeypatch)
+    steps: list[tuple[int, int]] = []
+    late = request(3)
+
+    def note(decode: Sequence[Segment], prefill: Sequence[Segment]) -> None:
+        steps.append((len(decode), len(prefill)))
+        if len(steps) == 4:
+            engine._shared.scheduler.waiting.add(late)
+
+    gate.fault = note
+    first, second = await answers(engine, [request(8)]), await events(late)
+
+    assert steps == [(0, 1), (1, 0), (1, 0), (1, 0), (1, 1), (2, 0), (2, 0), (1, 0)]
+    assert [chunk.text for chunk in second[0][:-1]] == [chunk.text for chunk in first[0][:3]]
+
+
+async def test_a_place_left_with_a_step_under_way_serves_the_next_one(make_engine: MakeEngine) -> None:
+    """The step that nobody waits for writes to the place that the next request gets."""
+    ((*chunks, _),) = await answers(make_engine(), [request(12)])
+    ends_early = {"sampling": {"generate": GREEDY | {"eos_token_id": int(chunks[4].text)}}}
+    engine = overlapping(make_engine(max_batch_size=1, prefix_caching=False))
+    prompts = [range(5, 8), range(40, 48)] * 3
+    given = await answers(engine, [request(12, prompt, **ends_early) for prompt in prompts])
+    alone = await answers(make_engine(), [request(12, prompt, **ends_early) for prompt in prompts[:2]])
+
+    assert given == alone * 3
+    assert given[0][-1].finish_reason is FinishReason.STOP
+    await until(lambda: engine.running == 0)
+    assert engine.kv_usage == 0
+
+
+@pytest.mark.parametrize("fault", [ValueError("once"), torch.OutOfMemoryError("CUDA out of memory")])
+async def test_a_launch_that_fails_before_the_last_tokens_are_read_is_tried_again_with_them(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    jobs = [request(9), request(6, range(9, 30)), request(9, sampling={"generate": {"do_sample": True}, "seed": 1})]
+    wanted = await answers(make_engine(), jobs)
+    engine = overlapping(make_engine())
+    faults = [fault]
+
+    def break_once(decode: Sequence[Segment], prefill: Sequence[Segment]) -> None:
+        if not prefill and decode[0].start == 5 and faults:
+            raise faults.pop()
+
+    Gate(engine, monkeypatch).fault = break_once
+    again = [request(9), request(6, range(9, 30)), request(9, sampling={"generate": {"do_sample": True}, "seed": 1})]
+    assert await answers(engine, again) == wanted
+    assert not faults
+
+
+async def test_rows_beside_one_that_fails_draw_once_for_each_token(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step is run again in halves, of which none may be left under way: the other half would take its place."""
+
+    def four() -> list[Request]:
+        return [request(9, sampling={"generate": {"do_sample": True}, "seed": seed}) for seed in range(4)]
+
+    wanted = await answers(make_engine(), four())
+    engine = overlapping(make_engine())
+
+    def poison_the_last(decode: Sequence[Segment], prefill: Sequence[Segment]) -> None:
+        if any(segment.place == 3 * 256 and segment.start == 6 for segment in decode):
+            raise ValueError("poison")
+
+    Gate(engine, monkeypatch).fault = poison_the_last
+    *others, last = await answers(engine, four())
+
+    assert others == wanted[:3]
+    assert isinstance(last, InternalError)
+
+
+async def test_a_broken_accelerator_ends_the_engine_wherever_it_shows(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = overlapping(make_engine())
+    read = Picked.read
+    num_read = 0
+
+    def broken(picked: Picked) -> Any:
+        nonlocal num_read
+        num_read += 1
+        if num_read == 3:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        return read(picked)
+
+    monkeypatch.setattr(Picked, "read", broken)
+    found = await asyncio.wait_for(answers(engine, [request(30), request(30)]), 20)
+
+    assert all(isinstance(answer, EngineDead) for answer in found)
+    assert engine.dead is not None
+
+
+async def test_nothing_stays_under_way_when_all_have_gone(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = overlapping(make_engine())
+    gate = Gate(engine, monkeypatch)
+    gate.fault = lambda decode, prefill: gate.open.clear()  # one step, and the next is waited for
+    engine.submit([gone := request(200)])
+    for _ in range(3):
+        await until(lambda: not gate.open.is_set())
+        gate.open.set()
+    gone.cancel()
+    gate.fault = lambda decode, prefill: None
+    gate.open.set()
+    await until(lambda: engine.running == 0)
+    await until(lambda: engine._shared._under_way is None)
+
+    ((*chunks, _),) = await answers(engine, [request(5)])
+    assert len(chunks) == 5
+
+
+async def test_a_stop_string_frees_the_place_and_the_neighbour_goes_on(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = overlapping(make_engine())
+    rows_of_steps: list[int] = []
+    Gate(engine, monkeypatch).fault = lambda decode, prefill: rows_of_steps.append(len(decode))
 
     requests = [with_detokenizer(Stopping(4)), request(30)]
 
@@ -120,8 +287,10 @@ async def test_a_stop_string_frees_the_place_and_the_neighbour_goes_on(make_engi
     assert requests[0].num_generated == 4
     assert stopped[-1] == Final(FinishReason.STOP, prompt_tokens=3, completion_tokens=4)
     assert neighbour[-1] == Final(FinishReason.LENGTH, prompt_tokens=3, completion_tokens=30)
+    assert rows_of_steps == [0, *[2] * 4, *[1] * 25]  # the fourth is one more than it needed
     await until(lambda: engine.running == 0)
     assert engine.kv_usage == 0
+    assert engine._shared._under_way is None
 
 
 @pytest.mark.parametrize("overlaps", [False, True])
