@@ -31,7 +31,7 @@ check: .venv/installed ## what CI runs: format, lint, types, tests (chart and ma
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q
 
-bench: .venv/installed ## run the benchmarks: about 13 minutes on a quiet machine
+bench: .venv/installed ## run the benchmarks: about 12 minutes on a quiet machine
 	$(BIN)/python -m benchmarks
 
 bench-quick: .venv/installed ## the same in two minutes, and less exact

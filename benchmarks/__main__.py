@@ -1,4 +1,4 @@
-"""All benchmarks in one run: `python -m benchmarks` in about 13 minutes on two cores, `--quick` in two.
+"""All benchmarks in one run: `python -m benchmarks` in about 12 minutes on two cores, `--quick` in two.
 
 Writes `benchmarks/results/<date>-<machine>.json` with the plot beside it, and keeps what it has when interrupted.
 """
