@@ -277,6 +277,7 @@ class SharedLane:
         return Launched([(row, 1) for row in rows], logits, picked)
 
     def _launch(self, work: Work) -> Launched:
+        """Launch a step whose rows' tokens are all known."""
         decode, prefill = [], []
         wanted: list[int] = []
         of_prompts: list[int] = []
