@@ -39,9 +39,12 @@ def main() -> None:
         plan = serve.QUICK if options.quick else serve.Plan()
         figures = serve.compare(checkpoint("100m", "bfloat16"), plan)
         report.serve_card(figures)
-        if not options.quick:
-            figures += (of_http := http_cost.compare(checkpoint("100m", "bfloat16")))
-            http_cost.card(of_http)
+        return figures
+
+    def measure_http() -> list[Figure]:
+        figures = [] if options.quick else http_cost.compare(checkpoint("100m", "bfloat16"))
+        if figures:
+            http_cost.card(figures)
         return figures
 
     def measure_starts() -> list[Figure]:
@@ -56,7 +59,7 @@ def main() -> None:
         start.card(figures)
         return figures
 
-    parts: tuple[Callable[[], list[Figure]], ...] = (measure_serving, measure_starts, measure_limits)
+    parts: tuple[Callable[[], list[Figure]], ...] = (measure_serving, measure_http, measure_starts, measure_limits)
     figures: list[Figure] = []
     for part in parts:
         figures += part()
