@@ -29,6 +29,7 @@ fuzz: .venv/installed ## try thousands of requests on the server that runs on PO
 check: .venv/installed ## what CI runs: format, lint, types, tests (chart and manifests among them)
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q
 
 bench: .venv/installed ## run the benchmarks: about 12 minutes on a quiet machine

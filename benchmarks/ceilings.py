@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
 
-from model_server.fusion import Projection, packable
-from model_server.memory import head_dim
+from model_server.compute.fused_linear import Projection, packable
+from model_server.compute.kv_cache.base import head_dim
 
 
 def times_s(work: Callable[[], object], device: str, *, at_least: int = 3, budget_s: float = 0.5) -> list[float]:

@@ -34,8 +34,8 @@ from benchmarks.models import checkpoint
 from benchmarks.process import START_LIMIT_S, Program, free_port, stop_children_on_sigterm
 from benchmarks.prompts import prompts_for
 from benchmarks.streams import stream_in_closed_loop
-from model_server.memory import KVMemory, Segment
-from model_server.runner import Runner
+from model_server.compute.kv_cache.base import KVCache, TokenRange
+from model_server.compute.runner import Runner
 
 AFTER, AHEAD = "after the last was read", "before"
 LOOKS = {Tensor.tolist, Tensor.item, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.numpy, Tensor.cpu}
@@ -70,7 +70,7 @@ class ClockRunner(Runner):
     `waits_s` has how long each decode step was waited for by its device: not at all if it was launched in time.
     """
 
-    def __init__(self, model: MistralForCausalLM, memory: KVMemory, *, step_s: float, ahead: bool) -> None:
+    def __init__(self, model: MistralForCausalLM, memory: KVCache, *, step_s: float, ahead: bool) -> None:
         super().__init__(model, memory)
         self.computes_aside = ahead
         self.waits_s: list[float] = []
@@ -80,8 +80,8 @@ class ClockRunner(Runner):
 
     def forward(
         self,
-        decode: Sequence[Segment],
-        prefill: Sequence[Segment],
+        decode: Sequence[TokenRange],
+        prefill: Sequence[TokenRange],
         wanted: Sequence[int],
         tokens: Tensor | None = None,
     ) -> Tensor:

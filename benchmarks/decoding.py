@@ -13,10 +13,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.ceilings import wait_for
-from model_server.fusion import fuse, pack
-from model_server.memory import Segment
-from model_server.runner import Runner, make_memory
-from model_server.spans import flash_refusal
+from model_server.compute.fused_linear import fuse, pack
+from model_server.compute.kv_cache.base import TokenRange
+from model_server.compute.kv_cache.contiguous import flash_attention_unavailable_reason
+from model_server.compute.runner import Runner, make_memory
 
 
 class Decoder(Protocol):
@@ -76,7 +76,7 @@ class RunnerDecoder:
             num_rows=rows,
             num_tokens=rows * max_len,
             max_row_tokens=max_len,
-            flash=flash_refusal(config, dtype, device) is None,
+            flash=flash_attention_unavailable_reason(config, dtype, device) is None,
         )
         self._runner = Runner(model, memory)
         self._runner.record_graphs(rows)
@@ -84,7 +84,7 @@ class RunnerDecoder:
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[int]:
         self._next = [
-            int(self._runner.forward([], [Segment(place, 0, prompt)], [len(prompt) - 1]).argmax())
+            int(self._runner.forward([], [TokenRange(place, 0, prompt)], [len(prompt) - 1]).argmax())
             for place, prompt in zip(self._places, prompts, strict=True)
         ]
         self._lengths = [len(prompt) for prompt in prompts]
@@ -92,7 +92,7 @@ class RunnerDecoder:
 
     def step(self) -> list[int]:
         segments = [
-            Segment(place, length, [token])
+            TokenRange(place, length, [token])
             for place, length, token in zip(self._places, self._lengths, self._next, strict=True)
         ]
         self._next = self._runner.forward(segments, [], range(len(segments))).argmax(-1).tolist()

@@ -96,7 +96,7 @@ async def one_round(ask: Ask, prompts: Iterator[str], clients: int) -> Run:
 
 def serve(model_dir: str, port: str) -> None:
     """Be the server, with a route more: `POST /inside/{clients}` is a round that its own process asks for."""
-    import model_server.routes
+    import model_server.api.routes
     from model_server.__main__ import serve as serve_model
 
     # Other prompts than those over HTTP: nothing is asked for twice.
@@ -111,15 +111,15 @@ def serve(model_dir: str, port: str) -> None:
 
         return app
 
-    create_app: Callable[..., Any] = model_server.routes.create_app
-    model_server.routes.create_app = with_inside  # type: ignore[assignment]
+    create_app: Callable[..., Any] = model_server.api.routes.create_app
+    model_server.api.routes.create_app = with_inside  # type: ignore[assignment]
     serve_model(["--model_dir", model_dir, "--http_port", port, "--model_name", "bench"], os.environ)
 
 
 def asking_inside(model: MistralModel) -> Ask:
     """Return what has a prompt answered as `predict` does, up to where an answer would become HTTP."""
-    from model_server.predict import parse
-    from model_server.request import Chunk, Final
+    from model_server.api.predict import parse
+    from model_server.request import Finished, TextDelta
 
     async def ask(prompt: str, answer: Answer) -> None:
         engine = model.generation
@@ -128,10 +128,10 @@ def asking_inside(model: MistralModel) -> Ask:
         call = await asyncio.to_thread(parse, body, model.text, model.limits)
         engine.submit(call.requests)
         async for event in call.requests[0].answer():
-            if isinstance(event, Chunk):
+            if isinstance(event, TextDelta):
                 answer.chunk_times_s.append(time.perf_counter())
                 answer.text += event.text
-            elif isinstance(event, Final):
+            elif isinstance(event, Finished):
                 answer.prompt_tokens, answer.completion_tokens = event.prompt_tokens, event.completion_tokens
         answer.ended_s = time.perf_counter()
         answer.error = incomplete(answer, NUM_TOKENS)

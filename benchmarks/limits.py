@@ -29,7 +29,7 @@ from benchmarks.ceilings import Matmuls, bandwidth, times_s
 from benchmarks.decoding import MakeDecoder, our_loop, profile_steps, step_times_s, transformers_loop
 from benchmarks.figures import Figure, spread
 from benchmarks.models import SHAPES, mistral_config, random_mistral
-from model_server.memory import kv_bytes_per_token
+from model_server.compute.kv_cache.base import kv_bytes_per_token
 
 
 @dataclass(frozen=True)

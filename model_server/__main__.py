@@ -10,10 +10,12 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 
-from . import heap, last_words, logs, phases, read_ahead
-from .errors import StartupError
-from .keys import Keys
-from .settings import Settings
+from model_server.api.auth import ApiKeys
+from model_server.compute.cpu import malloc
+from model_server.errors import StartupError
+from model_server.loading import read_ahead
+from model_server.settings import Settings
+from model_server.telemetry import logs, startup, termination
 
 log = logging.getLogger("model_server")
 
@@ -39,7 +41,7 @@ def main() -> int:
         serve(sys.argv[1:], os.environ)
     except StartupError as error:
         print(f"error: {error}", file=sys.stderr)
-        last_words.leave(str(error))
+        termination.leave(str(error))
         return 1
     return 0
 
@@ -52,25 +54,25 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> None:
     """
     # What imports and loading make is here to stay: looking through it for garbage took a fifth of the imports.
     gc.disable()
-    heap.use_one_arena()
+    malloc.use_one_arena()
     settings = _settings(argv, environ)
     if settings.model_dir is not None:
         read_ahead.start(settings.model_dir)
-    if reason := last_words.take():
+    if reason := termination.take():
         log.warning("the last process died: %s", reason)
     _check_port(settings.http_port)
 
-    keys = Keys(settings.api_key_file) if settings.api_key_file else None
+    keys = ApiKeys(settings.api_key_file) if settings.api_key_file else None
 
     # Only now, because torch takes seconds to import and a wrong flag should not.
-    from . import openapi, playground
-    from .http import wrap
-    from .model import MistralModel
-    from .openai_routes import openai_router
-    from .routes import create_app, open_paths
-    from .server import Server
+    from model_server.api import openapi, playground
+    from model_server.api.middleware import wrap
+    from model_server.api.openai.endpoints import openai_router
+    from model_server.api.routes import create_app, public_paths
+    from model_server.model import MistralModel
+    from model_server.server import Server
 
-    phases.ended("imports")
+    startup.ended("imports")
     model = MistralModel(settings)
     model.load()
     gc.freeze()
@@ -79,13 +81,13 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> None:
     app.include_router(openai_router(model))
     if settings.playground:
         app.router.routes.append(playground.route())
-    openapi.describe(app, model.name, free=open_paths(model.name), keyed=keys is not None)
+    openapi.describe(app, model.name, free=public_paths(model.name), keyed=keys is not None)
     wrap(
         app,
         max_request_bytes=settings.max_request_bytes,
         client_stall_s=settings.client_stall_seconds,
         keys=keys,
-        free=open_paths(model.name),
+        free=public_paths(model.name),
         pages={playground.PATH: playground.response(401)} if settings.playground else {},
         cors_origins=settings.cors_origins,
     )

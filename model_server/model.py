@@ -15,22 +15,25 @@ from typing import Any, TypeVar
 
 import kserve
 
-from . import capacity, last_words, metrics, openai, phases, weights
-from .engine import Engine
-from .errors import StartupError
-from .fusion import pack
-from .parameters import ModelLimits
-from .predict import Call, answer, parse, plain_text, sse
-from .routes import accepts_plain_text
-from .runner import Runner, make_memory
-from .settings import Settings
-from .spans import flash_refusal
-from .text import Text
+from model_server.api.openai import requests as openai_requests
+from model_server.api.parameters import ModelLimits
+from model_server.api.predict import Call, answer, parse, plain_text, sse
+from model_server.api.routes import accepts_plain_text
+from model_server.compute.fused_linear import pack
+from model_server.compute.kv_cache import budget
+from model_server.compute.kv_cache.contiguous import flash_attention_unavailable_reason
+from model_server.compute.runner import Runner, make_memory
+from model_server.engine.engine import Engine
+from model_server.errors import StartupError
+from model_server.loading import weights
+from model_server.settings import Settings
+from model_server.telemetry import metrics, startup, termination
+from model_server.text.tokenizer import Text
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-AnyCall = TypeVar("AnyCall", Call, openai.Call)
+AnyCall = TypeVar("AnyCall", Call, openai_requests.Call)
 
 PREFILL_TOKENS = {"cpu": 128, "cuda": 512}
 """Prompt tokens read in one step: enough to keep the matmuls busy, few enough that streams do not stall."""
@@ -43,7 +46,7 @@ class MistralModel(kserve.Model):
 
     text: Text
     limits: ModelLimits
-    openai_server: openai.Server
+    openai_server: openai_requests.Server
     created_s: int
     """When the model was loaded, in seconds since 1970: what OpenAI's list of models calls `created`."""
 
@@ -61,7 +64,7 @@ class MistralModel(kserve.Model):
         """
         began_s = time.monotonic()
         loaded = _in_passing_thread(lambda: _loaded(self.settings))
-        phases.ended("weights")
+        startup.ended("weights")
         for reason in loaded.reasons:
             log.info("%s", reason)
         self.text = loaded.text
@@ -70,7 +73,7 @@ class MistralModel(kserve.Model):
             vocab_size=loaded.model.config.vocab_size,
             eos_token_ids=_eos_token_ids(loaded.model.generation_config.eos_token_id),
         )
-        self.openai_server = openai.Server(self.name, self.text, self.limits)
+        self.openai_server = openai_requests.Server(self.name, self.text, self.limits)
         self.created_s = int(time.time())
         runner, room = _runner(loaded, self.settings.max_batch_size)
         self.generation = Engine(
@@ -83,11 +86,11 @@ class MistralModel(kserve.Model):
             whole_prompt_tokens=WHOLE_PROMPT_TOKENS,
             prefix_caching=self.settings.prefix_caching,
             stall_s=self.settings.stall_seconds,
-            on_death=functools.partial(last_words.leave, for_next_start=True),
+            on_death=functools.partial(termination.leave, for_next_start=True),
         )
         self.generation.start()
         self._warm_up()
-        phases.ended("warm-up")
+        startup.ended("warm-up")
         engine = self.generation
         metrics.watch_engine(lambda: engine.running, lambda: engine.waiting, lambda: engine.kv_usage)
         metrics.load_seconds.set(time.monotonic() - began_s)
@@ -160,11 +163,11 @@ def _loaded(settings: Settings) -> weights.LoadedModel:
     return loaded
 
 
-def _runner(loaded: weights.LoadedModel, max_batch_size: int) -> tuple[Runner, capacity.Capacity]:
+def _runner(loaded: weights.LoadedModel, max_batch_size: int) -> tuple[Runner, budget.Capacity]:
     """Give the model as much KV memory as there is, in the form that its device computes best."""
     config = loaded.model.config
-    refusal = flash_refusal(config, loaded.dtype, loaded.device)
-    room = capacity.plan(
+    refusal = flash_attention_unavailable_reason(config, loaded.dtype, loaded.device)
+    room = budget.plan(
         config,
         loaded.dtype,
         loaded.device,

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
-from .errors import ServeError
+from model_server.errors import ServeError
 
 
 class Lane(enum.StrEnum):
@@ -37,7 +37,7 @@ class FinishReason(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
+class SamplingParams:
     """How to generate, validated: what `generate` is told, and what we do beyond it."""
 
     generate: Mapping[str, Any]
@@ -48,7 +48,7 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     """The text ends before the first of these."""
-    num_answers: int = 1
+    num_choices: int = 1
     """Sequences wanted from one call; more than 1 only in the own lane."""
     logprobs: int | None = None
     """Report each token's log-probability and this many of the likeliest alternatives; None reports none."""
@@ -71,7 +71,7 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class TextDelta:
     """Some more of one answer."""
 
     text: str
@@ -82,14 +82,14 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class PromptTokens:
+class PromptLogprobs:
     """The prompt's own tokens with their log-probabilities, before the first chunk, when `prompt_logprobs` asks."""
 
     tokens: tuple[Token, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Final:
+class Finished:
     """The end of one answer."""
 
     finish_reason: FinishReason
@@ -98,7 +98,7 @@ class Final:
     index: int = 0
 
 
-Event: TypeAlias = Chunk | PromptTokens | Final
+Event: TypeAlias = TextDelta | PromptLogprobs | Finished
 
 
 class Detokenizer(Protocol):
@@ -124,7 +124,7 @@ class Request:
     """One prompt on its way to an answer. Compared by identity."""
 
     prompt_ids: list[int]
-    sampling: Sampling
+    sampling: SamplingParams
     detokenizers: list[Detokenizer]
     """One for each answer."""
     group: object = None
@@ -190,12 +190,12 @@ class Channel:
     exactly one ending: `num_answers` `Final`s, or one error. What is sent after the ending is dropped.
     """
 
-    def __init__(self, num_answers: int = 1) -> None:
+    def __init__(self, num_choices: int = 1) -> None:
         self.closed = False
         """The reader has gone: nobody will read what is sent."""
         self._events: deque[Event | ServeError] = deque()
-        self._endings_to_send = num_answers
-        self._endings_to_read = num_answers
+        self._endings_to_send = num_choices
+        self._endings_to_read = num_choices
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -236,6 +236,6 @@ class Channel:
 
 def _endings_in(event: Event | ServeError, open_endings: int) -> int:
     """Return how many of a channel's open endings an event settles: an error settles all of them."""
-    if isinstance(event, Final):
+    if isinstance(event, Finished):
         return 1
     return open_endings if isinstance(event, ServeError) else 0

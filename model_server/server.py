@@ -18,12 +18,12 @@ import uvloop
 from kserve.model_server import ModelServer
 from starlette.types import ASGIApp
 
-from . import phases
-from .connection import Connection
-from .settings import Settings
+from model_server.api.connection import Connection
+from model_server.settings import Settings
+from model_server.telemetry import startup
 
 if TYPE_CHECKING:
-    from .model import MistralModel
+    from model_server.model import MistralModel
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Server(ModelServer):
     async def _announce(self) -> None:
         """Log, once the port is open, what to call."""
         self._uvicorn.config.callback_notify = None
-        phases.ended("listen")
+        startup.ended("listen")
         scheme = "https" if self._uvicorn.config.is_ssl else "http"
         log.info("ready: POST %s://localhost:%d/v1/models/%s:predict", scheme, self.http_port, self._model.name)
 

@@ -16,7 +16,7 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .errors import StartupError
+from model_server.errors import StartupError
 
 PREFIX = "MISTRAL_"
 CLIENT_VARIABLES = frozenset({"MISTRAL_API_KEY", "MISTRAL_URL"})

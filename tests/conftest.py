@@ -17,13 +17,12 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from model_server.engine import Engine
-from model_server.fusion import fuse, pack
-from model_server.memory import KVMemory
-from model_server.runner import Runner
-from model_server.slots import Slots
-
-from .small_tokenizers import byte_fallback
+from model_server.compute.fused_linear import fuse, pack
+from model_server.compute.kv_cache.base import KVCache
+from model_server.compute.kv_cache.dense import DenseKVCache
+from model_server.compute.runner import Runner
+from model_server.engine.engine import Engine
+from tests.support.small_tokenizers import byte_fallback
 
 VOCAB_SIZE = 300
 
@@ -93,10 +92,10 @@ def make_engine(model: MistralForCausalLM) -> Iterator[Callable[..., Engine]]:
         *,
         max_model_len: int = 256,
         max_batch_size: int = 6,
-        memory: KVMemory | None = None,
+        memory: KVCache | None = None,
         **changes: object,
     ) -> Engine:
-        memory = memory or Slots(
+        memory = memory or DenseKVCache(
             model.config, num_slots=max_batch_size, slot_len=max_model_len, dtype=model.dtype, device=model.device
         )
         settings = {

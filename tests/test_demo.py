@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from demo import make as demo_make
 from demo.corpus import entries
 from model_server.errors import BadRequest
-from model_server.text import Text
+from model_server.text.tokenizer import Text
 
 pytestmark = pytest.mark.timeout(300)  # the first run makes the model
 

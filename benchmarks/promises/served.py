@@ -25,7 +25,7 @@ from benchmarks.wire import Target
 EVERY_PROMPT_READ = ("--prefix_caching", "false")
 """Flags for measuring with prompts that repeat: all of each is to be read each time."""
 AT_REST_S = 62
-"""After so long without work the server has handed back what it kept of prompts (`model_server.pauses.REST_S`)."""
+"""After so long without work the server has handed back what it kept of prompts (`model_server.engine.idle.REST_S`)."""
 IDLE_LIMIT_S = 20
 """What is still running or waiting so long after the last client has gone will stay."""
 

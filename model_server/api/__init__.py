@@ -1,0 +1,1 @@
+"""HTTP in, bytes out: routes, request bodies, middleware. Never torch, never the engine."""

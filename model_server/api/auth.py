@@ -1,0 +1,127 @@
+"""Who may call: the keys of a file, and the layer that lets nobody past without one.
+
+Owns how a key is sent, how it is compared and that its file is read again when it changes. What is open to
+everybody is given to it (`routes.py` knows); how a refusal looks is `http.py`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from model_server.errors import StartupError, Unauthorized
+
+log = logging.getLogger(__name__)
+
+SCHEMES = ("bearer", "api-key")
+CHALLENGE = 'Bearer realm="model", Api-Key realm="model"'
+"""The `WWW-Authenticate` of a refusal. A browser knows neither scheme: it shows the body and asks for no password."""
+SENDABLE = re.compile(rb"[\x21-\x7e]+")
+"""What a header carries unchanged: visible ASCII, without a space."""
+
+
+class ApiKeys:
+    """The keys of a file, one a line; empty lines and lines that begin with `#` do not count.
+
+    The file is looked at with every request, so that a rotated Secret counts at once. One that is gone or wrong
+    changes nothing: the last good keys stay, and the log says so once.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._complaint: str | None = None
+        try:
+            self._signature = self._stat()
+            self._digests = self._read()
+        except (OSError, ValueError) as error:
+            raise StartupError(f"--api_key_file: {_reason(file, error)}.") from None
+
+    def accepts(self, key: bytes) -> bool:
+        """Say whether this is one of the keys, in a time that depends neither on which nor on how alike they are."""
+        self._refresh()
+        digest = _digest(key)
+        matches = [hmac.compare_digest(digest, ours) for ours in self._digests]  # all of them, match or not
+        return any(matches)
+
+    def _refresh(self) -> None:
+        try:
+            signature = self._stat()
+            if signature == self._signature:
+                return
+            self._digests = self._read()
+        except (OSError, ValueError) as error:
+            complaint = _reason(self._file, error)
+            if complaint != self._complaint:
+                log.error("%s: the keys read before stay valid", complaint)
+            self._complaint = complaint
+            return
+        self._signature, self._complaint = signature, None
+        log.info("read %d keys from %s", len(self._digests), self._file)
+
+    def _stat(self) -> tuple[int, ...]:
+        # Through links: Kubernetes rotates a Secret by pointing one elsewhere.
+        found = self._file.stat()
+        return found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size
+
+    def _read(self) -> tuple[bytes, ...]:
+        keys = []
+        for number, line in enumerate(self._file.read_bytes().splitlines(), start=1):
+            key = line.strip()
+            if not key or key.startswith(b"#"):
+                continue
+            if not SENDABLE.fullmatch(key):
+                raise ValueError(f"line {number} of {self._file} has a space or a character that is not ASCII")
+            keys.append(_digest(key))
+        if not keys:
+            raise ValueError(f"{self._file} holds no key")
+        return tuple(keys)
+
+
+def _digest(key: bytes) -> bytes:
+    """Return bytes of one length for keys of any, so that comparing tells nothing of the length."""
+    return hashlib.sha256(key).digest()
+
+
+def _reason(file: Path, error: Exception) -> str:
+    return f"{file} cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
+
+
+class ApiKeyMiddleware:
+    """Refuses every request without a key, before its path is looked up and its body is read.
+
+    Open are GET and HEAD of exactly the `free` paths: compared with the path that the router will see, so that
+    no spelling means one thing here and another there. `pages` are shown with a refusal to who asks for them.
+    """
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys, free: frozenset[str], pages: Mapping[str, Response]) -> None:
+        self.app = app
+        self.keys = keys
+        self.free = free
+        self.pages = pages
+        for page in pages.values():
+            page.headers["WWW-Authenticate"] = CHALLENGE
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not self._is_free(scope) and not self._has_key(scope):
+            if scope["method"] == "GET" and scope["path"] in self.pages:
+                await self.pages[scope["path"]](scope, receive, send)
+                return
+            raise Unauthorized("A key is needed: send the header Authorization: Bearer KEY, or Api-Key KEY.")
+        await self.app(scope, receive, send)
+
+    def _is_free(self, scope: Scope) -> bool:
+        return scope["method"] in ("GET", "HEAD") and scope["path"] in self.free
+
+    def _has_key(self, scope: Scope) -> bool:
+        sent = [value for name, value in scope["headers"] if name == b"authorization"]
+        if len(sent) != 1:
+            return False  # of two headers, a proxy before us may have judged the other one
+        scheme, _, key = sent[0].partition(b" ")
+        return scheme.decode("latin-1").lower() in SCHEMES and self.keys.accepts(key.strip(b" "))

@@ -1,0 +1,66 @@
+"""The routes of OpenAI's API, beside KServe's, on the same engine.
+
+On the paths that KServe gives them. Leaves out the wire format (`openai.py`, `openai_answers.py`) and how errors look
+(`http.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from model_server.api.middleware import EVENT_STREAM, Stream, cancel_on_disconnect
+from model_server.api.openai import requests as openai_requests
+from model_server.api.openai.responses import answer, sse
+from model_server.api.openai.schema import ChatBody, CompletionBody
+from model_server.api.openapi import openai_body
+from model_server.api.predict import parse_json
+
+Parse = Callable[..., openai_requests.Call]
+
+
+class Model(Protocol):
+    """What the routes ask of the model; `model.MistralModel` is the real one."""
+
+    openai_server: openai_requests.Server
+    created_s: int
+
+    async def submit(self, parse: Callable[[float], openai_requests.Call]) -> openai_requests.Call:
+        """Parse a body, with the deadline it is given, and have its requests generated."""
+        ...
+
+
+def openai_router(model: Model) -> APIRouter:
+    """Return the routes, to be included in the app."""
+    router = APIRouter(prefix="/openai/v1", tags=["OpenAI"])
+
+    async def generate(request: Request, parse: Parse) -> Response:
+        payload = parse_json(await request.body())
+        request_id = request.headers.get("x-request-id", "")
+
+        async def begun() -> Any:
+            call = await model.submit(lambda deadline_s: parse(payload, model.openai_server, request_id, deadline_s))
+            return await (sse(call) if call.stream else answer(call))
+
+        found = await cancel_on_disconnect(request, begun())
+        return JSONResponse(found) if isinstance(found, dict) else Stream(found, media_type=EVENT_STREAM)
+
+    @router.post("/completions", name="openai_completions", response_model=None, **openai_body(CompletionBody))
+    async def completions(request: Request) -> Response:
+        """Complete a prompt."""
+        return await generate(request, openai_requests.parse_completion)
+
+    @router.post("/chat/completions", name="openai_chat_completions", response_model=None, **openai_body(ChatBody))
+    async def chat_completions(request: Request) -> Response:
+        """Answer a conversation."""
+        return await generate(request, openai_requests.parse_chat)
+
+    @router.get("/models", name="openai_models")
+    async def models() -> dict[str, Any]:
+        """List the one model."""
+        return openai_requests.models(model.openai_server, model.created_s)
+
+    return router

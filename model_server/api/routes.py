@@ -1,0 +1,150 @@
+"""The routes of KServe's V1 protocol, health and metrics, on an app of our own.
+
+KServe's own app is not served: its predict route sends no content type for a stream, does not see a client
+leave and answers errors with their internals, and beside it lie routes that unload the model for anyone.
+What is not named here does not exist. Leaves out what wraps every route (`http.py`), the wire format
+(`predict.py`) and the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, Literal, Protocol
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import REGISTRY, exposition
+from starlette.convertors import StringConvertor, register_url_convertor
+from starlette.exceptions import HTTPException
+from typing_extensions import TypedDict
+
+from model_server.api import openapi
+from model_server.api.middleware import EVENT_STREAM, Stream, cancel_on_disconnect, error_response
+from model_server.api.predict import parse_json
+from model_server.errors import EngineDead, MethodNotAllowed, NotReady, ServeError, UnknownModel, UnknownRoute
+
+
+class Live(TypedDict):
+    status: Literal["alive"]
+    live: Literal[True]
+
+
+class Ready(TypedDict):
+    ready: Literal[True]
+
+
+class ModelReady(Ready):
+    name: str
+
+
+class Models(TypedDict):
+    models: list[str]
+
+
+class Model(Protocol):
+    """What the routes ask of the model; `model.MistralModel` is the real one."""
+
+    name: str
+
+    @property
+    def dead(self) -> str | None:
+        """Why nothing can be generated any more, or None."""
+        ...
+
+    async def healthy(self) -> bool:
+        """Say whether new requests are taken."""
+        ...
+
+    async def predict(self, payload: Any, headers: Mapping[str, str]) -> dict[str, Any] | AsyncGenerator[bytes, None]:
+        """Return the answer, or its stream once the first event is there."""
+        ...
+
+
+class _NameConvertor(StringConvertor):
+    regex = "[^/:]+"  # without the colon, so that `GET .../name:predict` is a wrong method, not a strange name
+
+
+register_url_convertor("name", _NameConvertor())
+
+
+def accepts_plain_text(headers: Mapping[str, str]) -> bool:
+    """Say whether a stream is wanted as bare text rather than as events."""
+    return any(part.split(";")[0].strip() == "text/plain" for part in headers.get("accept", "").split(","))
+
+
+def public_paths(model_name: str) -> frozenset[str]:
+    """Return the paths of probes and scrapers, which carry no key."""
+    of_model = {f"/v1/models/{model_name}", f"/v2/models/{model_name}/ready"}
+    return frozenset({"/", "/v2/health/live", "/v2/health/ready", "/metrics"} | of_model)
+
+
+def create_app(model: Model, *, docs: bool = False) -> FastAPI:
+    """Return the app with its routes; more may be added to it."""
+    app = FastAPI(
+        title=f"{model.name} on KServe",
+        docs_url="/docs" if docs else None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.add_exception_handler(HTTPException, _refuse_route)
+
+    @app.get("/", name="root")
+    @app.get("/v2/health/live", name="live")
+    async def live() -> Live:
+        """Say that the process can serve, or never will again."""
+        if model.dead is not None:
+            raise EngineDead("The generation thread has died; the server must be restarted.")
+        return {"status": "alive", "live": True}
+
+    @app.get("/v2/health/ready", name="ready")
+    async def ready() -> Ready:
+        """Say that new requests are taken."""
+        if not await model.healthy():
+            raise NotReady(f"{model.name} takes no new requests at the moment.")
+        return {"ready": True}
+
+    @app.get("/v1/models", name="models")
+    async def models() -> Models:
+        """List the one model."""
+        return {"models": [model.name]}
+
+    @app.get("/v1/models/{model_name:name}", name="model")
+    @app.get("/v2/models/{model_name:name}/ready", name="model_ready")
+    async def model_ready(model_name: str) -> ModelReady:
+        """Say that the model takes new requests."""
+        _check_name(model_name)
+        return {"name": model_name, **await ready()}
+
+    @app.post("/v1/models/{model_name:name}:predict", name="predict", response_model=None, **openapi.PREDICT)
+    async def predict(model_name: str, request: Request) -> Response:
+        """Generate."""
+        _check_name(model_name)
+        payload = parse_json(await request.body())
+        answer = await cancel_on_disconnect(request, model.predict(payload, request.headers))
+        if isinstance(answer, dict):
+            return JSONResponse(answer)
+        media_type = "text/plain" if accepts_plain_text(request.headers) else EVENT_STREAM
+        return Stream(answer, media_type=media_type)
+
+    @app.get("/metrics", name="metrics", response_model=None, **openapi.METRICS)
+    async def metrics(request: Request) -> Response:
+        """Show every series in the format that the scraper asks for."""
+        encode, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(REGISTRY), headers={"Content-Type": content_type})
+
+    def _check_name(model_name: str) -> None:
+        if model_name != model.name:
+            raise UnknownModel(f"There is no model {model_name!r} here; this server serves {model.name}.")
+
+    return app
+
+
+async def _refuse_route(request: Request, error: Exception) -> Response:
+    """Say in our own words what the router says."""
+    assert isinstance(error, HTTPException)
+    refusal: ServeError
+    if error.status_code == 405:
+        refusal = MethodNotAllowed(f"{request.method} is not allowed here.")
+    else:
+        refusal = UnknownRoute("There is no such route; POST /v1/models/{name}:predict generates.")
+    return error_response(refusal, request.scope, dict(error.headers or {}))

@@ -1,0 +1,1 @@
+"""The arithmetic of a step: forward, attention, sampling, CUDA graphs."""

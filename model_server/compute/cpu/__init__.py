@@ -1,0 +1,1 @@
+"""Tuning that only a CPU needs."""

@@ -1,0 +1,1 @@
+"""Files to weights: the hub, the checkpoint, safetensors."""

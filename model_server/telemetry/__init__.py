@@ -1,0 +1,1 @@
+"""Metrics, logs, start-up phases, load progress, the termination message."""

@@ -1,0 +1,233 @@
+"""Text to tokens and back: the tokenizer, its chat template, and what each token adds to an answer.
+
+Byte-level tokenizers (GPT-2, Tekken) and byte-fallback ones (Mistral 7B, Llama 2) are followed exactly; other
+decoders as far as they treat a token alike wherever it stands. How an answer's text comes in increments and
+ends at a stop string is in `increments.py`. Knows nothing of HTTP or torch, nor which token ends an answer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from model_server.errors import BadRequest, StartupError
+from model_server.text.detokenizer import IncrementalDetokenizer
+
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+UNBOUNDED = sys.maxsize
+
+
+class Text:
+    """A model's tokenizer and chat template. Shared by all requests; safe to use from several threads."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+        self._backend = tokenizer.backend_tokenizer
+        self._special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        decoder_types = {step["type"] for step in _steps(self._backend.decoder)}
+        self._byte_level = "ByteLevel" in decoder_types
+        self._byte_fallback = "ByteFallback" in decoder_types
+        self._pieces: dict[int, str | bytes | None] = {}
+        # The first call drops the truncation and padding that a tokenizer was saved with. Later calls only
+        # read, which is what makes them safe side by side.
+        self.encode("")
+
+    @classmethod
+    def load(cls, model_dir: str | Path) -> Text:
+        """Read the tokenizer of a local model directory; never runs code that lies there.
+
+        Raises:
+            StartupError: there is none, or none of the fast kind.
+        """
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # the library raises whatever the broken file led to
+            reason = " ".join(str(error).split())[:300]
+            raise StartupError(
+                f"The tokenizer in {model_dir} cannot be read: {reason or type(error).__name__}"
+            ) from error
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise StartupError(
+                f"The tokenizer in {model_dir} is a {type(tokenizer).__name__}, not a fast one: add its tokenizer.json."
+            )
+        return cls(tokenizer)
+
+    def encode(self, prompt: str) -> list[int]:
+        """Return the prompt's tokens, with the special ones that the tokenizer adds.
+
+        Raises:
+            BadRequest: the prompt is not text (half a surrogate pair, as JSON's escapes allow).
+        """
+        return self._encode(prompt, field="prompt", add_special_tokens=True)
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Return the prompt that the model's chat template makes of a conversation, up to the answer.
+
+        Raises:
+            BadRequest: there is no template, or it refuses the messages.
+        """
+        if not messages:
+            raise BadRequest("messages must hold at least one message.", field="messages")
+        if not self.tokenizer.chat_template:
+            raise BadRequest("messages: this model has no chat template; send prompt instead.", field="messages")
+        try:
+            prompt = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+            )
+        except jinja2.TemplateError as error:
+            raise BadRequest(f"messages: the model's chat template refuses them: {error}", field="messages") from error
+        except Exception as error:  # a template is a program, and these are its input: it can fail in any way
+            raise BadRequest(
+                "messages: the model's chat template cannot render them; "
+                "each needs a role that it knows and a text as content.",
+                field="messages",
+            ) from error
+        assert isinstance(prompt, str)
+        return prompt
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[int]]:
+        """Return the rendered prompt and its tokens; the template has written the special ones itself.
+
+        Raises:
+            BadRequest: as `render_chat`, or a message is not text.
+        """
+        prompt = self.render_chat(messages)
+        return prompt, self._encode(prompt, field="messages", add_special_tokens=False)
+
+    def stream(self, stop: tuple[str, ...] = ()) -> IncrementalDetokenizer:
+        """Return a fresh stream for one answer, which ends before the first of the stop strings."""
+        return IncrementalDetokenizer(self.piece, stop, byte_runs=self._byte_fallback)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of a whole answer: what a stream without stop strings gives, joined."""
+        stream = self.stream()
+        return "".join(map(stream.push, ids)) + stream.flush()
+
+    def token_text(self, token_id: int) -> str:
+        """Return one token as people read it, special ones included; broken UTF-8 as `bytes:\\xf0\\x9f`."""
+        raw = self.token_bytes(token_id)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes one token stands for in the middle of a text; b'' when there is no such token."""
+        piece = self._special.get(token_id) or self.piece(token_id) or b""
+        return piece.encode() if isinstance(piece, str) else piece
+
+    def piece(self, token_id: int) -> str | bytes | None:
+        """Return what a token adds to an answer: text, bytes that need their neighbours, None if skipped."""
+        try:
+            return self._pieces[token_id]
+        except KeyError:
+            return self._pieces.setdefault(token_id, self._read_piece(token_id))
+
+    def max_prompt_chars(self, num_tokens: int) -> int:
+        """Return a length in characters that no prompt of so many tokens exceeds.
+
+        So that a huge prompt is refused before the work of tokenizing it. A tokenizer that may drop or melt
+        together any length of text gets no bound worth the name.
+        """
+        return num_tokens * self._longest_token if self._keeps_every_char else UNBOUNDED
+
+    def _encode(self, text: str, *, field: str, add_special_tokens: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadRequest(
+                f"{field} must be valid Unicode, without half of a surrogate pair.", field=field
+            ) from error
+        return self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False).input_ids
+
+    def _read_piece(self, token_id: int) -> str | bytes | None:
+        token = self._backend.id_to_token(token_id)
+        if token is None or token_id in self._special:
+            return None
+        if self._byte_level:
+            try:
+                return bytes(BYTE_OF_CHAR[char] for char in token)
+            except KeyError:  # an added token, written as plain text
+                return token.encode()
+        if self._byte_fallback and (match := BYTE_TOKEN.fullmatch(token)):
+            return bytes.fromhex(match[1])
+        # Twice, less once: its text where it is not the first, which is where a decoder would strip a space.
+        once = self._backend.decode([token_id], skip_special_tokens=False)
+        twice = self._backend.decode([token_id, token_id], skip_special_tokens=False)
+        return twice[len(once) :]
+
+    @cached_property
+    def _longest_token(self) -> int:
+        return max(map(len, self._backend.get_vocab(with_added_tokens=True)))
+
+    @cached_property
+    def _keeps_every_char(self) -> bool:
+        """Whether every character of a prompt is found again in the text of its tokens.
+
+        Only steps known to keep their input count: what is not listed may shrink it.
+        """
+        backend, model = self._backend, self._backend.model
+        steps = [*_steps(backend.normalizer), *_steps(backend.pre_tokenizer)]
+        vocab = backend.get_vocab(with_added_tokens=False)
+        if any(step["type"] == "ByteLevel" for step in steps):
+            no_unknown = vocab.keys() >= BYTE_OF_CHAR.keys()
+        else:
+            no_unknown = bool(getattr(model, "byte_fallback", False)) and all(
+                f"<0x{byte:02X}>" in vocab for byte in range(256)
+            )
+        return (
+            type(model).__name__ == "BPE"
+            and not (model.continuing_subword_prefix or model.end_of_word_suffix)
+            and no_unknown
+            and all(map(_keeps_length, steps))
+            # Such tokens swallow the white space beside them.
+            and not any(token.lstrip or token.rstrip for token in self.tokenizer.added_tokens_decoder.values())
+        )
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """Return the byte behind each character of byte-level vocabularies.
+
+    Printable Latin-1 stands for itself; the other bytes, in order, are the characters from U+0100.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    spare = itertools.count(256)
+    return {chr(byte if byte in printable else next(spare)): byte for byte in range(256)}
+
+
+BYTE_OF_CHAR = _byte_level_alphabet()
+
+
+def _steps(component: Any) -> list[dict[str, Any]]:
+    """Return the elements of a normalizer, pre-tokenizer or decoder, flat, as tokenizer.json has them."""
+    return [] if component is None else _flat(json.loads(component.__getstate__()))
+
+
+def _flat(step: dict[str, Any]) -> list[dict[str, Any]]:
+    if step["type"] != "Sequence":
+        return [step]
+    parts = next(value for key, value in step.items() if key != "type")  # the key differs with the kind
+    return [leaf for part in parts for leaf in _flat(part)]
+
+
+def _keeps_length(step: dict[str, Any]) -> bool:
+    """Whether a step of the tokenizer never makes a text shorter."""
+    match step["type"]:
+        case "ByteLevel" | "Metaspace" | "Prepend" | "Digits":
+            return True
+        case "Replace":
+            pattern = step["pattern"].get("String")
+            return bool(pattern) and len(step["content"]) >= len(pattern)
+        case "Split" | "Punctuation":
+            return step["behavior"] != "Removed"
+        case _:
+            return False

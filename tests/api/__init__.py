@@ -1,0 +1,1 @@
+"""The API: bodies, answers, middleware, keys."""

@@ -1,0 +1,98 @@
+"""What OpenAI's API takes as a body, and how it refuses the rest."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_server.api.openai.requests import Server, parse_chat, parse_completion
+from model_server.api.parameters import ModelLimits
+from model_server.errors import BadRequest, UnknownModel
+from tests.support.small_tokenizers import byte_fallback
+
+NAME = "mistral-7b"
+TEXT = byte_fallback()
+VOCAB_SIZE = len(TEXT.tokenizer)
+SERVER = Server(NAME, TEXT, ModelLimits(max_model_len=64, vocab_size=VOCAB_SIZE, eos_token_ids=(2,)))
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"temperature": "0.5"}, "temperature must be a valid number."),
+        ({"temperature": 2.1}, "temperature must be less than or equal to 2."),
+        ({"n": True}, "n must be a valid integer."),
+        ({"logprobs": 6}, "logprobs must be less than or equal to 5."),
+        ({"prompt": []}, "prompt must be a string, a list of strings"),
+        ({"prompt": [[]]}, "prompt must be a string, a list of strings, a list of token ids"),
+        ({"prompt": [1, "a"]}, "prompt must be a string, a list of strings, a list of token ids"),
+        ({"prompt": [1, VOCAB_SIZE]}, f"prompt must hold token ids from 0 to {VOCAB_SIZE - 1}."),
+        ({"prompt": [1] * 64}, "prompt has 64 tokens"),
+        ({"prompt": "\ud800"}, "prompt must be valid Unicode"),
+        ({"stop": ["a"] * 17}, "stop must be a string, or a list of up to 16"),
+        ({"stop": ""}, "stop must be a string, or a list of up to 16"),
+        ({"logit_bias": {"x": 1}}, "logit_bias must have token ids"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5 must be less than or equal to 100."),
+        ({"n": 2, "best_of": 3}, "best_of must be n (2)"),
+        ({"n": 100, "prompt": ["a", "b"]}, "n times the prompts must be at most 128, not 200."),
+        ({"max_tokens": 0}, "max_tokens must be at least 1 without echo."),
+        ({"suffix": "end"}, "suffix is not supported here"),
+        ({"stream_options": {"include_usage": True}}, "stream_options needs stream to be true."),
+        ({"top_k": 5}, "top_k is not a field of this request."),
+        ({"model": None}, "model must be given."),
+    ],
+    ids=str,
+)
+def test_a_wrong_completion_is_refused_with_its_fields_name(wrong: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        parse_completion({"model": NAME, "prompt": "a"} | wrong, SERVER)
+    assert str(refused.value).startswith(sentence)
+    assert refused.value.field == next(reversed(wrong)) or refused.value.field in wrong
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"messages": []}, "messages must"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role must be"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content must be"),
+        ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "messages[0].content must be a string or"),
+        ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "messages[0].name is not supported"),
+        ({"tools": [{"type": "function"}]}, "tools is not supported here"),
+        ({"response_format": {"type": "json_object"}}, "response_format is not supported here"),
+        ({"top_logprobs": 2}, "top_logprobs needs logprobs to be true."),
+        ({"max_tokens": 1, "max_completion_tokens": 1}, "max_tokens is the old name"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_wrong_chat_is_refused_with_its_fields_name(wrong: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        parse_chat({"model": NAME, "messages": MESSAGES} | wrong, SERVER)
+    assert str(refused.value).startswith(sentence)
+
+
+def test_fields_that_ask_for_nothing_are_taken() -> None:
+    harmless = {"tools": [], "response_format": {"type": "text"}, "user": "me", "seed": None, "store": False}
+    answered = {"role": "assistant", "content": "b", "refusal": None, "tool_calls": None, "annotations": []}
+    messages = [*MESSAGES, answered, *MESSAGES]
+    assert len(parse_chat({"model": NAME, "messages": messages} | harmless, SERVER).requests) == 1
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = ["model", "prompt", "messages", "n", "stop", "logit_bias", "logprobs", "max_tokens", "stream_options", "tools"]
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=5), anything) | anything)
+def test_no_body_is_anything_worse_than_refused(body: Any) -> None:
+    for parse, valid in ((parse_completion, {"prompt": "a"}), (parse_chat, {"messages": MESSAGES})):
+        with contextlib.suppress(BadRequest, UnknownModel):
+            parse({"model": NAME} | valid | body if isinstance(body, dict) else body, SERVER)

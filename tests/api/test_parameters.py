@@ -1,0 +1,268 @@
+"""The parameter table: complete, documented, and safe to hand to Transformers' `generate`."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
+
+from model_server.api.parameter_table import ALIASES, BY_NAME, REFUSED, TABLE
+from model_server.api.parameters import ModelLimits, parse_parameters
+from model_server.errors import BadRequest
+from model_server.request import Lane
+
+VOCAB_SIZE = 64
+LIMITS = ModelLimits(max_model_len=128, vocab_size=VOCAB_SIZE, eos_token_ids=(2,))
+API_DOC = Path(__file__).parents[2] / "docs" / "api.md"
+PROMPT = [1, 5, 9, 5, 9, 7]
+ALL_IDS = list(range(VOCAB_SIZE))
+
+
+def sampling(num_prompt_tokens: int = len(PROMPT), **raw: object):
+    return parse_parameters(raw, LIMITS).sampling_for(num_prompt_tokens)
+
+
+def test_every_generation_config_field_is_supported_or_refused_with_a_reason():
+    fields = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
+    assert fields - {*BY_NAME, *ALIASES, *REFUSED} == set()
+
+
+def test_no_name_is_both_supported_and_refused():
+    assert set(REFUSED).isdisjoint({*BY_NAME, *ALIASES})
+    assert set(ALIASES.values()) <= set(BY_NAME)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_refused_name_is_answered_with_its_reason(name: str):
+    with pytest.raises(BadRequest, match=re.escape(f"{name} is not allowed: {REFUSED[name]}.")):
+        parse_parameters({name: None}, LIMITS)
+
+
+def test_documented_table_is_the_table_in_the_code():
+    rows = [f"| `{p.name}` | {p.kind.allowed} | {p.default} | {p.lane} | {p.meaning} |" for p in TABLE]
+    documented = [line for line in API_DOC.read_text().splitlines() if re.match(r"\| `\w+` \|.*\|.*\|.*\|.*\|", line)]
+    assert documented == rows
+
+
+def test_documented_refusals_are_the_refusals_in_the_code():
+    text = API_DOC.read_text()
+    section = text[text.index("### Not allowed") : text.index("### Together")]
+    assert set(re.findall(r"`(\w+)`", section)) == set(REFUSED)
+    assert all(reason in section for reason in REFUSED.values())
+
+
+@pytest.mark.parametrize(
+    ("raw", "lane"),
+    [
+        ({}, Lane.SHARED),
+        ({"num_beams": 1, "use_cache": True, "guidance_scale": 1, "token_healing": False}, Lane.SHARED),
+        ({"repetition_penalty": 1.2, "bad_words_ids": [[5]], "num_return_sequences": 4}, Lane.SHARED),
+        ({"watermarking_config": {}}, Lane.SHARED),
+        ({"watermarking_config": {"seeding_scheme": "selfhash"}}, Lane.OWN),
+        ({"num_beams": 2}, Lane.OWN),
+        ({"use_cache": False}, Lane.OWN),
+        ({"guidance_scale": 1.5}, Lane.OWN),
+        ({"token_healing": True}, Lane.OWN),
+        ({"prompt_lookup_num_tokens": 3}, Lane.OWN),
+    ],
+)
+def test_lane_follows_from_what_cannot_share_a_step(raw: dict, lane: Lane):
+    assert sampling(**raw).lane is lane
+
+
+@pytest.mark.parametrize(
+    ("raw", "generate"),
+    [
+        ({}, {"do_sample": True, "temperature": 0.1, "top_p": 0.75, "top_k": 40}),
+        ({"temperature": 0, "top_k": 5}, {"do_sample": False}),
+        ({"temperature": 1e-300}, {"do_sample": False}),
+        ({"do_sample": False, "temperature": 0.7, "top_p": 0.5, "min_p": 0.1}, {"do_sample": False}),
+        (
+            {"temperature": 1, "top_k": 0, "top_p": 1},
+            {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0},
+        ),
+    ],
+)
+def test_what_generate_is_told_about_sampling(raw: dict, generate: dict):
+    assert sampling(**raw).generate == generate
+
+
+def test_whole_floats_are_integers_and_integers_are_floats_where_transformers_insists():
+    told = sampling(top_k=5.0, temperature=1, repetition_penalty=2, sequence_bias=[[[5], 3]]).generate
+    assert (told["top_k"], type(told["top_k"])) == (5, int)
+    assert [type(told["temperature"]), type(told["repetition_penalty"])] == [float, float]
+    assert told["sequence_bias"] == [[[5], 3.0]]
+
+
+def test_null_means_not_given():
+    assert parse_parameters(dict.fromkeys(BY_NAME), LIMITS) == parse_parameters({}, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("raw", "max_new_tokens"),
+    [
+        ({"max_new_tokens": 20}, 20),
+        ({"max_new_tokens": 4096}, 118),
+        ({}, 118),
+        ({"max_length": 30}, 20),
+        ({"max_length": 30, "max_new_tokens": 5}, 5),
+        ({"max_length": 100_000}, 118),
+    ],
+)
+def test_new_tokens_are_cut_to_the_room_a_prompt_of_10_leaves(raw: dict, max_new_tokens: int):
+    assert sampling(10, **raw).max_new_tokens == max_new_tokens
+
+
+def test_prompt_that_leaves_no_room_is_refused_with_the_numbers():
+    with pytest.raises(BadRequest, match=r"prompt has 128 tokens.*at most 127"):
+        sampling(128)
+
+
+def test_min_new_tokens_wins_over_min_length_as_in_transformers():
+    assert "min_length" not in sampling(min_new_tokens=3, min_length=50).generate
+
+
+@pytest.mark.parametrize(
+    ("written", "nearest"), [("topk", "top_k"), ("maxTokens", "max_tokens"), ("temprature", "temperature")]
+)
+def test_unknown_name_is_answered_with_the_nearest_known_one(written: str, nearest: str):
+    with pytest.raises(BadRequest, match=f"{written} is not a parameter; the nearest is {nearest}."):
+        parse_parameters({written: 1}, LIMITS)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"suppress_tokens": ALL_IDS},
+        {"suppress_tokens": ALL_IDS[1:], "begin_suppress_tokens": [0]},
+        {"suppress_tokens": ALL_IDS[:2] + ALL_IDS[3:], "min_new_tokens": 1},
+        {"bad_words_ids": [[i] for i in ALL_IDS], "eos_token_id": 2, "suppress_tokens": [2]},
+        {"no_repeat_ngram_size": 1, "max_new_tokens": 100},
+        {"encoder_no_repeat_ngram_size": 1, "suppress_tokens": ALL_IDS[6:]},
+    ],
+)
+def test_parameters_that_can_forbid_every_token_are_refused(raw: dict):
+    with pytest.raises(BadRequest, match="forbid"):
+        sampling(**raw)
+
+
+def test_penalty_on_length_needs_a_model_that_can_end():
+    endless = ModelLimits(max_model_len=128, vocab_size=VOCAB_SIZE)
+    with pytest.raises(BadRequest, match="exponential_decay_length_penalty needs an eos_token_id"):
+        parse_parameters({"exponential_decay_length_penalty": [1, 1.1]}, endless)
+
+
+# The edge of what each row allows, alone and with what it acts on. Token ids run to the vocabulary's last.
+EXTREMES: list[dict] = [
+    {"temperature": 1e-6},
+    {"temperature": 100, "top_k": 2**31 - 1, "top_p": 1},
+    {"top_p": 1e-12},
+    {"top_k": 1},
+    {"min_p": 0},
+    {"min_p": 1},
+    {"top_h": 1e-9},
+    {"top_h": 1, "suppress_tokens": ALL_IDS[3:]},
+    {"typical_p": 1e-9},
+    {"typical_p": 0.99, "top_k": 1},
+    {"epsilon_cutoff": 0.999999},
+    {"eta_cutoff": 0.999999, "suppress_tokens": ALL_IDS[3:]},
+    {"repetition_penalty": 0.001, "encoder_repetition_penalty": 1000, "temperature": 1e-6},
+    {"repetition_penalty": 1000, "encoder_repetition_penalty": 0.001, "temperature": 1e-6},
+    {
+        "sequence_bias": [[[5], 1e9], [[63], -1e9], [[5, 7], 1e9]],
+        "repetition_penalty": 0.001,
+        "temperature": 1e-6,
+    },
+    {"no_repeat_ngram_size": 128},
+    {"no_repeat_ngram_size": 1},
+    {"no_repeat_ngram_size": 1, "max_new_tokens": 100, "do_sample": False},
+    {"encoder_no_repeat_ngram_size": 128},
+    {"encoder_no_repeat_ngram_size": 1},
+    {"bad_words_ids": [[i] for i in ALL_IDS[:62]]},
+    {"bad_words_ids": [[2], [5, 7], [63]]},
+    {"suppress_tokens": ALL_IDS[:63]},
+    {"begin_suppress_tokens": ALL_IDS[:63]},
+    {"forced_bos_token_id": 63},
+    {"forced_eos_token_id": [2, 63], "begin_suppress_tokens": [2], "max_new_tokens": 1},
+    {"forced_eos_token_id": 63, "suppress_tokens": [2]},
+    {"exponential_decay_length_penalty": [0, 10.0], "suppress_tokens": [2]},
+    {"exponential_decay_length_penalty": [3, 0.001]},
+    {"exponential_decay_length_penalty": [0, 10.0], "min_new_tokens": 5},
+    {"eos_token_id": [2, 63], "pad_token_id": 0, "bos_token_id": 1},
+    {"min_new_tokens": 6},
+    {"min_length": 12},
+    {"max_time": 1e-9},
+    {"remove_invalid_values": True, "renormalize_logits": True, "suppress_tokens": ALL_IDS[3:]},
+    {"watermarking_config": {"greenlist_ratio": 1e-9, "bias": 100, "hashing_key": 2**31 - 1}},
+    {"watermarking_config": {"seeding_scheme": "selfhash", "greenlist_ratio": 0.999, "context_width": 64}},
+    {"watermarking_config": {"seeding_scheme": "selfhash", "greenlist_ratio": 0.5, "hashing_key": 2**31 - 1}},
+    {"num_beams": 16, "num_return_sequences": 16, "do_sample": False},
+    {"num_beams": 16, "num_return_sequences": 16, "top_k": 1},
+    {"num_beams": 3, "temperature": 1e-6, "top_p": 1e-9},
+    {"num_beams": 3, "length_penalty": 10, "early_stopping": "never"},
+    {"num_beams": 3, "length_penalty": -10, "early_stopping": True, "do_sample": False},
+    {"num_beams": 2, "suppress_tokens": ALL_IDS[:63], "do_sample": False},
+    {"num_beams": 2, "suppress_tokens": ALL_IDS[:63]},
+    {"num_beams": 2, "no_repeat_ngram_size": 1, "do_sample": False},
+    {"num_beams": 16, "eos_token_id": ALL_IDS[:16], "do_sample": False},
+    {"num_beams": 4, "guidance_scale": 3},
+    {"num_beams": 4, "use_cache": False},
+    {"guidance_scale": 0},
+    {"guidance_scale": 100, "negative_prompt_ids": [63, 5]},
+    {"guidance_scale": 2, "negative_prompt_ids": [5], "use_cache": False},
+    {"prompt_lookup_num_tokens": 64, "max_matching_ngram_size": 128},
+    {"prompt_lookup_num_tokens": 3, "do_sample": False, "suppress_tokens": ALL_IDS[10:]},
+    {"prompt_lookup_num_tokens": 3, "watermarking_config": {}, "repetition_penalty": 1.5},
+    {"use_cache": False},
+]
+
+
+# What looks at where the prompt ends also has to bear a prompt of one token.
+AT_THE_BEGINNING = {
+    "forced_bos_token_id",
+    "begin_suppress_tokens",
+    "prompt_lookup_num_tokens",
+    "guidance_scale",
+}
+RUNS = [(raw, PROMPT) for raw in EXTREMES] + [(raw, [1]) for raw in EXTREMES if raw.keys() & AT_THE_BEGINNING]
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[MistralForCausalLM]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the model is too small to share out
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        initializer_range=0.5,
+    )
+    yield MistralForCausalLM(config).eval()
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("raw", "prompt"), RUNS, ids=[f"{str(raw)[:70]}-{len(prompt)}" for raw, prompt in RUNS])
+def test_whatever_is_accepted_runs_in_generate(model: MistralForCausalLM, raw: dict, prompt: list[int]):
+    accepted = sampling(len(prompt), **{"max_new_tokens": 6} | raw)
+    told = dict(accepted.generate)
+    negative = told.pop("negative_prompt_ids", None)
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Transformers warns of flags without effect; here only crashes matter
+        output = model.generate(
+            torch.tensor([prompt]),
+            GenerationConfig(**told, max_new_tokens=accepted.max_new_tokens, num_return_sequences=accepted.num_choices),
+            negative_prompt_ids=None if negative is None else torch.tensor([negative]),
+        )
+    assert output.shape[0] == accepted.num_choices
+    assert len(prompt) < output.shape[1] <= len(prompt) + accepted.max_new_tokens

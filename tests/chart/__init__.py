@@ -1,0 +1,1 @@
+"""The chart, the manifests and the image."""

@@ -1,0 +1,1 @@
+"""The arithmetic: KV cache, kernels, copies."""

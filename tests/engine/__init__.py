@@ -1,0 +1,1 @@
+"""The engine: admission, the step loop, faults, the oracle."""

@@ -1,0 +1,80 @@
+"""How `serve` starts: what happens before what, with the model and the server's loop as doubles."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.process import free_port
+from model_server import __main__ as main
+from model_server import model as model_module
+from model_server import server as server_module
+from model_server.compute.cpu import malloc
+from model_server.loading import read_ahead
+
+
+@pytest.fixture
+def collecting() -> Iterator[None]:
+    """Leave the garbage collector as it was."""
+    yield
+    gc.enable()
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("collecting")
+def test_weights_are_read_ahead_and_no_garbage_is_collected_until_the_model_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(malloc, "use_one_arena", lambda: seen.append("one arena"))
+    monkeypatch.setattr(read_ahead, "start", lambda directory: seen.append(("read ahead", directory)))
+    monkeypatch.setattr(
+        model_module.MistralModel, "load", lambda model: seen.append(("loading collects", gc.isenabled()))
+    )
+    monkeypatch.setattr(server_module.Server, "run", lambda server: seen.append(("serving collects", gc.isenabled())))
+
+    main.serve(["--model_dir", str(tmp_path), "--http_port", str(free_port()), "--configure_logging", "false"], {})
+
+    assert seen == ["one arena", ("read ahead", tmp_path), ("loading collects", False), ("serving collects", True)]
+    assert gc.get_freeze_count() > 0
+
+
+@pytest.fixture
+def loops() -> Iterator[None]:
+    """Leave asyncio's own loop the default."""
+    yield
+    asyncio.set_event_loop_policy(None)
+
+
+@pytest.mark.usefixtures("collecting", "loops")
+@pytest.mark.parametrize(
+    ("flags", "loop"),
+    [((), "uvloop"), (("--event-loop", "uvloop"), "uvloop"), (("--event-loop", "asyncio"), "asyncio")],
+)
+def test_server_runs_in_the_loop_that_was_asked_for(
+    flags: tuple[str, ...], loop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran_in: list[str] = []
+
+    def load(model: model_module.MistralModel) -> None:
+        model.ready = True
+
+    async def serve(server: server_module.Server) -> None:
+        ran_in.append(type(asyncio.get_running_loop()).__module__.partition(".")[0])
+        for coroutine in server.servers:
+            coroutine.close()
+
+    monkeypatch.setattr(malloc, "use_one_arena", lambda: None)
+    monkeypatch.setattr(read_ahead, "start", lambda directory: None)
+    monkeypatch.setattr(model_module.MistralModel, "load", load)
+    monkeypatch.setattr(server_module.Server, "_serve", serve)
+
+    argv = ["--model_dir", str(tmp_path), "--http_port", str(free_port()), "--configure_logging", "false", *flags]
+    main.serve(argv, {})
+
+    assert ran_in == [loop]

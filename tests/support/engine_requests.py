@@ -1,0 +1,74 @@
+"""Requests to an engine, their answers, and a gate in its way: what the engine's tests share."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from model_server.compute.kv_cache.base import TokenRange
+from model_server.engine.engine import Engine
+from model_server.errors import (
+    ServeError,
+)
+from model_server.request import Event, Lane, Request, SamplingParams
+from tests.support.fakes import TokenIds
+
+MakeEngine = Callable[..., Engine]
+GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None}
+SLOW_BEAMS = GREEDY | {"num_beams": 4}
+
+
+def request(num_tokens: int = 8, prompt: Sequence[int] = (5, 6, 7), **changes: Any) -> Request:
+    sampling = {"generate": GREEDY, "max_new_tokens": num_tokens} | changes.pop("sampling", {})
+    return Request(
+        list(prompt), SamplingParams(**sampling), [TokenIds() for _ in range(sampling.get("num_answers", 1))], **changes
+    )
+
+
+def beams(num_tokens: int = 200) -> Request:
+    return request(num_tokens, sampling={"generate": SLOW_BEAMS, "lane": Lane.OWN})
+
+
+async def events(*requests: Request) -> list[list[Event] | ServeError]:
+    """Read each request to its end: its events, or the error that ended it."""
+
+    async def read(one: Request) -> list[Event] | ServeError:
+        try:
+            return [event async for event in one.answer()]
+        except ServeError as error:
+            return error
+
+    return list(await asyncio.gather(*(read(one) for one in requests)))
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait for what other threads will do; fail when they do not."""
+    deadline_s = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not happen"
+        await asyncio.sleep(0.005)
+
+
+class Gate:
+    """Holds every forward until it is opened, and can be told what to raise before one."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.open = threading.Event()
+        self.open.set()
+        self.fault: Callable[[Sequence[TokenRange], Sequence[TokenRange]], None] = lambda decode, prefill: None
+        self.num_steps = 0
+        forward = engine._shared.runner.forward
+
+        def gated(decode: Sequence[TokenRange], prefill: Sequence[TokenRange], *rest: Any) -> torch.Tensor:
+            self.open.wait(60)
+            self.num_steps += 1
+            self.fault(decode, prefill)
+            return forward(decode, prefill, *rest)
+
+        monkeypatch.setattr(engine._shared.runner, "forward", gated)

@@ -1,0 +1,79 @@
+"""Doubles for the edges of the server: a byte tokenizer, and an engine that plays what it is told.
+
+Small real objects, not mocks: text decodes bytes as the real one decodes tokens, events travel the real
+channel.
+"""
+
+from __future__ import annotations
+
+import codecs
+
+from model_server.errors import BadRequest, ServeError
+from model_server.request import Finished, FinishReason, Request, TextDelta
+
+BOS = 1
+FIRST_BYTE = 3
+VOCAB_SIZE = FIRST_BYTE + 256
+
+
+class ByteStream:
+    """Decodes bytes as they come; never half a character."""
+
+    stopped = False
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        return self._decoder.decode(bytes([token_id - FIRST_BYTE]))
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class ByteText:
+    """A tokenizer whose tokens are bytes, with a chat template that knows user and assistant."""
+
+    def encode(self, prompt: str) -> list[int]:
+        return [BOS, *(byte + FIRST_BYTE for byte in prompt.encode())]
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> tuple[str, list[int]]:
+        for message in messages:
+            if message["role"] not in ("user", "assistant"):
+                raise BadRequest("messages must have the roles user and assistant.", field="messages")
+        written = "".join(f"<{message['role']}>{message['content']}" for message in messages)
+        return written, self.encode(written)
+
+    def stream(self, stop: tuple[str, ...] = ()) -> ByteStream:
+        return ByteStream()
+
+    def max_prompt_chars(self, num_tokens: int) -> int:
+        return 4 * num_tokens
+
+
+def play(request: Request, *script: str | ServeError | FinishReason) -> None:
+    """Be the engine for one answer: a string is a chunk, a reason the end. Called in the event loop."""
+    for item in script:
+        match item:
+            case FinishReason():
+                request.channel.send(Finished(item, request.num_prompt_tokens, completion_tokens=len(script) - 1))
+            case str():
+                request.channel.send(TextDelta(item))
+            case error:
+                request.channel.send(error)
+    request.channel.wake()
+
+
+class TokenIds:
+    """A detokenizer whose text is the token ids themselves."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.stopped = False
+
+    def push(self, token_id: int) -> str:
+        self.ids.append(token_id)
+        return f"{token_id} "
+
+    def flush(self) -> str:
+        return ""

@@ -1,0 +1,54 @@
+"""The server, composed by its own `__main__`, with a model that fails: which way, the prompt says.
+
+    python -m tests.support.faulty_server --model_dir ...
+
+The double sits at the model's edge, `Runner.forward`. Memory is short whenever a step has more than `MAX_ROWS` rows.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Sequence
+
+import torch
+
+from model_server.__main__ import main
+from model_server.compute.kv_cache.base import TokenRange
+from model_server.compute.runner import Runner
+
+MAX_ROWS = 4
+
+POISON, KILL, HANG = "\x01", "\x02", "\x03"
+"""In a prompt: control characters, which no other prompt has and whose tokens are bytes."""
+_FIRST_BYTE = 3
+"""Token id of byte 0 in the tokenizer of the `model_dir` fixture."""
+
+
+def break_model() -> None:
+    forward = Runner.forward
+
+    def faulty(
+        self: Runner, decode: Sequence[TokenRange], prefill: Sequence[TokenRange], wanted: Sequence[int]
+    ) -> torch.Tensor:
+        read = {token_id - _FIRST_BYTE for segment in prefill for token_id in segment.token_ids}
+        if ord(POISON) in read:
+            raise ValueError("poison")
+        if ord(KILL) in read:
+            raise SystemExit("killed")
+        if ord(HANG) in read:
+            threading.Event().wait()
+        if len(decode) + len(prefill) > MAX_ROWS:
+            raise torch.OutOfMemoryError("no memory for another row")
+        return forward(self, decode, prefill, wanted)
+
+    Runner.forward = faulty  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    break_model()
+    exit_code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
