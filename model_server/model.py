@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 import kserve
 
-from model_server.api.openai import requests as openai_requests
-from model_server.api.parameters import ModelLimits
-from model_server.api.predict import Call, answer, parse, plain_text, sse
+from model_server.api.prompts import Call, ModelLimits, ServedModel
 from model_server.api.routes import accepts_plain_text
+from model_server.api.v1.predict import parse
+from model_server.api.v1.predictions import answer, plain_text, sse
 from model_server.compute.fused_linear import pack
 from model_server.compute.kv_cache import budget
 from model_server.compute.kv_cache.contiguous import flash_attention_unavailable_reason
@@ -28,12 +28,11 @@ from model_server.errors import StartupError
 from model_server.loading import weights
 from model_server.settings import Settings
 from model_server.telemetry import metrics, startup, termination
-from model_server.text.tokenizer import Text
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-AnyCall = TypeVar("AnyCall", Call, openai_requests.Call)
+AnyCall = TypeVar("AnyCall", bound=Call)
 
 PREFILL_TOKENS = {"cpu": 128, "cuda": 512}
 """Prompt tokens read in one step: enough to keep the matmuls busy, few enough that streams do not stall."""
@@ -44,9 +43,8 @@ WHOLE_PROMPT_TOKENS = 512
 class MistralModel(kserve.Model):
     """One Mistral model, generating for many requests at once."""
 
-    text: Text
-    limits: ModelLimits
-    openai_server: openai_requests.Server
+    served: ServedModel
+    """What the routes need to know of the loaded model."""
     created_s: int
     """When the model was loaded, in seconds since 1970: what OpenAI's list of models calls `created`."""
 
@@ -67,13 +65,12 @@ class MistralModel(kserve.Model):
         startup.ended("weights")
         for reason in loaded.reasons:
             log.info("%s", reason)
-        self.text = loaded.text
-        self.limits = ModelLimits(
+        limits = ModelLimits(
             max_model_len=loaded.max_model_len,
             vocab_size=loaded.model.config.vocab_size,
             eos_token_ids=_eos_token_ids(loaded.model.generation_config.eos_token_id),
         )
-        self.openai_server = openai_requests.Server(self.name, self.text, self.limits)
+        self.served = ServedModel(self.name, loaded.text, limits)
         self.created_s = int(time.time())
         runner, room = _runner(loaded, self.settings.max_batch_size)
         self.generation = Engine(
@@ -120,7 +117,7 @@ class MistralModel(kserve.Model):
         """
         headers = headers or {}
         request_id = headers.get("x-request-id", "")
-        call = await self.submit(lambda deadline_s: parse(payload, self.text, self.limits, request_id, deadline_s))
+        call = await self.submit(lambda deadline_s: parse(payload, self.served, request_id, deadline_s))
         if not call.stream:
             return await answer(call)
         return await (plain_text(call) if accepts_plain_text(headers) else sse(call))

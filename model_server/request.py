@@ -11,7 +11,7 @@ import enum
 import itertools
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -164,7 +164,7 @@ class Request:
     def cancelled(self) -> bool:
         return self.channel.closed
 
-    async def answer(self) -> AsyncIterator[Event]:
+    async def answer(self) -> AsyncGenerator[Event, None]:
         """Yield chunks as they are made and one `Final` for each answer, then end.
 
         Raises:

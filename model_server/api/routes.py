@@ -1,15 +1,14 @@
 """The routes of KServe's V1 protocol, health and metrics, on an app of our own.
 
-KServe's own app is not served: its predict route sends no content type for a stream, does not see a client
-leave and answers errors with their internals, and beside it lie routes that unload the model for anyone.
-What is not named here does not exist. Leaves out what wraps every route (`http.py`), the wire format
-(`predict.py`) and the model.
+KServe's own app is not served: its predict route sends no content type for a stream, does not notice that a
+client disconnects and answers errors with their internals, and beside it lie routes that unload the model for anyone.
+What is not named here does not exist. Leaves out the middleware, the wire format (`v1/`) and the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from typing import Any, Literal, Protocol
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any, Literal, Protocol, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -19,8 +18,10 @@ from starlette.exceptions import HTTPException
 from typing_extensions import TypedDict
 
 from model_server.api import openapi
-from model_server.api.middleware import EVENT_STREAM, Stream, cancel_on_disconnect, error_response
-from model_server.api.predict import parse_json
+from model_server.api.middleware import error_response
+from model_server.api.prompts import Call, ServedModel
+from model_server.api.streaming import EVENT_STREAM, Stream, cancel_on_disconnect
+from model_server.api.v1.predict import parse_json
 from model_server.errors import EngineDead, MethodNotAllowed, NotReady, ServeError, UnknownModel, UnknownRoute
 
 
@@ -41,10 +42,16 @@ class Models(TypedDict):
     models: list[str]
 
 
+AnyCall = TypeVar("AnyCall", bound=Call)
+
+
 class Model(Protocol):
     """What the routes ask of the model; `model.MistralModel` is the real one."""
 
     name: str
+    served: ServedModel
+    created_s: int
+    """When the model was loaded, in seconds since 1970."""
 
     @property
     def dead(self) -> str | None:
@@ -57,6 +64,10 @@ class Model(Protocol):
 
     async def predict(self, payload: Any, headers: Mapping[str, str]) -> dict[str, Any] | AsyncGenerator[bytes, None]:
         """Return the answer, or its stream once the first event is there."""
+        ...
+
+    async def submit(self, parse: Callable[[float], AnyCall]) -> AnyCall:
+        """Parse a body, with the deadline it is given, and have its requests generated."""
         ...
 
 
