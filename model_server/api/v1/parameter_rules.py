@@ -147,11 +147,12 @@ def parse_parameters(
 
 def _known(layer: Given, prefix: str, model: type[GenerateParameters]) -> Iterable[tuple[str, Any, str]]:
     """Yield (name, value, label) of the fields given, aliases resolved; refuse unknown names and doubles."""
+    known = about(model)
     seen: dict[str, str] = {}
     for written, value in layer.items():
         label = prefix + written
         name = ALIASES.get(written, written)
-        if name not in model.model_fields:
+        if name not in known:
             raise _unknown(written, prefix, model)
         if value is None:
             continue
