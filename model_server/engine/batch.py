@@ -19,6 +19,7 @@ from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.runner import Runner
 from model_server.compute.sampling import sample, sequence_sampler
 from model_server.engine.admission import admit_next
+from model_server.engine.config import EngineConfig
 from model_server.engine.fault_isolation import OUT_OF_MEMORY, isolate_faults
 from model_server.engine.logprobs import step_logprobs
 from model_server.engine.output import finish_reason, finish_with_error
@@ -39,9 +40,8 @@ class BatchLoop:
     def __init__(
         self,
         runner: Runner,
-        scheduler: Scheduler,
+        config: EngineConfig,
         *,
-        prefix_caching: bool,
         wake: Callable[[Iterable[Request]], None],
         on_release: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
@@ -53,9 +53,13 @@ class BatchLoop:
             on_release: is called when a sequence has left the batch.
         """
         self.runner = runner
-        self.scheduler = scheduler
+        self.scheduler = Scheduler(
+            max_batch_size=config.max_batch_size,
+            max_prefill_tokens_per_step=config.max_prefill_tokens_per_step,
+            max_prefill_tokens_when_idle=config.max_prefill_tokens_when_idle,
+        )
         self.output = OutputQueue(wake)
-        self._prefill = PrefillPlanner(scheduler, runner.kv_cache, prefix_caching=prefix_caching)
+        self._prefill = PrefillPlanner(self.scheduler, runner.kv_cache, prefix_caching=config.prefix_caching)
         self._wake = wake
         self._on_release = on_release
         self._clock = clock
@@ -66,6 +70,12 @@ class BatchLoop:
     def requests(self) -> list[Request]:
         """The admitted requests whose end is not sent; callable from any thread."""
         return list(dict.fromkeys([*(s.request for s in [*self.scheduler.sequences]), *self.output.requests]))
+
+    @property
+    def kv_usage(self) -> float:
+        """The share of the KV cache that the batch has allocated, 0 to 1; callable from any thread."""
+        sequences = [*self.scheduler.sequences]
+        return sum(s.request.max_tokens for s in sequences) / self.runner.kv_cache.num_tokens
 
     def step(self) -> None:
         """Run one step for all sequences."""

@@ -22,12 +22,11 @@ from model_server.engine.batchable import can_batch
 from model_server.engine.config import EngineConfig
 from model_server.engine.fallback import GenerateFallback
 from model_server.engine.idle import IdleTasks
-from model_server.engine.limits import SubmissionLimits
+from model_server.engine.limits import CompletionRate, SubmissionLimits
 from model_server.engine.output import finish_with_error
 from model_server.engine.overlap import OverlappedBatchLoop
 from model_server.engine.queues import RequestQueues
 from model_server.engine.readers import Readers
-from model_server.engine.scheduler import Scheduler
 from model_server.engine.watchdog import Watchdog
 from model_server.errors import Draining, EngineDead, ServeError
 from model_server.request import Request
@@ -44,39 +43,25 @@ class Engine:
         tokenizer: PreTrainedTokenizerBase,
         config: EngineConfig,
         *,
-        threads: ThreadCounts | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_death: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        """Make an engine; call `start` after.
-
-        Args:
-            threads: how many threads the batch and the fallback compute with.
-            clock: the time that deadlines are compared with.
-            on_death: is called once with the reason, in the thread that noticed it.
-        """
+        """Make an engine; call `start` after. If the engine dies, `on_death` is called once with the reason."""
         self.dead: str | None = None
         self.accepting = True
         self.runner = runner
-        scheduler = Scheduler(
-            max_batch_size=config.max_batch_size,
-            max_prefill_tokens_per_step=config.max_prefill_tokens_per_step,
-            max_prefill_tokens_when_idle=config.max_prefill_tokens_when_idle,
+        self._readers = Readers()
+        self._completions = CompletionRate()
+        self.batch = (OverlappedBatchLoop if runner.is_async else BatchLoop)(
+            runner, config, wake=self._readers.wake, on_release=self._completions.note, clock=clock
         )
         self.fallback = GenerateFallback(runner.model, tokenizer, max_tokens=config.max_fallback_tokens)
-        self._queues = RequestQueues(scheduler.waiting, self.fallback.waiting)
-        self._limits = SubmissionLimits(config.max_queue_size, self._queues, scheduler, runner.kv_cache, self.fallback)
-        self._readers = Readers()
-        self.batch = (OverlappedBatchLoop if runner.is_async else BatchLoop)(
-            runner,
-            scheduler,
-            prefix_caching=config.prefix_caching,
-            wake=self._readers.wake,
-            on_release=self._limits.completions.note,
-            clock=clock,
+        self._queues = RequestQueues(self.batch.scheduler.waiting, self.fallback.waiting)
+        self._limits = SubmissionLimits(
+            config.max_queue_size, self._queues, self.batch, self.fallback, self._completions
         )
-        self._threads = threads or ThreadCounts()
-        self.idle_tasks = IdleTasks(
+        self._threads = ThreadCounts()
+        self._idle_tasks = IdleTasks(
             self._threads.compile_tasks(runner),
             self.batch.release_memory,
             once_after_s=config.compile_after_s,
@@ -136,9 +121,7 @@ class Engine:
 
     @property
     def kv_usage(self) -> float:
-        """Return the share of the KV cache that the batch has allocated, 0 to 1."""
-        sequences = [*self.batch.scheduler.sequences]
-        return sum(s.request.max_tokens for s in sequences) / self.runner.kv_cache.num_tokens
+        return self.batch.kv_usage
 
     async def drain(self, seconds: float) -> None:
         """Take no more requests, let the others finish for up to `seconds`, then end the rest with an error."""
@@ -180,7 +163,7 @@ class Engine:
             with self._changed:
                 has_work = self._changed.wait_for(
                     lambda: self._stopping or scheduler.sequences or scheduler.waiting,
-                    timeout=self.idle_tasks.wait_s,
+                    timeout=self._idle_tasks.wait_s,
                 )
                 if self._stopping:
                     return
@@ -188,9 +171,9 @@ class Engine:
             if has_work:
                 self._run_step()
             elif self.fallback.running is None:
-                self.idle_tasks.run_next()
+                self._idle_tasks.run_next()
                 continue
-            self.idle_tasks.touch()
+            self._idle_tasks.touch()
 
     def _run_step(self) -> None:
         self.batch.reap()
@@ -221,7 +204,7 @@ class Engine:
                     request, wake=functools.partial(self._readers.wake, [request]), on_step=self._on_fallback_step
                 )
                 self._watchdog.end("fallback")
-                self._limits.completions.note()
+                self._completions.note()
 
     def _on_fallback_step(self) -> None:
         self._watchdog.start("fallback")

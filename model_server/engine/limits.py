@@ -7,10 +7,9 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from model_server.compute.kv_cache.base import KVCache
+from model_server.engine.batch import BatchLoop
 from model_server.engine.fallback import GenerateFallback
 from model_server.engine.queues import RequestQueues
-from model_server.engine.scheduler import Scheduler
 from model_server.errors import BadRequest, QueueFull
 from model_server.request import Request
 
@@ -40,16 +39,16 @@ class SubmissionLimits:
         self,
         max_queue_size: int,
         queues: RequestQueues,
-        scheduler: Scheduler,
-        kv_cache: KVCache,
+        batch: BatchLoop,
         fallback: GenerateFallback,
+        completions: CompletionRate,
     ) -> None:
-        self.completions = CompletionRate()
         self._max_queue_size = max_queue_size
         self._queues = queues
-        self._scheduler = scheduler
-        self._kv_cache = kv_cache
+        self._scheduler = batch.scheduler
+        self._kv_cache = batch.runner.kv_cache
         self._fallback = fallback
+        self._completions = completions
 
     def check_fits(self, batched: Iterable[Request], unbatched: Iterable[Request]) -> None:
         """Raise BadRequest if there is never enough memory for one of the requests."""
@@ -78,5 +77,5 @@ class SubmissionLimits:
             num_waiting = len(self._queues)
             raise QueueFull(
                 f"{num_waiting} requests are waiting and at most {self._max_queue_size} may.",
-                retry_after_s=self.completions.seconds_until(num_waiting / 2),
+                retry_after_s=self._completions.seconds_until(num_waiting / 2),
             )

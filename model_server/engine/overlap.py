@@ -1,4 +1,4 @@
-"""The step loop for accelerators: the host works on one step while the device computes the next (overlap scheduling)."""
+"""The step loop for accelerators: overlap scheduling, host work on one step while the device computes the next."""
 
 from __future__ import annotations
 

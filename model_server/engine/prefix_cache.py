@@ -1,4 +1,4 @@
-"""The prefix cache: which tokens' keys and values the KV cache holds, and the longest prefix of a new prompt among them.
+"""The prefix cache: the tokens whose keys and values the KV cache holds, and the longest prefix of a prompt among them.
 
 A token's keys and values depend only on the tokens before it, so a new sequence can copy them from any region of the KV
 cache that begins with the same tokens. The region of a finished sequence stays valid until it is allocated again, so
