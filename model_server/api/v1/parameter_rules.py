@@ -19,7 +19,7 @@ from model_server.api.prompts import ModelLimits, room_after
 from model_server.api.v1.parameters import ALIASES, OUR_DEFAULTS, UNSUPPORTED, GenerateParameters, about
 from model_server.api.validation import printable, schema_of, validate
 from model_server.errors import BadRequest
-from model_server.request import Lane, SamplingParams
+from model_server.request import SamplingParams
 
 MIN_TEMPERATURE = 1e-6
 """Below this a temperature is 0: logits divided by it would overflow, and the likeliest token wins anyway."""
@@ -81,7 +81,6 @@ class Parameters:
         return SamplingParams(
             generate=self.generate,
             max_new_tokens=max_new_tokens,
-            lane=_lane(self.generate),
             seed=self.values.seed,
             stop=self.values.stop_strings,
             num_choices=self.num_choices,
@@ -278,17 +277,3 @@ def _forbidden(given: Given, limits: ModelLimits) -> set[int]:
 
 def _as_set(ids: int | Iterable[int] | None) -> set[int]:
     return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
-
-
-def _lane(generate: Given) -> Lane:
-    """Stands here until the engine chooses by itself."""
-    alone = (
-        generate.get("num_beams", 1) > 1
-        or generate.get("guidance_scale", 1) != 1
-        or "negative_prompt_ids" in generate
-        or "prompt_lookup_num_tokens" in generate
-        or generate.get("token_healing", False)
-        or not generate.get("use_cache", True)
-        or generate.get("watermarking_config", {}).get("seeding_scheme") == "selfhash"
-    )
-    return Lane.OWN if alone else Lane.SHARED
