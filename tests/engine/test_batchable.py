@@ -10,8 +10,8 @@ from model_server.api.v1.parameters import GenerateParameters, about
 from model_server.engine.batchable import can_batch
 from model_server.request import SamplingParams
 
-UNDOCUMENTED = {name: note.batched for name, note in about(GenerateParameters).items()}
-BATCHED: dict[str, Any] = {
+DOCUMENTED = {name: note.batched for name, note in about(GenerateParameters).items()}
+UNBATCHED: dict[str, Any] = {
     "num_beams": 2,
     "guidance_scale": 1.5,
     "negative_prompt_ids": [5],
@@ -20,7 +20,6 @@ BATCHED: dict[str, Any] = {
     "use_cache": False,
     "watermarking_config": {"seeding_scheme": "selfhash"},
 }
-DOCUMENTED = {name: note.batched for name, note in about(GenerateParameters).items()}
 BATCHED: dict[str, Any] = {
     "num_beams": 1,
     "guidance_scale": 1,
