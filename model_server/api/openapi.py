@@ -20,7 +20,7 @@ from model_server import errors
 from model_server.api.middleware import OPENAI_ROOT
 from model_server.api.openai.schema import IGNORED_FIELDS, NO_OP_VALUES, Body, ChatBody, CompletionBody
 from model_server.api.streaming import EVENT_STREAM
-from model_server.api.v1.parameters import ALIASES, GenerateParameters, Watermarking
+from model_server.api.v1.parameters import ALIASES, GenerateParameters, TrussBody, Watermarking
 from model_server.api.v1.predict import PredictInstances, PredictMessages, PredictPrompt
 from model_server.api.v1.predictions import Predictions
 from model_server.api.validation import PlainSchema, Schema
@@ -74,18 +74,16 @@ def _reference(name: str) -> Schema:
 
 def _schemas(model_name: str) -> dict[str, Schema]:
     """Return the schemas of all bodies and answers, with what is accepted besides: null, aliases, ignored fields."""
-    models = [(model, "validation") for model in (*PREDICT_BODIES, *OPENAI_BODIES, *ANSWERS)]
+    models = [(model, "validation") for model in (*PREDICT_BODIES, TrussBody, *OPENAI_BODIES, *ANSWERS)]
     _, found = models_json_schema(
         models,  # type: ignore[arg-type]
         schema_generator=PlainSchema,
         ref_template="#/components/schemas/{model}",
     )
     schemas: dict[str, Schema] = found["$defs"]
-    with_parameters: tuple[type[BaseModel], ...] = (GenerateParameters, PredictPrompt, PredictMessages)
+    with_parameters: tuple[type[BaseModel], ...] = (GenerateParameters, PredictPrompt, PredictMessages, TrussBody)
     for parameters in with_parameters:
-        properties = schemas[parameters.__name__]["properties"]
-        for alias, name in ALIASES.items():
-            properties[alias] = properties[name] | {"description": f"another name for {name}"}
+        _add_aliases(schemas[parameters.__name__]["properties"])
     nullable_models: tuple[type[BaseModel], ...] = (*with_parameters, PredictInstances, *OPENAI_BODIES, Watermarking)
     for nullable in nullable_models:
         _accept_null(schemas[nullable.__name__])
@@ -96,6 +94,11 @@ def _schemas(model_name: str) -> dict[str, Schema]:
     for name in ("Error", "OpenAIErrorDetail"):
         schemas[name]["properties"]["code"] = CODES
     return schemas
+
+
+def _add_aliases(properties: dict[str, Schema]) -> None:
+    for alias, name in ALIASES.items():
+        properties[alias] = properties[name] | {"description": f"another name for {name}"}
 
 
 def _accept_null(schema: Schema) -> None:
@@ -141,6 +144,23 @@ def openai_body(kind: type[Body]) -> dict[str, Any]:
     """Return what the decorator of an OpenAI route says to the document."""
     content = {"application/json": {"schema": _reference(kind.__name__)}}
     return {"openapi_extra": {"requestBody": {"required": True, "content": content}}, "responses": _GENERATED}
+
+
+TRUSS: dict[str, Any] = {
+    "openapi_extra": {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _reference("TrussBody")}}}
+    },
+    "responses": {
+        200: {
+            "description": "The prompt and its completion; with `stream` the same text in chunks.",
+            "content": {
+                "application/json": {"schema": {"type": "string"}},
+                "application/octet-stream": {"schema": {}},
+            },
+        }
+    },
+}
+"""The same for the routes of a hosted Truss."""
 
 
 METRICS: dict[str, Any] = {
@@ -192,7 +212,8 @@ def describe(app: FastAPI, model_name: str, *, free: frozenset[str], keyed: bool
             operation["responses"].pop("422", None)
             operation["responses"].update({str(cls.status): _refusal(cls, schema) for cls in refusals})
             for parameter in operation.get("parameters", ()):
-                parameter["schema"] = {"enum": [model_name]}  # the only one there is
+                if parameter["name"] == "model_name":
+                    parameter["schema"] = {"enum": [model_name]}  # the only one there is
     app.openapi = lambda: document  # type: ignore[method-assign]
 
 

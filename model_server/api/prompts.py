@@ -16,6 +16,15 @@ NUM_SEEDS = 2**63
 """A seed is below this; the seeds of further answers start again at 0."""
 
 
+class FullText(Detokenizer, Protocol):
+    """A detokenizer of prompt and completion as one text; `text.full_text.FullTextDetokenizer` is the real one."""
+
+    prompt: str
+    """What is certain of the prompt's text."""
+    ids: list[int]
+    """The completion's tokens so far."""
+
+
 class Text(Protocol):
     """What is needed of the tokenizer; `text.tokenizer.Text` is the real one."""
 
@@ -32,6 +41,17 @@ class Text(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
     def stream(self, stop: tuple[str, ...] = ()) -> Detokenizer: ...
+
+    def full_text_stream(
+        self,
+        prompt_ids: Sequence[int],
+        stop: tuple[str, ...] = (),
+        *,
+        with_prompt: bool = True,
+        skip_special_tokens: bool = False,
+    ) -> FullText: ...
+
+    def full_text(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str: ...
 
     def token_text(self, token_id: int) -> str: ...
 

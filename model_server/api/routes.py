@@ -78,6 +78,10 @@ class _NameConvertor(StringConvertor):
 register_url_convertor("name", _NameConvertor())
 
 
+TRUSS_READY_PATHS = ("/v1/models/model", "/v1/models/model/loaded")
+"""Where a Truss's container says whether it is ready, under the name that every model has there."""
+
+
 def accepts_plain_text(headers: Mapping[str, str]) -> bool:
     """Say whether a stream is wanted as bare text rather than as events."""
     return any(part.split(";")[0].strip() == "text/plain" for part in headers.get("accept", "").split(","))
@@ -86,7 +90,7 @@ def accepts_plain_text(headers: Mapping[str, str]) -> bool:
 def public_paths(model_name: str) -> frozenset[str]:
     """Return the paths of probes and scrapers, which carry no key."""
     of_model = {f"/v1/models/{model_name}", f"/v2/models/{model_name}/ready"}
-    return frozenset({"/", "/v2/health/live", "/v2/health/ready", "/metrics"} | of_model)
+    return frozenset({"/", "/v2/health/live", "/v2/health/ready", "/metrics", *TRUSS_READY_PATHS} | of_model)
 
 
 def create_app(model: Model, *, docs: bool = False) -> FastAPI:
@@ -113,6 +117,10 @@ def create_app(model: Model, *, docs: bool = False) -> FastAPI:
         if not await model.healthy():
             raise NotReady(f"{model.name} takes no new requests at the moment.")
         return {"ready": True}
+
+    for path in TRUSS_READY_PATHS:
+        if path != f"/v1/models/{model.name}":
+            app.get(path, name="truss_ready")(ready)
 
     @app.get("/v1/models", name="models")
     async def models() -> Models:

@@ -188,6 +188,21 @@ class GenerateParameters(BaseModel):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
+class TrussParameters(GenerateParameters):
+    """The parameters of the Truss routes: those of predict, and one of `tokenizer.decode`."""
+
+    return_full_text: Annotated[Flag, OF_SERVER] = Field(True, description="the prompt in front of the text")
+    skip_special_tokens: Annotated[Flag, OF_SERVER] = Field(
+        False, description="leave out special tokens, as in `tokenizer.decode`"
+    )
+
+
+class TrussBody(TrussParameters):
+    """The body of a predict request as a hosted Truss takes it."""
+
+    prompt: str = Field(min_length=1)
+
+
 ALIASES = {"max_tokens": "max_new_tokens", "stop_strings": "stop"}
 OUR_DEFAULTS = ("temperature", "top_k", "top_p")
 """Arguments of `generate` that are passed with the declared default where the client gives none."""

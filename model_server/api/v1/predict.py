@@ -157,14 +157,25 @@ def _prompts(body: object, model: ServedModel) -> list[_Prompt]:
     return prompts
 
 
+def check_prompt(value: object, label: str) -> str:
+    """Return a prompt that is text.
+
+    Raises:
+        BadRequest: it is not.
+    """
+    if not isinstance(value, str) or not value:
+        raise BadRequest(f"{label} must be a string that is not empty, not {describe(value)}.", field=label)
+    return value
+
+
 def _prompt(fields: Mapping[str, Any], model: ServedModel, where: str, shared: Mapping[str, Any]) -> _Prompt:
     name = "prompt" if "prompt" in fields else "messages"
     label = where + name
     content = fields[name]
     if name == "messages":
         content = _messages(content, label, model.limits.max_model_len)
-    elif not isinstance(content, str) or not content:
-        raise BadRequest(f"{label} must be a string that is not empty, not {describe(content)}.", field=label)
+    else:
+        content = check_prompt(content, label)
     parameters = {name: value for name, value in fields.items() if name not in ("prompt", "messages")}
     return _Prompt(content, parse_parameters(parameters, model.limits, where=where, base=shared), label)
 
