@@ -15,45 +15,44 @@ from typing import Any, TypeVar
 
 import kserve
 
-from model_server.api.openai import requests as openai_requests
-from model_server.api.parameters import ModelLimits
-from model_server.api.predict import Call, answer, parse, plain_text, sse
+from model_server.api.prompts import Call, ModelLimits, ServedModel
 from model_server.api.routes import accepts_plain_text
+from model_server.api.v1.predict import parse
+from model_server.api.v1.predictions import answer, plain_text, sse
 from model_server.compute.fused_linear import pack
 from model_server.compute.kv_cache import budget
 from model_server.compute.kv_cache.contiguous import flash_attention_unavailable_reason
 from model_server.compute.runner import Runner, make_kv_cache
+from model_server.engine.config import EngineConfig
 from model_server.engine.engine import Engine
 from model_server.errors import StartupError
 from model_server.loading import weights
 from model_server.settings import Settings
 from model_server.telemetry import metrics, startup, termination
-from model_server.text.tokenizer import Text
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-AnyCall = TypeVar("AnyCall", Call, openai_requests.Call)
+AnyCall = TypeVar("AnyCall", bound=Call)
 
-PREFILL_TOKENS = {"cpu": 128, "cuda": 512}
-"""Prompt tokens read in one step: enough to keep the matmuls busy, few enough that streams do not stall."""
-WHOLE_PROMPT_TOKENS = 512
-"""The same for whole prompts while few streams would wait: a CPU reads them faster together."""
+MAX_PREFILL_TOKENS_PER_STEP = {"cpu": 128, "cuda": 512}
+"""Prompt tokens that a step prefills: enough to keep the matmuls busy, few enough that streams do not stall."""
+MAX_PREFILL_TOKENS_WHEN_IDLE = 512
+"""The same while few streams would wait, for prompts that the step completes: a CPU computes them faster together."""
 
 
 class MistralModel(kserve.Model):
     """One Mistral model, generating for many requests at once."""
 
-    text: Text
-    limits: ModelLimits
-    openai_server: openai_requests.Server
+    served: ServedModel
+    """What the routes need to know of the loaded model."""
     created_s: int
     """When the model was loaded, in seconds since 1970: what OpenAI's list of models calls `created`."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings.model_name)
         self.settings = settings
-        self.generation: Engine | None = None
+        self.llm_engine: Engine | None = None
         """KServe's base class has taken the name `engine` for a flag."""
 
     def load(self) -> bool:
@@ -67,31 +66,32 @@ class MistralModel(kserve.Model):
         startup.ended("weights")
         for reason in loaded.reasons:
             log.info("%s", reason)
-        self.text = loaded.text
-        self.limits = ModelLimits(
+        limits = ModelLimits(
             max_model_len=loaded.max_model_len,
             vocab_size=loaded.model.config.vocab_size,
             eos_token_ids=_eos_token_ids(loaded.model.generation_config.eos_token_id),
         )
-        self.openai_server = openai_requests.Server(self.name, self.text, self.limits)
+        self.served = ServedModel(self.name, loaded.text, limits)
         self.created_s = int(time.time())
         runner, room = _runner(loaded, self.settings.max_batch_size)
-        self.generation = Engine(
+        self.llm_engine = Engine(
             runner,
             loaded.text.tokenizer,
-            max_batch_size=room.num_rows,
-            own_lane_tokens=room.own_lane_tokens,
-            max_queue_size=self.settings.max_queue_size,
-            prefill_tokens=PREFILL_TOKENS[loaded.device.type],
-            whole_prompt_tokens=WHOLE_PROMPT_TOKENS,
-            prefix_caching=self.settings.prefix_caching,
-            stall_s=self.settings.stall_seconds,
+            EngineConfig(
+                max_batch_size=room.num_rows,
+                max_fallback_tokens=room.own_lane_tokens,
+                max_queue_size=self.settings.max_queue_size,
+                max_prefill_tokens_per_step=MAX_PREFILL_TOKENS_PER_STEP[loaded.device.type],
+                max_prefill_tokens_when_idle=MAX_PREFILL_TOKENS_WHEN_IDLE,
+                prefix_caching=self.settings.prefix_caching,
+                stall_s=self.settings.stall_seconds,
+            ),
             on_death=functools.partial(termination.leave, for_next_start=True),
         )
-        self.generation.start()
+        self.llm_engine.start()
         self._warm_up()
         startup.ended("warm-up")
-        engine = self.generation
+        engine = self.llm_engine
         metrics.watch_engine(lambda: engine.running, lambda: engine.waiting, lambda: engine.kv_usage)
         metrics.load_seconds.set(time.monotonic() - began_s)
         log.info("loaded in %.1f s, of which %.1f s reading", time.monotonic() - began_s, loaded.load_seconds)
@@ -101,11 +101,11 @@ class MistralModel(kserve.Model):
     @property
     def dead(self) -> str | None:
         """Why nothing can be generated any more, or None."""
-        return self.generation.dead if self.generation else None
+        return self.llm_engine.dead if self.llm_engine else None
 
     async def healthy(self) -> bool:
         """Say whether new requests are taken: not while loading, draining or dead."""
-        return self.ready and self.generation is not None and self.generation.accepting
+        return self.ready and self.llm_engine is not None and self.llm_engine.accepting
 
     async def predict(
         self,
@@ -120,7 +120,7 @@ class MistralModel(kserve.Model):
         """
         headers = headers or {}
         request_id = headers.get("x-request-id", "")
-        call = await self.submit(lambda deadline_s: parse(payload, self.text, self.limits, request_id, deadline_s))
+        call = await self.submit(lambda deadline_s: parse(payload, self.served, request_id, deadline_s))
         if not call.stream:
             return await answer(call)
         return await (plain_text(call) if accepts_plain_text(headers) else sse(call))
@@ -131,23 +131,23 @@ class MistralModel(kserve.Model):
         Raises:
             ServeError: nothing is taken at the moment, or the body is wrong.
         """
-        assert self.generation is not None, "KServe registers a model only once it is loaded"
-        self.generation.check_open()
+        assert self.llm_engine is not None, "KServe registers a model only once it is loaded"
+        self.llm_engine.ensure_accepting()
         # In a thread: a prompt that fills the window takes the tokenizer long enough for other streams to notice.
         call = await asyncio.to_thread(parse, time.monotonic() + self.settings.request_timeout_seconds)
-        self.generation.submit(call.requests)
+        self.llm_engine.submit(call.requests)
         return call
 
     async def drain(self, seconds: float) -> None:
         """Take no more requests; return when those taken have ended, by themselves or because time is up."""
-        if self.generation is not None:
-            await self.generation.drain(seconds)
+        if self.llm_engine is not None:
+            await self.llm_engine.drain(seconds)
 
     def stop(self) -> None:
         """End the engine's thread."""
         self.ready = False
-        if self.generation is not None:
-            self.generation.stop()
+        if self.llm_engine is not None:
+            self.llm_engine.stop()
 
     def _warm_up(self) -> None:
         try:
@@ -199,7 +199,7 @@ def _in_passing_thread(work: Callable[[], T]) -> T:
     """Return what the work returns, done in a thread that ends with it.
 
     OpenMP keeps a team of threads for each thread that has computed, as long as that one lives; and with more of them
-    than cores it puts waiting ones to sleep at every barrier. Measured: a decode step of the shared lane took 1.3 times
+    than cores it puts waiting ones to sleep at every barrier. Measured: a decode step of the batch took 1.3 times
     as long when the main thread had loaded the model.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="load") as pool:

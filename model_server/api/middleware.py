@@ -8,23 +8,23 @@ turns the tree of `errors.py` into JSON, or into one event where a stream has be
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import random
 import re
 import time
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model_server.api.auth import CHALLENGE, ApiKeyMiddleware, ApiKeys
+from model_server.api.streaming import EVENT_STREAM
 from model_server.errors import (
     BadRequest,
     BodyTooLarge,
@@ -42,15 +42,12 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 """What we take from a caller: short, and harmless in a log or a header."""
 FIELD = re.compile(r"[a-z0-9_.\[\]]{1,64}")
 """What a log shows of a field's name, which the client has chosen: another may be a prompt gone astray."""
-EVENT_STREAM = "text/event-stream"
 OPENAI_ROOT = "/openai/"
 """Paths below it are OpenAI's API, errors included."""
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024
 LEAST_BYTES_PER_S = 8 * 1024
 """A body may take a second longer for as many bytes as have come: slower than any link worth having."""
-
-T = TypeVar("T")
 
 
 def wrap(
@@ -262,41 +259,3 @@ def _note(error: ServeError, scope: Scope) -> None:
 
 def _state(scope: Scope) -> dict[str, Any]:
     return scope.setdefault("state", {})
-
-
-class Stream(StreamingResponse):
-    """A body made while it is sent, by a generator that is closed however the response ends."""
-
-    def __init__(self, chunks: AsyncGenerator[bytes, None], *, media_type: str) -> None:
-        super().__init__(
-            chunks, media_type=media_type, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        )
-        self._chunks = chunks
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with contextlib.aclosing(self._chunks):
-            await super().__call__(scope, receive, send)
-
-
-async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await the work for a request whose body has been read; cancel it when the client goes away.
-
-    Raises:
-        ClientDisconnect: it did.
-    """
-    working = asyncio.create_task(work)
-    watching = asyncio.create_task(_disconnect(request.receive))
-    try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientDisconnect
-    finally:
-        watching.cancel()
-        working.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
-
-
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

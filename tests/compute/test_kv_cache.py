@@ -23,10 +23,11 @@ from model_server.compute.kv_cache.contiguous import (
     flash_attention_unavailable_reason,
     verify_flash_attention,
 )
+from model_server.compute.runner import Runner
 from model_server.engine.engine import Engine
 from model_server.errors import BadRequest, QueueFull, StartupError
 from tests.conftest import tiny_mistral
-from tests.engine.test_oracle import GREEDY, OWN_LANE, SHARED_LANE, answer, expected, prompt
+from tests.engine.test_oracle import BATCHED, FALLBACK, GREEDY, answer, expected, prompt
 from tests.support.engine_requests import Gate, events, request, until
 
 CPU = torch.device("cpu")
@@ -96,12 +97,10 @@ def over_spans(request: pytest.FixtureRequest, make_engine: MakeEngine, monkeypa
 
     def make(model: MistralForCausalLM, **changes: Any) -> Engine:
         memory = spans_for(model, flash=request.param != "plain")
-        engine = make_engine(model, memory=memory, **changes)
-        runner = engine._shared.runner
-        runner.is_async = True  # steps are launched as on a GPU, before the tokens of the last are read
+        runner = Runner(model, memory)
         if request.param == "graphs":
-            runner._graphs = DecodeGraphs(runner._decoder, memory, engine._shared.scheduler._max_batch_size)
-        return engine
+            runner._graphs = DecodeGraphs(runner._decoder, memory, changes.get("max_batch_size", 6))
+        return make_engine(model, runner=runner, overlap=True, **changes)
 
     return make
 
@@ -151,15 +150,13 @@ def test_rows_are_counted_as_they_would_be_taken(model: MistralForCausalLM) -> N
 async def test_answers_over_spans_equal_generate(plain_model: Any, model: Any, over_spans: MakeEngine) -> None:
     """Rows of every kind, joining and leaving: the batch of the oracle, in memory that is never empty enough."""
     engine = over_spans(model, max_batch_size=6)
-    jobs = [
-        (prompt(3 + 17 * (i % 10)), 8 + 3 * (i % 5), fields) for i, fields in enumerate([*SHARED_LANE, OWN_LANE[0]])
-    ]
+    jobs = [(prompt(3 + 17 * (i % 10)), 8 + 3 * (i % 5), fields) for i, fields in enumerate([*BATCHED, FALLBACK[0]])]
 
     answers = await asyncio.gather(*(answer(engine, *job) for job in jobs))
 
     assert [ids for ids, _ in answers] == [expected(plain_model, *job) for job in jobs]
     assert (engine.running, engine.waiting, engine.kv_usage) == (0, 0, 0)
-    assert engine._kv_cache.num_allocatable([engine._kv_cache.num_tokens]) == 1
+    assert engine.runner.kv_cache.num_allocatable([engine.runner.kv_cache.num_tokens]) == 1
 
 
 @pytest.mark.parametrize("changes", [{"sliding_window": 13}, {"head_dim": 32}, {"num_key_value_heads": 4}], ids=str)

@@ -1,6 +1,6 @@
-"""A step makes the host wait for the device once, for its tokens: on PyTorch's `meta` device, any read raises.
+"""A step waits for the device only to read its tokens. On PyTorch's `meta` device, every other read would raise.
 
-The kernels' own signatures are checked by the way: `varlen_attn` is the real one.
+`varlen_attn` is the real one, so these tests check its signature too.
 """
 
 from __future__ import annotations
