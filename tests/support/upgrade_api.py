@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
+from tests.support import protobuf_secret
 from tests.support.traffic_rule import Knative, reconcile
 
 RESOURCES = {
@@ -99,18 +100,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, self.api.objects[url.path])
         elif url.path.rsplit("/", 1)[-1] in {plural for group in RESOURCES.values() for plural in group}:
             items = [o for path, o in sorted(self.api.objects.items()) if _selected(path, o, url.path, query)]
-            metadata = {"resourceVersion": str(self.api.version)}
-            self._answer(200, {"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items})
+            self._answer(200, _list(url.path, self.api.version, items))
         else:
             self._missing()
 
     def do_POST(self) -> None:
-        body = json.loads(self._body())
+        body = self._object()
         path = f"{urlsplit(self.path).path}/{body['metadata']['name']}"
         self._answer(201, self.api.store(path, body))
 
     def do_PUT(self) -> None:
-        self._answer(200, self.api.store(urlsplit(self.path).path, json.loads(self._body())))
+        self._answer(200, self.api.store(urlsplit(self.path).path, self._object()))
 
     def do_PATCH(self) -> None:
         path, body = urlsplit(self.path).path, self._body()
@@ -156,6 +156,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
+    def _object(self) -> Any:
+        body = self._body()
+        return protobuf_secret.decode(body) if body.startswith(protobuf_secret.MAGIC) else json.loads(body)
+
     def _missing(self) -> None:
         self._answer(404, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404})
 
@@ -190,6 +194,12 @@ def _discovery(path: str) -> Any:
         for plural, kind in RESOURCES[name].items()
     ]
     return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": name, "resources": resources}
+
+
+def _list(path: str, version: int, items: list[Any]) -> dict[str, Any]:
+    plural = path.rsplit("/", 1)[-1]
+    [(group, kind)] = [(group, kinds[plural]) for group, kinds in RESOURCES.items() if plural in kinds]
+    return {"kind": f"{kind}List", "apiVersion": group, "metadata": {"resourceVersion": str(version)}, "items": items}
 
 
 def _selected(path: str, o: Any, collection: str, query: dict[str, str]) -> bool:
