@@ -1,4 +1,4 @@
-"""The commands of docs/rollouts.md, typed by a shell: real Helm and kubectl against an API with KServe's traffic rule."""
+"""The commands of docs/rollouts.md in a shell: real Helm and kubectl against an API with KServe's traffic rule."""
 
 from __future__ import annotations
 

@@ -129,7 +129,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _watch(self, collection: str, query: dict[str, str]) -> None:
         if "sendInitialEvents" in query:  # as an API server without the feature WatchList
-            self._answer(422, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Invalid", "code": 422})
+            self._answer(
+                422, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Invalid", "code": 422}
+            )
             return
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -139,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
         seen = int(query.get("resourceVersion") or 0)
         while True:
             with self.api.changed:
-                self.api.changed.wait_for(lambda: self.api.version > seen, timeout=30)
+                self.api.changed.wait_for(lambda seen=seen: self.api.version > seen, timeout=30)
                 changed = [
                     o
                     for path, o in self.api.objects.items()
@@ -161,7 +163,9 @@ class _Handler(BaseHTTPRequestHandler):
         return protobuf_secret.decode(body) if body.startswith(protobuf_secret.MAGIC) else json.loads(body)
 
     def _missing(self) -> None:
-        self._answer(404, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404})
+        self._answer(
+            404, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}
+        )
 
     def _answer(self, status: int, value: Any) -> None:
         self._send(status, json.dumps(value).encode())
