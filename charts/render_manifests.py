@@ -31,7 +31,7 @@ def tool(name: str) -> str:
     beside = Path(sys.executable).with_name(name)
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
-        raise SystemExit(f"{name} is not installed: run `make setup`, or put it on the PATH.")
+        raise SystemExit(f"{name} is not installed: run `make test` once, which installs it beside this Python, or put it on the PATH.")
     return found
 
 
