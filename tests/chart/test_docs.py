@@ -17,10 +17,10 @@ settings = pytest.importorskip("model_server.settings", reason="no server here t
 
 VALUES = (CHART / "values.yaml").read_text()
 DOCS = Path(__file__).parents[2] / "docs"
-OPERATIONS = (DOCS / "operations.md").read_text()
+SCALING = (DOCS / "scaling.md").read_text()
 SETTINGS_PAGE = (DOCS / "settings.md").read_text()
 CHARTS_OWN = {"drain_seconds", "request_timeout_seconds", "log_format"}
-"""Settings whose default the chart changes: docs/operations.md says why."""
+"""Settings whose default the chart changes: docs/scaling.md says why."""
 
 
 def test_the_readme_is_the_one_that_the_values_make() -> None:
@@ -70,8 +70,8 @@ def test_the_settings_page_has_the_servers_flags() -> None:
     assert set(re.findall(r"(?m)^\| `--(\w+)` \|", ours)) == set(settings.flag_fields())
 
 
-def test_the_operations_page_says_which_defaults_the_chart_changes() -> None:
-    rows = re.findall(r"(?m)^\| `server\.(\w+)` \| (.*?) \| (.*?) \|", OPERATIONS)
+def test_the_scaling_page_says_which_defaults_the_chart_changes() -> None:
+    rows = re.findall(r"(?m)^\| `server\.(\w+)` \| (.*?) \| (.*?) \|", SCALING)
     assert {name for name, *_ in rows} == {camel_case(name) for name in CHARTS_OWN}
     server = yaml.safe_load(VALUES)["server"]
     for name in CHARTS_OWN:
