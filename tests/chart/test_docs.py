@@ -115,7 +115,7 @@ def test_the_notes_name_the_preflight_first() -> None:
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_no_line_of_the_notes_announces_something_that_does_not_follow(scenario: str) -> None:
-    assert re.findall(r".*:\n\n?(?! )", notes(scenario=scenario)) == []
+    assert re.findall(r".*:\n(?!\n? )", notes(scenario=scenario)) == []
 
 
 @pytest.mark.parametrize(
