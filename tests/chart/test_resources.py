@@ -13,7 +13,7 @@ import pytest
 from kubernetes.utils.quantity import parse_quantity
 
 from charts.render_manifests import Object
-from tests.helm import SCENARIOS, container, refusal
+from tests.support.helm import SCENARIOS, container, refusal
 
 KSERVE_DEFAULTS = {"cpu": "1", "memory": "2Gi"}
 
