@@ -146,9 +146,8 @@ def test_the_notes_of_a_canary_say_how_to_promote_and_to_stop_it() -> None:
 
 
 def test_the_notes_warn_of_a_pod_monitor_that_may_not_be_selected() -> None:
-    assert "podMonitorSelector" in notes(scenario="production")
-    labels = {"monitoring.podMonitor.labels": {"release": "prometheus"}}
-    assert "podMonitorSelector" not in notes(labels, scenario="production")
+    assert "podMonitorSelector" in notes({"monitoring.podMonitor.enabled": True})
+    assert "podMonitorSelector" not in notes(scenario="production")
 
 
 def test_the_notes_warn_of_an_image_named_by_tag() -> None:
@@ -159,7 +158,7 @@ def test_the_notes_warn_of_an_image_named_by_tag() -> None:
 @pytest.mark.parametrize(
     ("values", "warned"),
     [
-        ({}, "ask for an account that accepted Mistral's terms"),
+        ({"hfToken.secretName": "", "hfToken.required": False}, "ask for an account that accepted Mistral's terms"),
         ({"hfToken.secretName": "hf"}, None),
         ({"storage.uri": "pvc://claim/mistral"}, None),
     ],
