@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from charts.render_manifests import IMAGE
-from tests.support.helm import container, inference_service, predictor, render
+from tests.support.helm import container, helm_test_pod, inference_service, predictor, render
 
 STANDARD = {
     "inferenceService.mode": "Standard",
@@ -65,6 +65,13 @@ def test_a_standard_canary_with_another_model_may_download_it() -> None:
     assert {"name": "STORAGE_URI", "value": "hf://a/b:c"} in canary["predictor"]["containers"][0]["env"]
     [storage] = [o for (kind, _), o in objects.items() if kind == "ClusterStorageContainer"]
     assert {"prefix": "hf://a/b"} in storage["spec"]["supportedUriFormats"]
+
+
+def test_a_promoted_predictor_is_asked_under_its_name() -> None:
+    values = {**STANDARD, "rollout.standard.predictorName": "v2"}
+    assert predictor(values)["name"] == "v2"
+    [asking] = helm_test_pod(values)["spec"]["containers"]
+    assert "http://mistral-7b-v2-predictor.mistral.svc:8080" in asking["args"]
 
 
 def test_a_hung_server_is_replaced_without_waiting_for_its_drain() -> None:
