@@ -8,7 +8,7 @@ DEMO = MISTRAL_MODEL_DIR="$$($(BIN)/python -m demo.make)"
 SERVE = $(BIN)/python -m model_server --model_name mistral-7b --http_port $(PORT)
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test fuzz check bench bench-quick promises soak lock image manifests
+.PHONY: help run dev test fuzz check bench bench-quick promises soak lock image push manifests
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -48,8 +48,11 @@ lock: ## make requirements.lock anew from pyproject.toml, in an environment of i
 	rm -rf build/lock && python3.11 -m venv build/lock && build/lock/bin/pip install -q '.[dev]'
 	{ echo '# Every dependency at one version, for `pip install -r`. Made by `make lock`.'; build/lock/bin/pip freeze --exclude mistral-7b-kserve --exclude setuptools | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > requirements.lock
 
-image: ## build the container image with docker, podman or buildah
-	$$(docker info >/dev/null 2>&1 && echo docker || command -v podman || command -v buildah) build -t mistral-7b-kserve .
+image: ## build the container image for linux/amd64 with docker, podman or buildah
+	.ci/image
+
+push: ## build it, push it to REGISTRY, and print its digest and the line that installs it
+	.ci/image "$(REGISTRY)"
 
 manifests: .venv/installed ## render manifests/ from the chart
 	$(BIN)/python -m charts.render_manifests
