@@ -177,7 +177,7 @@ async def test_every_shape_over_spans_equals_generate(over_spans: MakeEngine, ch
 async def test_a_request_whose_memory_is_not_free_waits_and_is_not_passed(
     make_engine: MakeEngine, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = make_engine(model, memory=spans_for(model, num_tokens=100), max_batch_size=4)
+    engine = make_engine(model, runner=Runner(model, spans_for(model, num_tokens=100)), max_batch_size=4)
     gate = Gate(engine, monkeypatch)
     gate.open.clear()
     rows_of_steps: list[int] = []
@@ -200,7 +200,9 @@ async def test_a_request_whose_memory_is_not_free_waits_and_is_not_passed(
 async def test_what_waits_for_memory_counts_as_waiting(
     make_engine: MakeEngine, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = make_engine(model, memory=spans_for(model, num_tokens=100), max_batch_size=4, max_queue_size=1)
+    engine = make_engine(
+        model, runner=Runner(model, spans_for(model, num_tokens=100)), max_batch_size=4, max_queue_size=1
+    )
     gate = Gate(engine, monkeypatch)
     gate.open.clear()
     one, two = request(57), request(77)
