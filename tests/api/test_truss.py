@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import threading
 import urllib.request
@@ -23,7 +24,7 @@ from model_server.errors import BadRequest, OutOfMemory
 from model_server.request import TextDelta
 from tests.conftest import ServerProcess
 from tests.support.fakes import VOCAB_SIZE, ByteText
-from tests.support.scripted_model import ScriptedModel, ask
+from tests.support.scripted_model import ScriptedModel, ask, over_a_socket
 
 PROMPTS = [
     "What is the meaning of life?",
@@ -110,7 +111,7 @@ def test_the_prompt_can_be_left_out(server: ServerProcess, truss: Truss, stream:
 
 def test_a_stop_string_is_part_of_the_text_as_in_generate(server: ServerProcess, truss: Truss) -> None:
     completion = post(server, prompt="hello", return_full_text=False, **GREEDY).json()
-    stop = completion[10:13]
+    stop = re.findall("[a-z]{3}", completion)[0]
     text = post(server, prompt="hello", stop_strings=[stop], **GREEDY).json()
     assert text == truss.whole("hello", stop_strings=[stop], **GREEDY)
 
@@ -265,13 +266,24 @@ async def test_leaving_a_stream_cancels_its_request() -> None:
     assert call.requests[0].cancelled
 
 
-def test_a_stream_that_outlasts_the_drain_is_a_cut_connection(start_server: Callable[..., ServerProcess]) -> None:
-    server = start_server("--drain_seconds", "0")
-    body = {"prompt": "hello", "stream": True, "max_new_tokens": 4000, "min_new_tokens": 4000}
-    with httpx.stream("POST", f"{server.url}/predict", json=body, timeout=60) as response:
-        chunks = response.iter_bytes()
-        next(chunks)
-        server.terminate()
-        with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
-            for _ in chunks:
-                pass
+class FailsHalfWay(ScriptedModel):
+    """Generates one piece of text, then fails."""
+
+    served = MODEL
+
+    async def submit(self, parse: Callable[[float], Any]) -> Any:
+        call = parse(0.0)
+        call.requests[0].channel.send(TextDelta(" upon"))
+        call.requests[0].channel.send(OutOfMemory("No memory."))
+        return call
+
+
+def test_a_client_sees_a_failed_stream_as_a_cut_connection() -> None:
+    with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
+        over_a_socket(FailsHalfWay(), lambda client: client.post("/predict", json={"prompt": "Once", "stream": True}))
+
+
+def test_a_failed_stream_that_was_to_be_joined_is_an_error() -> None:
+    body = {"prompt": "Once", "stream": True}
+    response = ask(FailsHalfWay(), "POST", "/predict", json=body, headers={"Accept": "application/json"})
+    assert (response.status_code, response.json()["code"]) == (503, "out_of_memory")
