@@ -1,8 +1,7 @@
-"""What wraps every route: origins, request ids, counting, errors, keys, limits; and a client that leaves.
+"""The middleware of every route: CORS, request ids, metrics, errors, API keys, limits.
 
-Plain ASGI layers, composed in one place (`wrap`). Owns how an error looks on the wire: the one handler that
-turns the tree of `errors.py` into JSON, or into one event where a stream has begun. Leaves out the routes
-(`routes.py`), the keys (`keys.py`) and what happens below a request (`connection.py`).
+Plain ASGI middleware, composed in one place (`wrap`). One of them turns the tree of `errors.py` into JSON, or into one
+event where a stream has begun. The keys are in `auth.py`, connections in `connection.py`.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ from model_server.telemetry import metrics
 log = logging.getLogger(__name__)
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-"""What we take from a caller: short, and harmless in a log or a header."""
+"""A request id that is accepted from a client: short, and harmless in a log or a header."""
 FIELD = re.compile(r"[a-z0-9_.\[\]]{1,64}")
-"""What a log shows of a field's name, which the client has chosen: another may be a prompt gone astray."""
+"""A field's name that the log may show. The client chose it: any other may be a piece of a prompt."""
 OPENAI_ROOT = "/openai/"
 """Paths below it are OpenAI's API, errors included."""
 MAX_HEADERS = 100
@@ -60,15 +59,15 @@ def wrap(
     pages: Mapping[str, Response] | None = None,
     cors_origins: Sequence[str] = (),
 ) -> None:
-    """Put the layers around the routes, innermost first: a request passes them from the last to the first."""
-    app.add_middleware(Limits, max_request_bytes=max_request_bytes, client_stall_s=client_stall_s)
+    """Add the middleware, innermost first: a request passes them from the last to the first."""
+    app.add_middleware(LimitsMiddleware, max_request_bytes=max_request_bytes, client_stall_s=client_stall_s)
     if keys is not None:
         app.add_middleware(ApiKeyMiddleware, keys=keys, free=free, pages=pages or {})
-    app.add_middleware(Errors)
-    app.add_middleware(Counted)
-    app.add_middleware(RequestIds)
+    app.add_middleware(ErrorMiddleware)
+    app.add_middleware(MetricsMiddleware)
+    app.add_middleware(RequestIdMiddleware)
     if cors_origins:
-        # Outermost: a browser asks first, without the key, and wants to read refusals too.
+        # Outermost: a browser's preflight has no key, and the page must be able to read errors.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=cors_origins,
@@ -78,7 +77,7 @@ def wrap(
         )
 
 
-class RequestIds:
+class RequestIdMiddleware:
     """Gives each request an id, the caller's or a new one, in the request's headers and in the answer's."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -101,8 +100,8 @@ class RequestIds:
         await self.app(scope, receive, send_with_id)
 
 
-class Counted:
-    """Counts every POST: the rest is probes and lists. The label is a route's name, never a caller's path."""
+class MetricsMiddleware:
+    """Counts every POST; other methods are probes and lists. The label is a route's name, never a client's path."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -127,7 +126,7 @@ class Counted:
             metrics.answered(route, outcome, time.monotonic() - began_s)
 
 
-class Errors:
+class ErrorMiddleware:
     """Answers whatever a route raises: as JSON, or as one last event where a stream has begun.
 
     Bare text has no place for an error: there the connection breaks, which every client notices.
@@ -167,11 +166,10 @@ class Errors:
             await send({"type": "http.response.body", "body": error_event(error, scope).encode(), "more_body": False})
 
 
-class Limits:
-    """Refuses what is too much: headers, and a body that says or turns out to be too large, or comes too slowly.
+class LimitsMiddleware:
+    """Refuses too many headers, a body that is too large, and a body that arrives too slowly.
 
-    A body has `client_stall_s` to come, and longer the more of it is there: no pause is long in itself, but
-    bytes that dribble in end with a 408.
+    A body has `client_stall_s` to arrive, and a second more for every 8 KiB of it: slower ones get 408.
     """
 
     def __init__(self, app: ASGIApp, max_request_bytes: int, client_stall_s: float) -> None:
@@ -195,7 +193,7 @@ class Limits:
 
         async def limited_receive() -> Message:
             nonlocal received_bytes, complete
-            if complete:  # what comes now is that the client leaves, for which nobody hurries
+            if complete:  # the next message is the client's disconnect, which has no time limit
                 return await receive()
             try:
                 async with asyncio.timeout_at(deadline_s + received_bytes / LEAST_BYTES_PER_S):
@@ -223,7 +221,7 @@ def error_response(error: ServeError, scope: Scope, headers: dict[str, str] | No
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = CHALLENGE
     if isinstance(error, TooSlow):
-        headers["Connection"] = "close"  # the rest of the body is not waited for
+        headers["Connection"] = "close"  # the server does not wait for the rest of the body
     return Response(_dumps(error, scope), error.status, headers, media_type="application/json")
 
 

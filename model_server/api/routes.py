@@ -159,7 +159,7 @@ def create_app(model: Model, *, docs: bool = False) -> FastAPI:
 
 
 async def _refuse_route(request: Request, error: Exception) -> Response:
-    """Say in our own words what the router says."""
+    """Answer the router's errors in the shape of all errors."""
     assert isinstance(error, HTTPException)
     refusal: ServeError
     if error.status_code == 405:
