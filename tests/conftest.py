@@ -17,7 +17,8 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from model_server.compute.fused_linear import fuse, pack
+from model_server.compute.cpu.packed_linear import pack
+from model_server.compute.fused_linear import fuse
 from model_server.compute.kv_cache.base import KVCache
 from model_server.compute.kv_cache.dense import DenseKVCache
 from model_server.compute.runner import Runner
@@ -96,7 +97,11 @@ def make_engine(model: MistralForCausalLM) -> Iterator[Callable[..., Engine]]:
         **changes: object,
     ) -> Engine:
         memory = memory or DenseKVCache(
-            model.config, num_slots=max_batch_size, slot_len=max_model_len, dtype=model.dtype, device=model.device
+            model.config,
+            max_batch_size=max_batch_size,
+            max_sequence_tokens=max_model_len,
+            dtype=model.dtype,
+            device=model.device,
         )
         settings = {
             "max_queue_size": 100,

@@ -1,7 +1,7 @@
-"""Every Prometheus series of the server, declared once.
+"""Every Prometheus series of the server, declared once: names, labels and buckets.
 
-Owns names, labels and buckets; what is observed is decided where it happens: `http.py` counts answers, the
-engine counts tokens and times. They live in the default registry, which `/metrics` shows.
+The middleware counts answers, the request log counts tokens and times. The series are in the default registry, which
+`/metrics` shows.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ load_seconds = Gauge("mistral_load_seconds", "How long loading the model took, w
 
 
 def watch_engine(running: Callable[[], float], waiting: Callable[[], float], kv_usage: Callable[[], float]) -> None:
-    """Have the gauges ask the engine when they are scraped: nothing to keep in step."""
+    """Have the gauges read the engine when they are scraped."""
     requests_running.set_function(running)
     requests_waiting.set_function(waiting)
     kv_cache_usage_ratio.set_function(kv_usage)

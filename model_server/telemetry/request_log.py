@@ -1,4 +1,4 @@
-"""What is recorded of a request's life: the series of `metrics.py` and one log line at its end, never its text."""
+"""The request log: a request's metrics and one log line at its end, never its text."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ logger = logging.getLogger(__name__)
 
 
 def token(request: Request, count: int = 1) -> None:
-    """Note that a request has got `count` more tokens just now."""
+    """Record that a request has just received `count` more tokens."""
     now_s = time.monotonic()
     if request.first_token_s is None:
         request.first_token_s = now_s
-        startup.ended("first token")
+        startup.phase_ended("first token")
         metrics.time_to_first_token_seconds.observe(now_s - request.arrived_s)
         metrics.prompt_tokens_total.inc(request.num_prompt_tokens)
         metrics.prompt_tokens_cached_total.inc(request.num_cached)
@@ -28,7 +28,7 @@ def token(request: Request, count: int = 1) -> None:
 
 
 def ended(request: Request, outcome: str) -> None:
-    """Write the one line of a finished request: `outcome` is its finish reason, "cancelled" or an error's code word."""
+    """Write the line of a finished request; `outcome` is its finish reason, "cancelled" or an error's code."""
     now_s = time.monotonic()
     first_s = request.first_token_s
     fields = {
@@ -41,7 +41,7 @@ def ended(request: Request, outcome: str) -> None:
         "first_token_seconds": None if first_s is None else round(first_s - request.arrived_s, 4),
         "total_seconds": round(now_s - request.arrived_s, 4),
     }
-    # The text is for people; as `extra` the fields become members of a JSON line.
+    # As `extra` the fields become members of a JSON line.
     logger.info(
         "request %s",
         " ".join(f"{k}={v}" for k, v in fields.items() if v is not None),

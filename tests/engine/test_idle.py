@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.promises import served
-from model_server.compute.fused_linear import PADDED_SIZES, Projection, packable
+from model_server.compute.cpu.packed_linear import PADDED_SIZES, PackedLinear, can_pack
 from model_server.engine import idle
 from model_server.engine.engine import Engine
 from tests.engine.test_oracle import GREEDY, expected, prompt
@@ -20,7 +20,7 @@ from tests.support.engine_requests import beams, events, request, until
 
 MakeEngine = Callable[..., Engine]
 packs = pytest.mark.skipif(
-    not packable(torch.float32, torch.device("cpu")), reason="oneDNN does not pack weights on this machine"
+    not can_pack(torch.float32, torch.device("cpu")), reason="oneDNN does not pack weights on this machine"
 )
 
 
@@ -30,13 +30,13 @@ async def test_matmuls_of_all_sizes_are_compiled_for_both_numbers_of_threads(
 ) -> None:
     monkeypatch.setattr(idle, "COMPILE_S", 0.05)
     compiled: list[tuple[int, int]] = []
-    compile_really = Projection.compile
+    compile_really = PackedLinear.compile
 
-    def compile(projection: Projection, num_rows: int) -> None:
+    def compile(projection: PackedLinear, num_rows: int) -> None:
         compiled.append((torch.get_num_threads(), num_rows))
         compile_really(projection, num_rows)
 
-    monkeypatch.setattr(Projection, "compile", compile)
+    monkeypatch.setattr(PackedLinear, "compile", compile)
     torch.set_num_threads(2)
     try:
         engine = make_engine()
@@ -58,11 +58,11 @@ async def test_a_request_does_not_wait_until_everything_is_compiled(
     once = threading.Semaphore(0)
     begun = threading.Event()
 
-    def compile(projection: Projection, num_rows: int) -> None:
+    def compile(projection: PackedLinear, num_rows: int) -> None:
         begun.set()
         once.acquire(timeout=60)
 
-    monkeypatch.setattr(Projection, "compile", compile)
+    monkeypatch.setattr(PackedLinear, "compile", compile)
     engine = make_engine()
     asked = request(4)
     await until(begun.is_set)

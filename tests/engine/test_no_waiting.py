@@ -60,7 +60,7 @@ def test_forward_reads_nothing_back(runner: Runner) -> None:
 
 def test_static_step_reads_nothing_back(runner: Runner) -> None:
     assert isinstance(runner.kv_cache, ContiguousKVCache)
-    graphs = DecodeGraphs(runner._decoder, runner.kv_cache, 8)
+    graphs = DecodeGraphs(runner.decoder, runner.kv_cache, 8)
 
     decode = [TokenRange(0, 70, [3]), TokenRange(256, 6, [4]), TokenRange(512, 9, [4])]
     assert graphs.run(decode).shape == (3, 300)

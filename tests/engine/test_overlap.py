@@ -221,7 +221,7 @@ async def test_rows_beside_one_that_fails_draw_once_for_each_token(
     engine = overlapping(make_engine())
 
     def poison_the_last(decode: Sequence[TokenRange], prefill: Sequence[TokenRange]) -> None:
-        if any(segment.place == 3 * 256 and segment.start == 6 for segment in decode):
+        if any(segment.kv_offset == 3 * 256 and segment.start == 6 for segment in decode):
             raise ValueError("poison")
 
     Gate(engine, monkeypatch).fault = poison_the_last

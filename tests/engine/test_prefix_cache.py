@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from model_server.compute.fused_linear import fuse, pack
+from model_server.compute.cpu.packed_linear import pack
+from model_server.compute.fused_linear import fuse
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.engine.engine import Engine
 from model_server.engine.prefix_cache import MIN_TOKENS, PrefixCache, num_common
 from model_server.request import Request
-from tests.compute.test_kv_cache import over_spans, spans_for  # noqa: F401 - a fixture
+from tests.compute.test_kv_cache import contiguous_cache, make_contiguous_engine  # noqa: F401 - a fixture
 from tests.conftest import tiny_mistral
 from tests.engine.test_oracle import SEED, expected, prompt
 from tests.support.engine_requests import GREEDY, Gate, events, request, until
@@ -85,7 +86,7 @@ def make(request: pytest.FixtureRequest, make_engine: MakeEngine) -> MakeEngine:
 
     def make(model: Any = None, **changes: Any) -> Engine:
         model = model or request.getfixturevalue("model")
-        memory = spans_for(model, num_tokens=900) if request.param == "spans" else None
+        memory = contiguous_cache(model, num_tokens=900) if request.param == "spans" else None
         return make_engine(model, memory=memory, **changes)
 
     return make
@@ -228,10 +229,10 @@ async def test_nothing_is_shared_when_the_operator_says_so(make: MakeEngine) -> 
 
 async def test_random_families_of_prompts_in_a_full_memory_equal_generate(
     plain_model: Any,
-    over_spans: MakeEngine,  # noqa: F811
+    make_contiguous_engine: MakeEngine,  # noqa: F811
 ) -> None:
     """Rows that share, join, leave early and write over one another, in memory that holds only a few of them."""
-    engine = over_spans(tiny_packed(), max_batch_size=6)
+    engine = make_contiguous_engine(tiny_packed(), max_batch_size=6)
     numbers = random.Random(3)
     roots = [prompt(length) for length in (40, 70, 90)]
     asked = []
