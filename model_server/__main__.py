@@ -100,9 +100,7 @@ def _settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
         config = logs.configuration(kserve.logging.KSERVE_LOG_CONFIG, settings.log_format)
         kserve.logging.configure_logging(settings.kserve.log_config_file or config)
     if "MISTRAL_API_KEY" in environ and settings.api_key_file is None:
-        log.warning(
-            "MISTRAL_API_KEY is a setting of the command line; the server requires a key only with --api_key_file."
-        )
+        log.warning("MISTRAL_API_KEY is for the command line; the server requires a key only with --api_key_file.")
     return settings
 
 

@@ -47,7 +47,7 @@ class StaticStep:
         return self._graph is not None
 
     def capture(self, pool: Any, stream: torch.cuda.Stream) -> None:
-        """Capture the step as a graph whose memory comes from `pool`; without a graph every run launches its kernels."""
+        """Capture the step as a graph with memory from `pool`; without a graph every run launches its kernels."""
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # a first run outside the graph: kernels load, libraries take their workspace
             self._compute()

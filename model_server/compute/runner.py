@@ -90,8 +90,8 @@ class Runner:
         """Run one step and return the logits after each wanted token, (len(wanted), vocab_size) in float32.
 
         `wanted` indexes the tokens of the decode ranges, then those of the prefill ranges. `tokens`, (len(decode),) on
-        the device, replace the decode ranges' token ids: they were sampled by a step whose tokens the host has not read.
-        A step can be repeated: keys and values are written to their positions, nothing is appended.
+        the device, replace the decode ranges' token ids: they come from a step whose tokens the host has not read. A
+        step can be repeated: keys and values are written to their positions, nothing is appended.
         """
         if self.graphs is not None and not prefill:
             # All tokens are wanted, in order. Copied: the graph's output is overwritten by the next step.

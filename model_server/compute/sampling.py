@@ -1,9 +1,9 @@
 """Logits to token ids, each sequence by its own parameters.
 
 Transformers decides what a sequence's parameters do to its logits (`sequence_sampler`). Sequences whose processors are
-batchable are sampled together; the others run their processors one by one. Sampling follows `torch.multinomial` exactly,
-so a sequence with a seed gets the tokens that `torch.manual_seed(seed)` and `generate` give, whatever else is in the
-batch.
+batchable are sampled together; the others run their processors one by one. Sampling follows `torch.multinomial`
+exactly: a sequence with a seed gets the tokens that `torch.manual_seed(seed)` and `generate` give, whatever else is in
+the batch.
 """
 
 from __future__ import annotations
@@ -142,13 +142,7 @@ def _sample(logits: Tensor, samplers: Sequence[SequenceSampler], shared: torch.G
 
 def _penalized(logits: Tensor, samplers: Sequence[SequenceSampler]) -> Tensor:
     """Return the logits after the batchable penalties, which read each sequence's own tokens."""
-    penalties = [
-        (i, s, s.by_type[type_])
-        for i, s in enumerate(samplers)
-        if s.batchable
-        for type_ in PENALTIES
-        if type_ in s.by_type
-    ]
+    penalties = [(i, s, p) for i, s in enumerate(samplers) if s.batchable for p in s.processors if type(p) in PENALTIES]
     if not penalties:
         return logits
     scores = logits.clone()

@@ -1,7 +1,7 @@
 """Checks a model's files before anything is loaded: a Mistral model, in safetensors, complete.
 
-Reads the configuration and the headers only. Every fault is a `StartupError` that says what to do. Leaves out memory and
-device (`weights`, `device`).
+Reads the configuration and the headers only. Every fault is a `StartupError` that says what to do. Leaves out memory
+and device (`weights`, `device`).
 """
 
 from __future__ import annotations

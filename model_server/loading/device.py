@@ -22,8 +22,8 @@ def resolve_device(environ: Mapping[str, str] = os.environ) -> tuple[torch.devic
     """Return the device to compute on, and why.
 
     Raises:
-        StartupError: there is a GPU and CUDA cannot use it, usually because the driver is too old. Serving a 7B model on
-            the CPU in its place would look healthy and be a hundred times slower.
+        StartupError: there is a GPU and CUDA cannot use it, usually because the driver is too old. A 7B model on the
+            CPU in its place would look healthy and be a hundred times slower.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch warns of a driver that is too old; the error below says the same

@@ -68,9 +68,7 @@ def test_allocatable_sequences_are_counted_as_they_would_be_allocated(model: Mis
     assert cache.allocate(30) == 0
 
 
-async def test_answers_make_contiguous_engine_equal_generate(
-    plain_model: Any, model: Any, make_contiguous_engine: MakeEngine
-) -> None:
+async def test_answers_equal_generate(plain_model: Any, model: Any, make_contiguous_engine: MakeEngine) -> None:
     """Sequences of every kind join and leave; the cache is never large enough for all of them."""
     engine = make_contiguous_engine(model, max_batch_size=6)
     jobs = [
@@ -85,9 +83,7 @@ async def test_answers_make_contiguous_engine_equal_generate(
 
 
 @pytest.mark.parametrize("changes", [{"sliding_window": 13}, {"head_dim": 32}, {"num_key_value_heads": 4}], ids=str)
-async def test_every_shape_make_contiguous_engine_equals_generate(
-    make_contiguous_engine: MakeEngine, changes: dict[str, Any]
-) -> None:
+async def test_every_model_shape_equals_generate(make_contiguous_engine: MakeEngine, changes: dict[str, Any]) -> None:
     model = tiny_mistral(**changes)
     jobs = [(prompt(n), 30, GREEDY) for n in (2, 20, 90)]
     wanted = [expected(model, *job) for job in jobs]

@@ -14,7 +14,7 @@ from model_server.loading.device import cpu_computes_bfloat16, free_bytes, resol
 DRIVER_TOO_OLD = (
     "The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver by downloading..."
 )
-"""What `torch.cuda.init` raises for cudaErrorInsufficientDriver (torch/csrc/cuda/Module.cpp, c10/cuda/CUDAFunctions.cpp)."""
+"""The error of `torch.cuda.init` for cudaErrorInsufficientDriver (c10/cuda/CUDAFunctions.cpp)."""
 
 
 @pytest.fixture

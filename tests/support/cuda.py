@@ -1,7 +1,6 @@
 """Stand-ins for `torch.cuda` streams, graphs and events on a CPU, so that the code around them runs without a card.
 
-They check how they are used, after the Python sources of torch 2.13 (`torch/cuda/graphs.py`, `torch/cuda/streams.py`): the
-real signature of `torch.cuda.graph` binds the arguments, and a graph is replayed only after it was captured. A replay
+They follow torch 2.13's Python sources (`torch/cuda/graphs.py`, `torch/cuda/streams.py`). The real signature of `torch.cuda.graph` binds the arguments, and a graph is replayed only after it was captured. A replay
 computes the captured operations again, as a graph does with what its input tensors hold by then.
 """
 

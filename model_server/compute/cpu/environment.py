@@ -1,4 +1,4 @@
-"""Environment variables that torch and oneDNN read when they are imported. Imports nothing, so that it can come first."""
+"""Environment variables that torch and oneDNN read when they are imported. Imports neither."""
 
 from __future__ import annotations
 

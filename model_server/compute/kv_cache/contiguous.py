@@ -1,8 +1,8 @@
 """Contiguous KV cache: each sequence has exactly the tokens it may need, in one piece of one pool. For a GPU.
 
-Owns the pool and attention over it. 24 GB hold many requests of usual length instead of a few of the longest. Contiguous
-sequences need no block table, so PyTorch's flash attention reads them (`torch.nn.attention.varlen`): its sequences of
-keys may begin anywhere. The allocator is in `free_list`, the check of the kernel in `flash_check`.
+Owns the pool and attention over it. 24 GB hold many requests of usual length instead of a few of the longest.
+Contiguous sequences need no block table: PyTorch's flash attention (`torch.nn.attention.varlen`) reads keys that begin
+anywhere. The allocator is in `free_list`, the check of the kernel in `flash_check`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Dense KV cache: every sequence has a region of the maximum length, so one attention call serves them all. For a CPU.
 
-Owns the tensors, which region is free, and attention over regions. A region reserves addresses only: the kernel provides
-memory for the pages that are written.
+Owns the tensors, which region is free, and attention over regions. A region reserves addresses only: the kernel
+provides memory for the pages that are written.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class DenseKVCache:
             memory = torch.zeros(shape, dtype=dtype, device=device)
         self.memory = memory
         self.by_token = memory.permute(0, 2, 4, 1, 3, 5).unbind()
-        """The same memory as it is written: for each layer (max_batch_size, max_sequence_tokens, 2, kv_heads, head_dim)."""
+        """The same as it is written: for each layer (max_batch_size, max_sequence_tokens, 2, kv_heads, head_dim)."""
         self._free = set(range(max_batch_size))
         self._freed_at = [0] * max_batch_size
         """For each region a number that is higher the later it was freed."""
