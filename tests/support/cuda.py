@@ -1,7 +1,8 @@
 """Stand-ins for `torch.cuda` streams, graphs and events on a CPU, so that the code around them runs without a card.
 
-They follow torch 2.13's Python sources (`torch/cuda/graphs.py`, `torch/cuda/streams.py`). The real signature of `torch.cuda.graph` binds the arguments, and a graph is replayed only after it was captured. A replay
-computes the captured operations again, as a graph does with what its input tensors hold by then.
+They follow torch 2.13's Python sources (`torch/cuda/graphs.py`, `torch/cuda/streams.py`). The real signature of
+`torch.cuda.graph` binds the arguments, and a graph is replayed only after it was captured. A replay computes the
+captured operations again, with the values that the input tensors hold by then, as a graph does.
 """
 
 from __future__ import annotations
