@@ -1,8 +1,8 @@
 """Text to tokens and back: the tokenizer, its chat template, and the text of each token.
 
-Byte-level tokenizers (GPT-2, Tekken) and byte-fallback ones (Mistral 7B, Llama 2) are reproduced exactly; other decoders
-as far as they decode a token independently of its position. Streams and stop strings are in `detokenizer`. Knows nothing
-of HTTP or torch, nor which token ends an answer.
+Byte-level tokenizers (GPT-2, Tekken) and byte-fallback ones (Mistral 7B, Llama 2) are reproduced exactly; other
+decoders as far as they decode a token independently of its position. Streams and stop strings are in `detokenizer`.
+Knows nothing of HTTP or torch, nor which token ends an answer.
 """
 
 from __future__ import annotations
