@@ -15,6 +15,7 @@ from model_server.api.openai import requests as openai_requests
 from model_server.api.parameters import ModelLimits
 from model_server.api.predict import Call, answer, parse, plain_text, sse
 from model_server.api.routes import accepts_plain_text
+from model_server.engine.config import EngineConfig
 from model_server.engine.engine import Engine
 from model_server.errors import StartupError
 from model_server.loading import loader
@@ -26,10 +27,10 @@ log = logging.getLogger(__name__)
 
 AnyCall = TypeVar("AnyCall", Call, openai_requests.Call)
 
-PREFILL_TOKENS = {"cpu": 128, "cuda": 512}
-"""Prompt tokens of one step: enough to keep the matmuls busy, few enough that streams do not stall."""
-WHOLE_PROMPT_TOKENS = 512
-"""The same for whole prompts while few streams would wait: a CPU prefills them faster together."""
+MAX_PREFILL_TOKENS_PER_STEP = {"cpu": 128, "cuda": 512}
+"""Prompt tokens that a step prefills: enough to keep the matmuls busy, few enough that streams do not stall."""
+MAX_PREFILL_TOKENS_WHEN_IDLE = 512
+"""The same while few streams would wait, for prompts that the step completes: a CPU computes them faster together."""
 
 
 class MistralModel(kserve.Model):
@@ -62,13 +63,15 @@ class MistralModel(kserve.Model):
         self.llm_engine = engine = Engine(
             loaded.runner,
             loaded.text.tokenizer,
-            max_batch_size=loaded.kv_cache.max_batch_size,
-            own_lane_tokens=loaded.kv_cache.fallback_tokens,
-            max_queue_size=self.settings.max_queue_size,
-            prefill_tokens=PREFILL_TOKENS[loaded.device.type],
-            whole_prompt_tokens=WHOLE_PROMPT_TOKENS,
-            prefix_caching=self.settings.prefix_caching,
-            stall_s=self.settings.stall_seconds,
+            EngineConfig(
+                max_batch_size=loaded.kv_cache.max_batch_size,
+                max_fallback_tokens=loaded.kv_cache.max_fallback_tokens,
+                max_queue_size=self.settings.max_queue_size,
+                max_prefill_tokens_per_step=MAX_PREFILL_TOKENS_PER_STEP[loaded.device.type],
+                max_prefill_tokens_when_idle=MAX_PREFILL_TOKENS_WHEN_IDLE,
+                prefix_caching=self.settings.prefix_caching,
+                stall_s=self.settings.stall_seconds,
+            ),
             on_death=functools.partial(termination.write, for_next_start=True),
         )
         engine.start()
@@ -105,7 +108,7 @@ class MistralModel(kserve.Model):
             ServeError: no request is accepted at the moment, or the body is wrong.
         """
         assert self.llm_engine is not None, "KServe registers a model only once it is loaded"
-        self.llm_engine.check_open()
+        self.llm_engine.ensure_accepting()
         # In a thread: tokenizing a prompt that fills the context takes long enough to stall other streams.
         call = await asyncio.to_thread(parse, time.monotonic() + self.settings.request_timeout_seconds)
         self.llm_engine.submit(call.requests)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -19,9 +20,9 @@ from transformers.utils import logging as transformers_logging
 
 from model_server.compute.cpu.packed_linear import pack
 from model_server.compute.fused_linear import fuse
-from model_server.compute.kv_cache.base import KVCache
 from model_server.compute.kv_cache.dense import DenseKVCache
 from model_server.compute.runner import Runner
+from model_server.engine.config import EngineConfig
 from model_server.engine.engine import Engine
 from tests.support.small_tokenizers import byte_fallback
 
@@ -93,30 +94,34 @@ def make_engine(model: MistralForCausalLM) -> Iterator[Callable[..., Engine]]:
         *,
         max_model_len: int = 256,
         max_batch_size: int = 6,
-        memory: KVCache | None = None,
+        runner: Runner | None = None,
+        overlap: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        on_death: Callable[[str], None] = lambda reason: None,
         **changes: object,
     ) -> Engine:
-        memory = memory or DenseKVCache(
-            model.config,
-            max_batch_size=max_batch_size,
-            max_sequence_tokens=max_model_len,
-            dtype=model.dtype,
-            device=model.device,
-        )
-        settings = {
+        if runner is None:
+            kv_cache = DenseKVCache(
+                model.config,
+                max_batch_size=max_batch_size,
+                max_sequence_tokens=max_model_len,
+                dtype=model.dtype,
+                device=model.device,
+            )
+            runner = Runner(model, kv_cache)
+        if overlap:
+            runner.is_async = True  # as on a GPU: the engine takes its overlapped loop
+        settings: dict[str, Any] = {
             "max_queue_size": 100,
-            "own_lane_tokens": 5000,
-            "prefill_tokens": 32,
-            "whole_prompt_tokens": 64,
+            "max_fallback_tokens": 5000,
+            "max_prefill_tokens_per_step": 32,
+            "max_prefill_tokens_when_idle": 64,
             "prefix_caching": True,
             "stall_s": 60.0,
         }
-        engine = Engine(
-            Runner(model, memory),
-            None,  # type: ignore[arg-type]
-            max_batch_size=max_batch_size,
-            **(settings | changes),  # type: ignore[arg-type]
-        )
+        config = EngineConfig(max_batch_size=max_batch_size, **(settings | changes))
+        tokenizer: Any = None
+        engine = Engine(runner, tokenizer, config, clock=clock, on_death=on_death)
         engine.start()
         engines.append(engine)
         return engine
@@ -125,8 +130,7 @@ def make_engine(model: MistralForCausalLM) -> Iterator[Callable[..., Engine]]:
     for engine in engines:
         engine.stop()
     for engine in engines:  # Python must not end under a thread that computes: the process would abort
-        for thread in engine._threads:
-            thread.join(30)
+        engine.join(30)
 
 
 @pytest.fixture(scope="session")

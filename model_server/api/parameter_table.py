@@ -1,15 +1,13 @@
 """The parameters of a predict request: one row each, and the names that are refused, each with its reason.
 
-`TABLE` says what a parameter may be, its default, its lane and its meaning; docs/api.md has the same rows.
+`TABLE` says what a parameter may be, its default, whether it is batched and its meaning; docs/api.md has the same rows.
 Every field of Transformers' `GenerationConfig` is in `TABLE`, `ALIASES` or `REFUSED`, by test.
 How parameters bear on one another is `parameters.py`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from model_server.api.fields import (
     DecayPenalty,
@@ -39,10 +37,8 @@ class Parameter:
     kind: Kind
     default: str
     meaning: str
-    lane: str = "shared"
-    """For the docs: 'shared', or when the own lane is taken."""
-    own: Callable[[Any], bool] = lambda value: False
-    """Whether this value needs a `generate` call of its own."""
+    batched: str = "yes"
+    """For the docs: "yes", or the values that cannot be batched (`engine.batchable.can_batch`)."""
     sampling_only: bool = False
     """Without effect in greedy decoding."""
 
@@ -103,8 +99,7 @@ TABLE: tuple[Parameter, ...] = (
         Watermarking(),
         "none",
         "favour a keyed set of tokens",
-        lane='own with `seeding_scheme` "selfhash"',
-        own=lambda config: config.get("seeding_scheme") == "selfhash",
+        batched='not with `seeding_scheme` "selfhash"',
     ),
     Parameter(
         "num_return_sequences",
@@ -117,8 +112,7 @@ TABLE: tuple[Parameter, ...] = (
         Integer(1, MAX_BEAMS),
         "1",
         "beam search; cannot stream",
-        lane="own above 1",
-        own=lambda beams: beams > 1,
+        batched="not above 1",
     ),
     Parameter("length_penalty", Number(-10, 10), "1", "with beams: above 0 favours longer texts"),
     Parameter("early_stopping", FlagOrNever(), "false", "with beams: when to stop looking"),
@@ -127,28 +121,25 @@ TABLE: tuple[Parameter, ...] = (
         Number(0, 100),
         "none",
         "classifier-free guidance; 1 is off",
-        lane="own unless 1",
-        own=lambda scale: scale != 1,
+        batched="only 1",
     ),
     Parameter(
         "negative_prompt_ids",
         TokenIds(),
         "none",
         "with guidance: what to move away from",
-        "own",
-        lambda ids: True,
+        "no",
     ),
     Parameter(
         "prompt_lookup_num_tokens",
         Integer(1, 64),
         "none",
         "guess this many tokens from the prompt, then check them",
-        "own",
-        lambda tokens: True,
+        "no",
     ),
     Parameter("max_matching_ngram_size", Integer(1, 128), "2", "with prompt lookup: longest n-gram looked up"),
-    Parameter("token_healing", Flag(), "false", "let the prompt's last token grow", "own when true", lambda on: on),
-    Parameter("use_cache", Flag(), "true", "keep the keys and values", "own when false", lambda on: not on),
+    Parameter("token_healing", Flag(), "false", "let the prompt's last token grow", "not when true"),
+    Parameter("use_cache", Flag(), "true", "keep the keys and values", "not when false"),
 )
 BY_NAME = {parameter.name: parameter for parameter in TABLE}
 ALIASES = {"max_tokens": "max_new_tokens", "stop_strings": "stop"}

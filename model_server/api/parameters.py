@@ -15,7 +15,7 @@ from typing import Any
 
 from model_server.api.parameter_table import ALIASES, BY_NAME, LARGEST_SEED, REFUSED
 from model_server.errors import BadRequest
-from model_server.request import Lane, SamplingParams
+from model_server.request import SamplingParams
 
 COLDEST = 1e-6
 """Below this a temperature is 0: logits divided by it would overflow, and the likeliest token wins anyway."""
@@ -48,7 +48,6 @@ class Parameters:
     limits: ModelLimits
     generate: Mapping[str, Any]
     """What the client gave for `generate`, with the defaults of sampling; the length comes later."""
-    lane: Lane = Lane.SHARED
     stream: bool = False
     return_full_text: bool = False
     seed: int | None = None
@@ -102,11 +101,10 @@ class Parameters:
                 )
         max_new_tokens = min(wanted, room)
         self._check_tokens_left(num_prompt_tokens, max_new_tokens)
-        self._check_own_lane_room(max_new_tokens)
+        self._check_negative_prompt(max_new_tokens)
         return SamplingParams(
             generate=self.generate,
             max_new_tokens=max_new_tokens,
-            lane=self.lane,
             seed=self.seed,
             stop=self.stop,
             num_choices=self.num_choices,
@@ -139,7 +137,7 @@ class Parameters:
                 f"grows beyond any number: lower its factor, {factor:g}, or ask for fewer tokens",
             )
 
-    def _check_own_lane_room(self, max_new_tokens: int) -> None:
+    def _check_negative_prompt(self, max_new_tokens: int) -> None:
         num_negative = len(self.generate.get("negative_prompt_ids", ()))
         if num_negative + max_new_tokens > self.limits.max_model_len:
             raise self._bad(
@@ -177,7 +175,6 @@ def parse_parameters(
     return Parameters(
         limits=limits,
         generate=generate,
-        lane=Lane.OWN if any(BY_NAME[name].own(value) for name, value in given.items()) else Lane.SHARED,
         stream=given.get("stream", False),
         return_full_text=given.get("return_full_text", False),
         seed=given.get("seed"),

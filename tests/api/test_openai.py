@@ -22,7 +22,7 @@ from model_server.api.openai.responses import answer, sse
 from model_server.api.parameters import ModelLimits
 from model_server.compute.fused_linear import fuse
 from model_server.engine.engine import Engine
-from model_server.engine.prefix_cache import num_common
+from model_server.engine.prefix_cache import common_prefix_length
 from model_server.errors import EngineDead, ServeError
 from model_server.request import FinishReason
 from tests.conftest import tiny_mistral
@@ -110,7 +110,7 @@ def test_a_completion_is_what_the_model_generates(ask: Ask, mistral: MistralForC
 
 def test_usage_says_what_of_the_prompts_was_cached_each_counted_once(ask: Ask) -> None:
     prompts = ["a beginning that both have, one", "a beginning that both have, two"]
-    common = num_common(*map(TEXT.encode, prompts))
+    common = common_prefix_length(*map(TEXT.encode, prompts))
 
     async def one_after_the_other(client: openai.AsyncOpenAI) -> list[Any]:
         usages = [

@@ -13,8 +13,8 @@ from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
 from model_server.api.parameter_table import ALIASES, BY_NAME, REFUSED, TABLE
 from model_server.api.parameters import ModelLimits, parse_parameters
+from model_server.engine.batchable import can_batch
 from model_server.errors import BadRequest
-from model_server.request import Lane
 
 VOCAB_SIZE = 64
 LIMITS = ModelLimits(max_model_len=128, vocab_size=VOCAB_SIZE, eos_token_ids=(2,))
@@ -44,7 +44,7 @@ def test_refused_name_is_answered_with_its_reason(name: str):
 
 
 def test_documented_table_is_the_table_in_the_code():
-    rows = [f"| `{p.name}` | {p.kind.allowed} | {p.default} | {p.lane} | {p.meaning} |" for p in TABLE]
+    rows = [f"| `{p.name}` | {p.kind.allowed} | {p.default} | {p.batched} | {p.meaning} |" for p in TABLE]
     documented = [line for line in API_DOC.read_text().splitlines() if re.match(r"\| `\w+` \|.*\|.*\|.*\|.*\|", line)]
     assert documented == rows
 
@@ -57,22 +57,22 @@ def test_documented_refusals_are_the_refusals_in_the_code():
 
 
 @pytest.mark.parametrize(
-    ("raw", "lane"),
+    ("raw", "batched"),
     [
-        ({}, Lane.SHARED),
-        ({"num_beams": 1, "use_cache": True, "guidance_scale": 1, "token_healing": False}, Lane.SHARED),
-        ({"repetition_penalty": 1.2, "bad_words_ids": [[5]], "num_return_sequences": 4}, Lane.SHARED),
-        ({"watermarking_config": {}}, Lane.SHARED),
-        ({"watermarking_config": {"seeding_scheme": "selfhash"}}, Lane.OWN),
-        ({"num_beams": 2}, Lane.OWN),
-        ({"use_cache": False}, Lane.OWN),
-        ({"guidance_scale": 1.5}, Lane.OWN),
-        ({"token_healing": True}, Lane.OWN),
-        ({"prompt_lookup_num_tokens": 3}, Lane.OWN),
+        ({}, True),
+        ({"num_beams": 1, "use_cache": True, "guidance_scale": 1, "token_healing": False}, True),
+        ({"repetition_penalty": 1.2, "bad_words_ids": [[5]], "num_return_sequences": 4}, True),
+        ({"watermarking_config": {}}, True),
+        ({"watermarking_config": {"seeding_scheme": "selfhash"}}, False),
+        ({"num_beams": 2}, False),
+        ({"use_cache": False}, False),
+        ({"guidance_scale": 1.5}, False),
+        ({"token_healing": True}, False),
+        ({"prompt_lookup_num_tokens": 3}, False),
     ],
 )
-def test_lane_follows_from_what_cannot_share_a_step(raw: dict, lane: Lane):
-    assert sampling(**raw).lane is lane
+def test_the_engine_batches_what_the_parsed_parameters_allow(raw: dict, batched: bool):
+    assert can_batch(sampling(**raw)) is batched
 
 
 @pytest.mark.parametrize(

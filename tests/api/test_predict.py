@@ -14,7 +14,7 @@ import pytest
 from model_server.api import predict
 from model_server.api.parameters import ModelLimits
 from model_server.errors import BadRequest, OutOfMemory, QueueFull, ServeError
-from model_server.request import Finished, FinishReason, Lane, TextDelta
+from model_server.request import Finished, FinishReason, TextDelta
 from tests.support.fakes import VOCAB_SIZE, ByteText, play
 from tests.support.malformed import MALFORMED, Malformed
 
@@ -52,7 +52,7 @@ def test_prompt_becomes_one_request_with_the_documented_defaults():
     assert request.num_prompt_tokens == 3
     assert request.sampling.max_new_tokens == 512
     assert request.sampling.generate == {"temperature": 0.1, "top_p": 0.75, "top_k": 40, "do_sample": True}
-    assert (request.request_id, request.deadline_s, request.sampling.lane) == ("request-1", 60.0, Lane.SHARED)
+    assert (request.request_id, request.deadline_s) == ("request-1", 60.0)
 
 
 def test_messages_go_through_the_chat_template_and_text_parts_are_joined():

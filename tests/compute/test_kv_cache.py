@@ -14,10 +14,11 @@ from model_server.compute.cuda_graphs import DecodeGraphs
 from model_server.compute.fused_linear import fuse
 from model_server.compute.kv_cache import contiguous
 from model_server.compute.kv_cache.contiguous import ContiguousKVCache
+from model_server.compute.runner import Runner
 from model_server.engine.engine import Engine
 from model_server.errors import BadRequest, QueueFull
 from tests.conftest import tiny_mistral
-from tests.engine.test_oracle import GREEDY, OWN_LANE, SHARED_LANE, answer, expected, prompt
+from tests.engine.test_oracle import BATCHED, FALLBACK, GREEDY, answer, expected, prompt
 from tests.support.engine_requests import Gate, events, request, until
 from tests.support.flash_attention import documented_varlen_attn
 
@@ -45,13 +46,11 @@ def make_contiguous_engine(
     monkeypatch.setattr(contiguous, "varlen_attn", documented_varlen_attn)
 
     def make(model: MistralForCausalLM, **changes: Any) -> Engine:
-        memory = contiguous_cache(model, flash=request.param != "plain")
-        engine = make_engine(model, memory=memory, **changes)
-        runner = engine._shared.runner
-        runner.is_async = True  # overlap scheduling, as on a GPU
+        cache = contiguous_cache(model, flash=request.param != "plain")
+        runner = Runner(model, cache)
         if request.param == "graphs":
-            runner.graphs = DecodeGraphs(runner.decoder, memory, engine._shared.scheduler._max_batch_size)
-        return engine
+            runner.graphs = DecodeGraphs(runner.decoder, cache, changes.get("max_batch_size", 6))
+        return make_engine(model, runner=runner, overlap=True, **changes)
 
     return make
 
@@ -71,15 +70,13 @@ def test_allocatable_sequences_are_counted_as_they_would_be_allocated(model: Mis
 async def test_answers_equal_generate(plain_model: Any, model: Any, make_contiguous_engine: MakeEngine) -> None:
     """Sequences of every kind join and leave; the cache is never large enough for all of them."""
     engine = make_contiguous_engine(model, max_batch_size=6)
-    jobs = [
-        (prompt(3 + 17 * (i % 10)), 8 + 3 * (i % 5), fields) for i, fields in enumerate([*SHARED_LANE, OWN_LANE[0]])
-    ]
+    jobs = [(prompt(3 + 17 * (i % 10)), 8 + 3 * (i % 5), fields) for i, fields in enumerate([*BATCHED, FALLBACK[0]])]
 
     answers = await asyncio.gather(*(answer(engine, *job) for job in jobs))
 
     assert [ids for ids, _ in answers] == [expected(plain_model, *job) for job in jobs]
     assert (engine.running, engine.waiting, engine.kv_usage) == (0, 0, 0)
-    assert engine._kv_cache.num_allocatable([engine._kv_cache.num_tokens]) == 1
+    assert engine.runner.kv_cache.num_allocatable([engine.runner.kv_cache.num_tokens]) == 1
 
 
 @pytest.mark.parametrize("changes", [{"sliding_window": 13}, {"head_dim": 32}, {"num_key_value_heads": 4}], ids=str)
@@ -100,7 +97,7 @@ async def test_every_model_shape_equals_generate(make_contiguous_engine: MakeEng
 async def test_request_without_memory_waits_and_is_not_overtaken(
     make_engine: MakeEngine, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = make_engine(model, memory=contiguous_cache(model, num_tokens=100), max_batch_size=4)
+    engine = make_engine(model, runner=Runner(model, contiguous_cache(model, num_tokens=100)), max_batch_size=4)
     gate = Gate(engine, monkeypatch)
     gate.open.clear()
     sequences_of_steps: list[int] = []
@@ -123,7 +120,9 @@ async def test_request_without_memory_waits_and_is_not_overtaken(
 async def test_request_that_waits_for_memory_counts_towards_the_queue(
     make_engine: MakeEngine, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = make_engine(model, memory=contiguous_cache(model, num_tokens=100), max_batch_size=4, max_queue_size=1)
+    engine = make_engine(
+        model, runner=Runner(model, contiguous_cache(model, num_tokens=100)), max_batch_size=4, max_queue_size=1
+    )
     gate = Gate(engine, monkeypatch)
     gate.open.clear()
     one, two = request(57), request(77)

@@ -139,7 +139,7 @@ def test_when_the_engine_dies_every_client_is_told_at_once_and_the_next_start_sa
     assert dead_routes(url) == [(503, "engine_dead"), (503, "not_ready"), (503, "engine_dead")]
     after = start_server("--model_dir", str(tmp_path / "nothing"), environ={"TMPDIR": str(tmp_path)}, ready=False)
     assert after.process.wait(60) == 1
-    assert "the last process died: the shared-lane thread died: SystemExit: killed" in after.log
+    assert "the last process died: the batch thread died: SystemExit: killed" in after.log
 
 
 def test_a_step_that_hangs_is_noticed_and_the_process_still_ends_when_told(

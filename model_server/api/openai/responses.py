@@ -226,7 +226,9 @@ def _usage(call: Call, choices: list[_Choice]) -> Json:
         "prompt_tokens": call.num_prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": call.num_prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(request.num_cached for request in call.requests[:: call.n])},
+        "prompt_tokens_details": {
+            "cached_tokens": sum(request.num_cached_tokens for request in call.requests[:: call.n])
+        },
     }
 
 

@@ -26,7 +26,7 @@ class KVCacheBudget:
     """Sequences in the batch."""
     num_tokens: int
     """Tokens of all of them together."""
-    fallback_tokens: int
+    max_fallback_tokens: int
     """Sequences times length of one `generate` call of the fallback."""
     reason: str
     """One sentence for the log."""
@@ -59,7 +59,7 @@ def plan(
             f"and {in_units(batch_bytes)} can be used: give the container more memory or choose a smaller "
             "--max_model_len."
         )
-    fallback_tokens = min(
+    max_fallback_tokens = min(
         int(usable_bytes * FALLBACK_SHARE) // (2 * token_bytes), MAX_FALLBACK_SEQUENCES * max_model_len
     )
     asked_for = max_batch_size
@@ -72,8 +72,8 @@ def plan(
     return KVCacheBudget(
         max_batch_size,
         num_tokens,
-        fallback_tokens,
+        max_fallback_tokens,
         f"max_batch_size {max_batch_size}: {why}; KV cache {in_units(num_tokens * token_bytes)}, {num_tokens} tokens "
         f"({in_units(token_bytes)} each, a request holds up to {max_model_len}); "
-        f"fallback {fallback_tokens} tokens",
+        f"fallback {max_fallback_tokens} tokens",
     )
