@@ -41,12 +41,12 @@ inter_token_seconds = Histogram(
 prompt_tokens_total = Counter("mistral_prompt_tokens_total", "Prompt tokens of the requests taken in.")
 prompt_tokens_cached_total = Counter(
     "mistral_prompt_tokens_cached_total",
-    "Those of them that had been read for an earlier prompt that begins alike, and were not read again.",
+    "Prompt tokens found in the prefix cache.",
 )
 generated_tokens_total = Counter("mistral_generated_tokens_total", "Tokens generated.")
 requests_running = Gauge("mistral_requests_running", "Sequences being generated.")
-requests_waiting = Gauge("mistral_requests_waiting", "Sequences waiting for a place.")
-kv_cache_usage_ratio = Gauge("mistral_kv_cache_usage_ratio", "Part of the KV memory that is reserved, 0 to 1.")
+requests_waiting = Gauge("mistral_requests_waiting", "Sequences waiting for admission.")
+kv_cache_usage_ratio = Gauge("mistral_kv_cache_usage_ratio", "Part of the KV cache that is reserved, 0 to 1.")
 load_seconds = Gauge("mistral_load_seconds", "How long loading the model took, warm-up included.")
 
 
