@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -29,7 +30,8 @@ def make_request(*detokenizers: TokenIds) -> Request:
 
 
 def events(request: Request) -> list[Any]:
-    return list(request.channel._events)
+    """Return the events that the request's reader receives."""
+    return asyncio.run(request.channel.receive())
 
 
 @pytest.mark.parametrize(
