@@ -1,9 +1,9 @@
 """Mistral's forward for a batched step, without padding between sequences and in few operations.
 
 The same mathematics as `transformers.models.mistral.modeling_mistral`, with three differences. The tokens of all
-sequences are concatenated, and the KV cache's step decides which keys each of them sees. The last layer computes only the
-tokens whose logits are wanted. On a GPU, where every kernel of a decode step counts, operations are fused that round
-once where Transformers' modules round twice; on a CPU rounding is the modules'.
+sequences are concatenated, and the KV cache's step decides which keys each of them sees. The last layer computes only
+the tokens whose logits are wanted. On a GPU, where every kernel of a decode step counts, some operations are fused and
+round once where Transformers' modules round twice; on a CPU rounding is the modules'.
 """
 
 from __future__ import annotations
