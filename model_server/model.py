@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, TypeVar
 
 import kserve
+import torch
 
 from model_server.api.openai import requests as openai_requests
 from model_server.api.parameters import ModelLimits
@@ -27,10 +28,8 @@ log = logging.getLogger(__name__)
 
 AnyCall = TypeVar("AnyCall", Call, openai_requests.Call)
 
-MAX_PREFILL_TOKENS_PER_STEP = {"cpu": 128, "cuda": 512}
-"""Prompt tokens that a step prefills: enough to keep the matmuls busy, few enough that streams do not stall."""
 MAX_PREFILL_TOKENS_WHEN_IDLE = 512
-"""The same while few streams would wait, for prompts that the step completes: a CPU computes them faster together."""
+"""Prompt tokens of a step while few streams would wait, for prompts that it completes: together they are faster."""
 
 
 class MistralModel(kserve.Model):
@@ -67,8 +66,8 @@ class MistralModel(kserve.Model):
                 max_batch_size=loaded.kv_cache.max_batch_size,
                 max_fallback_tokens=loaded.kv_cache.max_fallback_tokens,
                 max_queue_size=self.settings.max_queue_size,
-                max_prefill_tokens_per_step=MAX_PREFILL_TOKENS_PER_STEP[loaded.device.type],
-                max_prefill_tokens_when_idle=MAX_PREFILL_TOKENS_WHEN_IDLE,
+                max_prefill_tokens_per_step=loaded.max_prefill_tokens,
+                max_prefill_tokens_when_idle=max(loaded.max_prefill_tokens, MAX_PREFILL_TOKENS_WHEN_IDLE),
                 prefix_caching=self.settings.prefix_caching,
                 stall_s=self.settings.stall_seconds,
             ),
@@ -78,6 +77,10 @@ class MistralModel(kserve.Model):
         self._warm_up()
         startup.phase_ended("warm-up")
         metrics.watch_engine(lambda: engine.running, lambda: engine.waiting, lambda: engine.kv_usage)
+        for feature in ("flash_attention", "cuda_graphs"):
+            metrics.degraded.labels(feature).set(feature in loaded.runner.missing_features)
+        if loaded.device.type == "cuda":
+            metrics.watch_gpu_memory(torch.cuda.memory_stats)
         metrics.load_seconds.set(time.monotonic() - began_s)
         log.info("loaded in %.1f s, of which %.1f s reading", time.monotonic() - began_s, loaded.load_seconds)
         self.ready = True

@@ -6,7 +6,7 @@ prefill run without graphs: they are long, and no two are alike.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,13 +31,16 @@ def batch_sizes(max_batch_size: int) -> list[int]:
 class StaticStep:
     """A decode step of a fixed batch size, in tensors that keep their addresses."""
 
-    def __init__(self, decoder: Decoder, cache: ContiguousKVCache, batch_size: int) -> None:
+    def __init__(
+        self, decoder: Decoder, cache: ContiguousKVCache, batch_size: int, num_splits: int | None = None
+    ) -> None:
         self.batch_size = batch_size
+        self.num_splits = num_splits
         self._decoder = decoder
         self._cache = cache
         metadata = self._metadata([])
         self._on_device = to_device(metadata.values, cache.device, torch.int32)
-        self._step = ContiguousStep(cache, metadata, self._on_device)
+        self._step = ContiguousStep(cache, metadata, self._on_device, num_splits=num_splits)
         self._wanted = torch.arange(batch_size, device=cache.device)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits: Tensor | None = None
@@ -83,8 +86,16 @@ class StaticStep:
 class DecodeGraphs:
     """Static steps of growing batch sizes; `run` takes the smallest that is large enough."""
 
-    def __init__(self, decoder: Decoder, cache: ContiguousKVCache, max_batch_size: int) -> None:
-        self.steps = [StaticStep(decoder, cache, size) for size in batch_sizes(max_batch_size)]
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: ContiguousKVCache,
+        max_batch_size: int,
+        num_splits: Mapping[int, int | None] | None = None,
+    ) -> None:
+        """Make a static step for each batch size; `num_splits` by batch size as `split_kv` has chosen."""
+        sizes = batch_sizes(max_batch_size)
+        self.steps = [StaticStep(decoder, cache, size, (num_splits or {}).get(size)) for size in sizes]
 
     def capture(self) -> None:
         """Capture all sizes, the largest first, so that the others reuse its memory in the pool.
@@ -92,9 +103,12 @@ class DecodeGraphs:
         On one side stream: cuBLAS keeps a workspace for every stream that it has been used on (8 MB on Ampere, 32 MB on
         Hopper) and never frees it.
         """
-        pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
-        for step in reversed(self.steps):
-            step.capture(pool, stream)
+        current, pool, stream = torch.cuda.current_stream(), torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        try:
+            for step in reversed(self.steps):
+                step.capture(pool, stream)
+        finally:
+            torch.cuda.set_stream(current)  # a capture that fails leaves its own stream current
 
     def run(self, decode: Sequence[TokenRange], tokens: Tensor | None = None) -> Tensor:
         """See `StaticStep.run`."""

@@ -14,12 +14,13 @@ from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
 
 from model_server.compute.cpu.packed_linear import PADDED_SIZES, PackedLinear, padded
-from model_server.compute.cuda_graphs import DecodeGraphs
+from model_server.compute.cuda_graphs import DecodeGraphs, batch_sizes
 from model_server.compute.decoder import Decoder
 from model_server.compute.host_device import to_device
 from model_server.compute.kv_cache.base import KVCache, TokenRange
 from model_server.compute.kv_cache.contiguous import ContiguousKVCache
 from model_server.compute.kv_cache.dense import DenseKVCache
+from model_server.compute.kv_cache.split_kv import choose_num_splits
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ class Runner:
         """`forward` returns before the device has computed; reading the logits waits for it."""
         self.decoder = Decoder(model)
         self.graphs: DecodeGraphs | None = None
+        self.missing_features: list[str] = []
+        """What this device should do and cannot, at the cost of speed: flash_attention, cuda_graphs."""
 
     @torch.inference_mode()
     def capture_graphs(self, max_batch_size: int) -> None:
@@ -69,13 +72,17 @@ class Runner:
         """
         if not isinstance(self.kv_cache, ContiguousKVCache) or not self.kv_cache.flash:
             return
-        graphs = DecodeGraphs(self.decoder, self.kv_cache, max_batch_size)
         try:
+            num_splits = choose_num_splits(
+                self.kv_cache, batch_sizes(max_batch_size), self.model.config.num_attention_heads
+            )
+            graphs = DecodeGraphs(self.decoder, self.kv_cache, max_batch_size, num_splits)
             graphs.capture()
         except torch.AcceleratorError:
             raise
         except RuntimeError as error:
             log.warning("decode steps run without CUDA graphs, more slowly: %s", str(error).strip().splitlines()[0])
+            self.missing_features.append("cuda_graphs")
             return
         self.graphs = graphs
 

@@ -6,7 +6,7 @@ The middleware counts answers, the request log counts tokens and times. The seri
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -48,6 +48,16 @@ requests_running = Gauge("mistral_requests_running", "Sequences being generated.
 requests_waiting = Gauge("mistral_requests_waiting", "Sequences waiting for admission.")
 kv_cache_usage_ratio = Gauge("mistral_kv_cache_usage_ratio", "Part of the KV cache that is reserved, 0 to 1.")
 load_seconds = Gauge("mistral_load_seconds", "How long loading the model took, warm-up included.")
+degraded = Gauge(
+    "mistral_degraded",
+    "1 if a GPU runs without this feature, and so more slowly: flash_attention or cuda_graphs.",
+    ["feature"],
+)
+gpu_alloc_retries = Gauge(
+    "mistral_gpu_alloc_retries",
+    "How often the GPU's memory was exhausted until cached blocks were freed, since the start.",
+)
+gpu_ooms = Gauge("mistral_gpu_ooms", "How often an allocation on the GPU failed, since the start.")
 
 
 def watch_engine(running: Callable[[], float], waiting: Callable[[], float], kv_usage: Callable[[], float]) -> None:
@@ -55,6 +65,12 @@ def watch_engine(running: Callable[[], float], waiting: Callable[[], float], kv_
     requests_running.set_function(running)
     requests_waiting.set_function(waiting)
     kv_cache_usage_ratio.set_function(kv_usage)
+
+
+def watch_gpu_memory(stats: Callable[[], Mapping[str, float]]) -> None:
+    """Have the gauges read the allocator's statistics when they are scraped."""
+    gpu_alloc_retries.set_function(lambda: stats().get("num_alloc_retries", 0))
+    gpu_ooms.set_function(lambda: stats().get("num_ooms", 0))
 
 
 def answered(route: str, outcome: str, seconds: float) -> None:

@@ -98,6 +98,7 @@ def test_failed_capture_is_a_warning_and_steps_run_without_graphs(
     assert runner.graphs is None
     assert "without CUDA graphs, more slowly: operation not permitted" in caplog.text
     assert caplog.records[-1].levelname == "WARNING"
+    assert runner.missing_features == ["cuda_graphs"]
 
 
 def test_broken_device_stops_the_start(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:

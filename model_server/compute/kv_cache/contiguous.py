@@ -121,8 +121,12 @@ class StepMetadata:
 class ContiguousStep:
     """A step over a contiguous KV cache (`decoder.Step`)."""
 
-    def __init__(self, cache: ContiguousKVCache, metadata: StepMetadata, on_device: Tensor) -> None:
+    def __init__(
+        self, cache: ContiguousKVCache, metadata: StepMetadata, on_device: Tensor, *, num_splits: int | None = None
+    ) -> None:
+        """Take a step's numbers on the device; `num_splits` is for its decode group (`split_kv`)."""
         self._cache = cache
+        self._num_splits = num_splits
         self.token_ids, self.positions, self._slots, *rest = on_device.split(metadata.sizes)
         of_groups = zip(metadata.groups, (rest[:3], rest[3:]), strict=True)
         self._groups = [(group, tensors) for group, tensors in of_groups if group.q_lens]
@@ -146,6 +150,7 @@ class ContiguousStep:
         self, group: AttentionGroup, tensors: Sequence[Tensor], q: Tensor, keys: Tensor, values: Tensor, scaling: float
     ) -> Tensor:
         cu_seqlens_q, cu_seqlens_k, kv_lens = tensors
+        window: tuple[int, int]
         if self._cache.window is not None:
             window = (self._cache.window - 1, 0)
         else:  # one query sees all keys; without the causal mask the kernel may pack the heads of a group
@@ -162,6 +167,7 @@ class ContiguousStep:
             window_size=window,
             enable_gqa=True,
             seqused_k=kv_lens,
+            num_splits=self._num_splits if window == (-1, -1) else None,
         )
         assert isinstance(out, Tensor), "no auxiliary output was requested"
         return out
