@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
 
-from model_server.compute.fused_linear import Projection, packable
+from model_server.compute.cpu.packed_linear import PackedLinear, can_pack
+from model_server.compute.fused_linear import Linear
 from model_server.compute.kv_cache.base import head_dim
 
 
@@ -54,10 +55,8 @@ class Matmuls:
         All layers, not one of them again and again: a layer's weights would stay in the cache.
         """
         shapes = list(shapes_of(config, fused=fused))
-        projections = [Projection(torch.randn(shape, dtype=dtype, device=device)) for shape in shapes]
-        if fused and packable(dtype, torch.device(device)):
-            for projection in projections:
-                projection.pack()
+        linear = PackedLinear if fused and can_pack(dtype, torch.device(device)) else Linear
+        projections = [linear(torch.randn(shape, dtype=dtype, device=device)) for shape in shapes]
         widths = [width for _, width in shapes]
         return cls(list(zip(projections, widths, strict=True)), dtype, device)
 

@@ -98,7 +98,7 @@ class ClockRunner(Runner):
 
 def serve(model_dir: str, port: str, step_s: float, ahead: bool) -> None:
     """Be the server; at its end print how long the device waited."""
-    import model_server.model
+    import model_server.loading.loader
     from model_server.__main__ import serve as serve_model
 
     torch.set_num_threads(1)  # sampling is the device's work: a second thread for it would have to be woken
@@ -108,7 +108,7 @@ def serve(model_dir: str, port: str, step_s: float, ahead: bool) -> None:
         runners.append(ClockRunner(*args, step_s=step_s, ahead=ahead))
         return runners[0]
 
-    model_server.model.Runner = make  # type: ignore[assignment, misc]
+    model_server.loading.loader.Runner = make  # type: ignore[assignment, misc]
     serve_model(["--model_dir", model_dir, "--http_port", port, "--model_name", "bench"], os.environ)
     print(json.dumps({"waits_s": runners[0].waits_s}), flush=True)
 

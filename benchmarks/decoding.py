@@ -13,9 +13,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.ceilings import wait_for
-from model_server.compute.fused_linear import fuse, pack
+from model_server.compute.cpu.packed_linear import pack
+from model_server.compute.fused_linear import fuse
 from model_server.compute.kv_cache.base import TokenRange
-from model_server.compute.kv_cache.contiguous import flash_attention_unavailable_reason
+from model_server.compute.kv_cache.flash_check import flash_attention_unavailable_reason
 from model_server.compute.runner import Runner, make_kv_cache
 
 
@@ -73,13 +74,13 @@ class RunnerDecoder:
             config,
             dtype,
             device,
-            num_rows=rows,
+            max_batch_size=rows,
             num_tokens=rows * max_len,
             max_sequence_tokens=max_len,
             flash=flash_attention_unavailable_reason(config, dtype, device) is None,
         )
         self._runner = Runner(model, memory)
-        self._runner.record_graphs(rows)
+        self._runner.capture_graphs(rows)
         self._places = [memory.allocate(max_len) or 0 for _ in range(rows)]
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[int]:

@@ -122,7 +122,7 @@ def asking_inside(model: MistralModel) -> Ask:
     from model_server.request import Finished, TextDelta
 
     async def ask(prompt: str, answer: Answer) -> None:
-        engine = model.generation
+        engine = model.llm_engine
         assert engine is not None, "a server that answers has loaded"
         body = {"prompt": prompt, "max_new_tokens": NUM_TOKENS, "temperature": 0}
         call = await asyncio.to_thread(parse, body, model.text, model.limits)

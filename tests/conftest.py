@@ -18,7 +18,8 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from model_server.compute.fused_linear import fuse, pack
+from model_server.compute.cpu.packed_linear import pack
+from model_server.compute.fused_linear import fuse
 from model_server.compute.kv_cache.dense import DenseKVCache
 from model_server.compute.runner import Runner
 from model_server.engine.config import EngineConfig
@@ -101,7 +102,11 @@ def make_engine(model: MistralForCausalLM) -> Iterator[Callable[..., Engine]]:
     ) -> Engine:
         if runner is None:
             kv_cache = DenseKVCache(
-                model.config, num_slots=max_batch_size, slot_len=max_model_len, dtype=model.dtype, device=model.device
+                model.config,
+                max_batch_size=max_batch_size,
+                max_sequence_tokens=max_model_len,
+                dtype=model.dtype,
+                device=model.device,
             )
             runner = Runner(model, kv_cache)
         if overlap:

@@ -12,11 +12,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from model_server.compute.cpu.threads import ThreadCounts
 from model_server.compute.runner import Runner
+from model_server.compute.streams import batch_stream, fallback_stream
 from model_server.engine.batch import BatchLoop
 from model_server.engine.batchable import can_batch
 from model_server.engine.config import EngineConfig
@@ -74,8 +77,10 @@ class Engine:
         # Guards both queues, `fallback.running` and the flags; the batch belongs to its thread.
         self._changed = threading.Condition()
         self._workers = [
-            threading.Thread(target=self._guarded, args=(self._run_batch,), name="batch", daemon=True),
-            threading.Thread(target=self._guarded, args=(self._run_fallback,), name="fallback", daemon=True),
+            threading.Thread(target=self._guarded, args=(self._run_batch, batch_stream), name="batch", daemon=True),
+            threading.Thread(
+                target=self._guarded, args=(self._run_fallback, fallback_stream), name="fallback", daemon=True
+            ),
             threading.Thread(target=self._watchdog.run, name="watchdog", daemon=True),
         ]
 
@@ -227,9 +232,12 @@ class Engine:
             finish_with_error(request, error)
         self._readers.wake(requests)
 
-    def _guarded(self, run: Callable[[], None]) -> None:
+    def _guarded(
+        self, run: Callable[[], None], stream: Callable[[torch.device], AbstractContextManager[object]]
+    ) -> None:
         try:
-            run()
+            with stream(self.runner.model.device):
+                run()
         except BaseException as error:
             name = threading.current_thread().name
             logger.exception("the %s thread died", name)

@@ -1,4 +1,4 @@
-"""What is recorded of a request: the series of `metrics.py`, and one log line at its end without its text."""
+"""The request log: a request's metrics, and one log line at its end without its text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 def first_token(seconds: float, *, num_prompt_tokens: int, num_cached_tokens: int) -> None:
     """Record the first token of a request, `seconds` after its arrival."""
-    startup.ended("first token")
+    startup.phase_ended("first token")
     metrics.time_to_first_token_seconds.observe(seconds)
     metrics.prompt_tokens_total.inc(num_prompt_tokens)
     metrics.prompt_tokens_cached_total.inc(num_cached_tokens)

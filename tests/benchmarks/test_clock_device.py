@@ -16,7 +16,7 @@ from model_server.compute.kv_cache.dense import DenseKVCache
 
 
 def test_who_looks_into_a_steps_logits_waits_until_it_is_ready(model: MistralForCausalLM) -> None:
-    slots = DenseKVCache(model.config, num_slots=2, slot_len=64, dtype=model.dtype, device=model.device)
+    slots = DenseKVCache(model.config, max_batch_size=2, max_sequence_tokens=64, dtype=model.dtype, device=model.device)
     runner = ClockRunner(model, slots, step_s=0.2, ahead=True)
     decode = [TokenRange(0, 5, [7])]
 

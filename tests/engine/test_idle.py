@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import MistralForCausalLM
 
-from model_server.compute.fused_linear import PADDED_SIZES, Projection, packable
+from model_server.compute.cpu.packed_linear import PADDED_SIZES, PackedLinear, can_pack
 from model_server.compute.kv_cache.dense import DenseKVCache
 from model_server.compute.runner import Runner
 from model_server.request import Request
@@ -18,7 +18,7 @@ from tests.engine.test_oracle import GREEDY, expected, prompt
 from tests.support.engine_requests import MakeEngine, beams, events, request, until
 
 packs = pytest.mark.skipif(
-    not packable(torch.float32, torch.device("cpu")), reason="oneDNN does not pack weights on this machine"
+    not can_pack(torch.float32, torch.device("cpu")), reason="oneDNN does not pack weights on this machine"
 )
 
 
@@ -29,7 +29,9 @@ class CompilingRunner(Runner):
         self.num_compiled = 0
         self.compiling, self.go_on, self.released = threading.Event(), threading.Event(), threading.Event()
         self.go_on.set()
-        kv_cache = DenseKVCache(model.config, num_slots=6, slot_len=256, dtype=model.dtype, device=model.device)
+        kv_cache = DenseKVCache(
+            model.config, max_batch_size=6, max_sequence_tokens=256, dtype=model.dtype, device=model.device
+        )
         release_unused = kv_cache.release_unused
 
         def release() -> bool:
@@ -53,13 +55,13 @@ async def test_matmuls_of_all_sizes_are_compiled_for_both_thread_counts(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[tuple[int, int]] = []
-    compile_matmul = Projection.compile
+    compile_matmul = PackedLinear.compile
 
-    def compile(projection: Projection, num_rows: int) -> None:
+    def compile(projection: PackedLinear, num_rows: int) -> None:
         compiled.append((torch.get_num_threads(), num_rows))
         compile_matmul(projection, num_rows)
 
-    monkeypatch.setattr(Projection, "compile", compile)
+    monkeypatch.setattr(PackedLinear, "compile", compile)
     torch.set_num_threads(2)
     try:
         make_engine(compile_after_s=0.05)

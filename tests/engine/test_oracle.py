@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import MistralForCausalLM
 
-from model_server.compute.fused_linear import fuse, pack
+from model_server.compute.cpu.packed_linear import pack
+from model_server.compute.fused_linear import fuse
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.kv_cache.dense import DenseKVCache
 from model_server.compute.runner import Runner
@@ -182,7 +183,7 @@ def test_in_bfloat16_the_decoder_rounds_where_transformers_does() -> None:
     model = tiny_mistral().bfloat16()
     wanted = model(torch.tensor([prompt(20)])).logits[0, -1]
     fuse(model)
-    slots = DenseKVCache(model.config, num_slots=1, slot_len=64, dtype=model.dtype, device=model.device)
+    slots = DenseKVCache(model.config, max_batch_size=1, max_sequence_tokens=64, dtype=model.dtype, device=model.device)
 
     logits = Runner(model, slots).forward([], [TokenRange(0, 0, prompt(20))], [19])
 

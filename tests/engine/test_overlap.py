@@ -229,7 +229,7 @@ async def test_sequences_beside_one_that_fails_sample_once_for_each_token(
     engine = make_engine(overlap=True)
 
     def poison_the_last(decode: Sequence[TokenRange], prefill: Sequence[TokenRange]) -> None:
-        if any((chunk.place, chunk.start) == (3 * 256, 6) for chunk in decode):
+        if any((chunk.kv_offset, chunk.start) == (3 * 256, 6) for chunk in decode):
             raise ValueError("poison")
 
     Gate(engine, monkeypatch).fault = poison_the_last

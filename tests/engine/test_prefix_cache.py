@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from model_server.compute.fused_linear import fuse, pack
+from model_server.compute.cpu.packed_linear import pack
+from model_server.compute.fused_linear import fuse
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.runner import Runner
 from model_server.engine.engine import Engine
 from model_server.engine.prefix_cache import MIN_PREFIX_TOKENS, PrefixCache, common_prefix_length
 from model_server.request import Request
-from tests.compute.test_kv_cache import over_spans, spans_for  # noqa: F401 - a fixture
+from tests.compute.test_kv_cache import contiguous_cache, make_contiguous_engine  # noqa: F401 - a fixture
 from tests.conftest import tiny_mistral
 from tests.engine.test_oracle import SEED, expected, prompt
 from tests.support.engine_requests import GREEDY, Gate, events, request, until
@@ -86,7 +87,7 @@ def make(request: pytest.FixtureRequest, make_engine: MakeEngine) -> MakeEngine:
 
     def make(model: Any = None, **changes: Any) -> Engine:
         model = model or request.getfixturevalue("model")
-        runner = Runner(model, spans_for(model, num_tokens=900)) if request.param == "contiguous" else None
+        runner = Runner(model, contiguous_cache(model, num_tokens=900)) if request.param == "contiguous" else None
         return make_engine(model, runner=runner, **changes)
 
     return make
@@ -229,10 +230,10 @@ async def test_nothing_is_reused_without_prefix_caching(make: MakeEngine) -> Non
 
 async def test_random_prompts_with_common_prefixes_in_a_full_kv_cache_equal_generate(
     plain_model: Any,
-    over_spans: MakeEngine,  # noqa: F811
+    make_contiguous_engine: MakeEngine,  # noqa: F811
 ) -> None:
     """Sequences reuse, join, leave early and overwrite one another, in a KV cache that holds only a few of them."""
-    engine = over_spans(tiny_packed(), max_batch_size=6)
+    engine = make_contiguous_engine(tiny_packed(), max_batch_size=6)
     numbers = random.Random(3)
     roots = [prompt(length) for length in (40, 70, 90)]
     asked = []

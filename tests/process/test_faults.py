@@ -158,7 +158,7 @@ def test_a_step_that_hangs_is_noticed_and_the_process_still_ends_when_told(
     assert error_event(streamed)["code"] == "engine_dead"
     assert 1 <= seconds < 2 + BUSY_S
     assert dead_routes(url) == [(503, "engine_dead"), (503, "not_ready"), (503, "engine_dead")]
-    assert "taken more than 1 s" in (tmp_path / "mistral-last-words").read_text()
+    assert "taken more than 1 s" in (tmp_path / "mistral-termination-reason").read_text()
     os.kill(program.pid, signal.SIGTERM)
     program.wait_for_exit(limit_s=5)
 

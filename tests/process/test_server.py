@@ -274,13 +274,13 @@ def test_a_wrong_setting_stops_the_start_with_one_sentence(start_server: Callabl
 
 
 def test_a_start_says_why_the_last_process_died(start_server: Callable[..., ServerProcess], tmp_path: Path) -> None:
-    (tmp_path / "mistral-last-words").write_text("the batch thread died: ValueError: poison\n")
+    (tmp_path / "mistral-termination-reason").write_text("the batch thread died: ValueError: poison\n")
 
     server = start_server("--model_dir", str(tmp_path / "nothing"), environ={"TMPDIR": str(tmp_path)}, ready=False)
 
     assert server.process.wait(60) == 1
     assert "the last process died: the batch thread died: ValueError: poison" in server.log
-    assert not (tmp_path / "mistral-last-words").exists()
+    assert not (tmp_path / "mistral-termination-reason").exists()
 
 
 def test_a_missing_model_stops_the_start_with_one_sentence(
