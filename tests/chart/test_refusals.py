@@ -91,6 +91,10 @@ IMPOSSIBLE: list[tuple[Values, str]] = [
     ({"storage.uri": "s3://bucket"}, "names no file or directory after the host or bucket"),
     ({"storage.uri": "s3://bucket/../x"}, "has a . or .. among its parts"),
     ({"hfToken.secretName": ""}, "is gated and no token is set"),
+    (
+        {"storage.uri": "", "server.modelId": "mistralai/Mistral-7B-v0.1", "hfToken.secretName": ""},
+        "server.modelId mistralai/Mistral-7B-v0.1 is gated",
+    ),
     ({"storage.initializer.name": "default"}, "KServe's own ClusterStorageContainer"),
     (
         {"storage.initializer.create": False, "storage.initializer.env": [{"name": "A"}]},
