@@ -21,7 +21,7 @@ MANIFESTS = Path(__file__).parent.parent / "manifests"
 RELEASE = NAMESPACE = "mistral"
 IMAGE = "registry.example.com/mistral-7b-kserve"
 NO_TAG = "set-your-image"
-"""The tag of an image that nobody has named yet: kustomize's `images:` replaces it, and Knative's error shows it."""
+"""The tag of the placeholder image: kustomize's `images:` replaces it, and Knative's error shows it."""
 DASHBOARD = ("ConfigMap", "mistral-7b-dashboard")
 """Made by kustomize from the chart's file, so that it stands once."""
 HEADER = "# Rendered from charts/mistral-7b by `make manifests`; edit the chart.\n"
