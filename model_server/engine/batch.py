@@ -107,7 +107,7 @@ class BatchLoop:
     def process_outputs(self, batch: Batch, logits: Tensor, tokens: Sized[int | ServeError]) -> None:
         """Advance each sequence by what a step has computed for it; one that has finished meanwhile discards it."""
         logprobs = step_logprobs(batch, logits, tokens)
-        # Nothing below computes on the device or can fail, so a step that failed above can be run again.
+        # Log-probabilities may run out of memory. Nothing is changed before, so the step can be run again.
         for chunk in batch.prefill:
             if (event := logprobs.of_prompts.get(chunk)) is not None:
                 chunk.sequence.request.channel.send(event)

@@ -111,21 +111,24 @@ async def test_no_idle_task_runs_while_the_fallback_runs(
 ) -> None:
     """The fallback has its thread, and the memory that `generate` frees can be returned only after its end."""
     runner = CompilingRunner(model)
+    runner.go_on.clear()
     engine = make_engine(model, runner=runner, compile_after_s=0.05, release_memory_after_s=0.05)
-    started, go_on = threading.Event(), threading.Event()
+    started, finish = threading.Event(), threading.Event()
 
     def generate(request: Request, **callbacks: Any) -> None:
         started.set()
-        go_on.wait(60)
+        finish.wait(60)
 
     monkeypatch.setattr(engine.fallback, "generate", generate)
+    await until(runner.compiling.is_set)
     engine.submit([beams()])
     await until(started.is_set)
-    num_compiled = runner.num_compiled
+    runner.go_on.set()
+    await until(lambda: runner.num_compiled == 1)
     for _ in range(10):
         await asyncio.sleep(0.03)
-        assert (runner.num_compiled, runner.released.is_set()) == (num_compiled, False)
+        assert (runner.num_compiled, runner.released.is_set()) == (1, False)
 
-    go_on.set()
+    finish.set()
     await until(runner.released.is_set)
-    assert runner.num_compiled == 4
+    assert runner.num_compiled == 2
