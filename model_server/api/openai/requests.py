@@ -210,7 +210,7 @@ def _requests(
 
 
 def _generate(body: Body, vocab_size: int) -> dict[str, Any]:
-    """Return what `generate` is told. Top-k is off: OpenAI has none."""
+    """Return the arguments of `generate`. Top-k is off: OpenAI has none."""
     bias = []
     for written, value in body.logit_bias.items():
         # A number of more digits than any vocabulary's is not worth reading.
