@@ -26,10 +26,11 @@ fuzz: .venv/installed ## try thousands of requests on the server that runs on PO
 	$(BIN)/schemathesis run http://localhost:$(PORT)/openapi.json -H "Authorization: Bearer $${MISTRAL_API_KEY:-none}" \
 	  --exclude-checks positive_data_acceptance --max-time 300 --continue-on-failure
 
-check: .venv/installed ## what CI runs: format, lint, types, tests (chart and manifests among them)
+check: .venv/installed ## what CI runs: format, lint, types, imports, tests (chart and manifests among them)
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry .
 	$(BIN)/python -m pytest -q
 
 bench: .venv/installed ## run the benchmarks: about 12 minutes on a quiet machine
