@@ -1,4 +1,4 @@
-"""Two outlets: stdout gets the answer and nothing else, stderr what is for people. Plain when unwatched.
+"""The command's output: stdout gets the answer and nothing else, stderr gets messages. Both are plain text in a pipe.
 
 A model's text is not trusted with a terminal: control characters, which could move the cursor, retitle the
 window or answer as if typed, are dropped there. A pipe gets the text as it is.
@@ -19,24 +19,24 @@ CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)])
 del CONTROLS[ord("\n")], CONTROLS[ord("\t")]
 
 
-class Screen:
-    """A context: leaving it takes the spinner away."""
+class Terminal:
+    """A context manager: leaving it removes the spinner."""
 
     def __init__(self) -> None:
         # A lone half of a character, which JSON can carry and UTF-8 cannot, must not end the program.
         cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="replace")
         self.live = sys.stdout.isatty()
-        """Somebody watches the answer come."""
-        self._people = Console(stderr=True, highlight=False, soft_wrap=True)
+        """Stdout is a terminal."""
+        self._stderr = Console(stderr=True, highlight=False, soft_wrap=True)
         self._spinner = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(),
-            console=self._people, transient=True, disable=not self._people.is_terminal,
+            console=self._stderr, transient=True, disable=not self._stderr.is_terminal,
         )  # fmt: skip
         self._task = self._spinner.add_task("Waiting for the model")
         self._notice = self._last = ""
         self._begun_s = self._first_s = 0.0
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> Terminal:
         self._begun_s = time.monotonic()
         self._spinner.start()
         return self
@@ -47,15 +47,15 @@ class Screen:
             self.write("\n")
 
     def notice(self, reason: str) -> None:
-        """Say why nothing happens: beside the spinner, or once a line in a log."""
+        """Show the reason for a wait: beside the spinner, or as one line each time the reason changes."""
         reason = reason.translate(CONTROLS)
         self._spinner.update(self._task, description=Text(reason).markup)
-        if not self._people.is_terminal and reason != self._notice:
-            self._people.print(f"Waiting: {reason}", markup=False)
+        if not self._stderr.is_terminal and reason != self._notice:
+            self._stderr.print(f"Waiting: {reason}", markup=False)
         self._notice = reason
 
     def write(self, text: str) -> None:
-        """Put some of the answer on stdout, at once."""
+        """Write a part of the answer to stdout and flush it."""
         if not text:
             return
         self._spinner.stop()
@@ -65,8 +65,8 @@ class Screen:
         sys.stdout.flush()
 
     def summary(self, final: Any) -> None:
-        """Tell whoever watches a stream how it went, below it."""
-        if not (self.live and self._people.is_terminal and isinstance(final, dict) and "completion_tokens" in final):
+        """Print token count and speed below a stream, on a terminal."""
+        if not (self.live and self._stderr.is_terminal and isinstance(final, dict) and "completion_tokens" in final):
             return
         first_s, end_s = self._first_s or time.monotonic(), time.monotonic()
         facts = [f"{final['completion_tokens']} tokens", f"first after {first_s - self._begun_s:.1f} s"]
@@ -74,8 +74,8 @@ class Screen:
             facts.append(f"then {(final['completion_tokens'] - 1) / (end_s - first_s):.1f}/s")
         if final.get("finish_reason") == "length":
             facts.append("ended by the length limit")
-        self._people.print(" · ".join(facts), style="dim", markup=False)
+        self._stderr.print(" · ".join(facts), style="dim", markup=False)
 
     def fail(self, sentence: str) -> None:
-        """Say in one line what went wrong."""
-        self._people.print(Text("Error: ", style="bold red") + Text(sentence.translate(CONTROLS)))
+        """Print the error in one line."""
+        self._stderr.print(Text("Error: ", style="bold red") + Text(sentence.translate(CONTROLS)))

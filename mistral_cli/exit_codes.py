@@ -1,4 +1,4 @@
-"""Every way the command can fail, with its exit code.
+"""The failures of `mistral predict` and their exit codes.
 
 Failure
  ├─ Refused      1   the server answered, and the answer is no

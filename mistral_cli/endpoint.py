@@ -1,7 +1,7 @@
-"""Where the server is: a URL as given, or an InferenceService by name, reached the way the cluster says.
+"""The server's address: a URL as given, or an InferenceService by name, reached the way the cluster says.
 
 The URL of an InferenceService is read from its `.status.url` and never computed: the host depends on the
-ingress. Only `of_service` needs the `kubernetes` package, and only when it is called.
+ingress. Only `from_service` needs the `kubernetes` package, and only when it is called.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from .failures import Misused, Unreachable
+from .exit_codes import Misused, Unreachable
 
 GetService = Callable[[str, str], Mapping[str, Any]]
 """(namespace, name) to the InferenceService object; raises `Unreachable` when there is none."""
 
 
 @dataclass(frozen=True)
-class Target:
+class Endpoint:
     """What every request to one server has in common."""
 
     base_url: str
@@ -32,8 +32,8 @@ class Target:
         return self.base_url.rstrip("/") + path
 
 
-def of_url(url: str) -> Target:
-    """Return the target of a plain URL; without a scheme it means http.
+def from_url(url: str) -> Endpoint:
+    """Return the endpoint of a plain URL; without a scheme it means http.
 
     Raises:
         Misused: no host can be read from it.
@@ -46,11 +46,11 @@ def of_url(url: str) -> Target:
         raise Misused(f"{url!r} is not a URL: {error}.") from error
     if parts.scheme not in ("http", "https") or not parts.host:
         raise Misused(f"{url!r} is not an http or https URL with a host.")
-    return Target(url)
+    return Endpoint(url)
 
 
-def of_service(service: str, ingress: str | None, get: GetService | None = None) -> Target:
-    """Return the target of `NAMESPACE/NAME`, through `ingress` where its own URL is out of reach.
+def from_service(service: str, ingress: str | None, get: GetService | None = None) -> Endpoint:
+    """Return the endpoint of `NAMESPACE/NAME`, through `ingress` where its own URL is out of reach.
 
     Raises:
         Misused: the name or the ingress is not of the right form.
@@ -61,10 +61,10 @@ def of_service(service: str, ingress: str | None, get: GetService | None = None)
         raise Misused(f"{service!r} is not NAMESPACE/NAME.")
     url = _status_url((get or _get_from_cluster)(namespace, name), service)
     if ingress is None:
-        return of_url(url)
-    entry, wanted = of_url(ingress), urlsplit(url)
+        return from_url(url)
+    entry, wanted = from_url(ingress), urlsplit(url)
     # The ingress routes by Host, and behind TLS by the name asked for in the handshake; a path prefix stays.
-    return Target(
+    return Endpoint(
         entry.base_url.rstrip("/") + wanted.path,
         {"Host": wanted.netloc},
         {"sni_hostname": wanted.hostname or ""} if entry.base_url.startswith("https:") else {},
