@@ -21,12 +21,12 @@ from tests.support.scripted_server import (
     answer_json,
     error_event,
     event,
-    free_port,
     hang_up,
     last_event,
     predictions,
     stream,
 )
+from tests.support.server_process import free_port
 
 BUSY = answer_json({"error": "The queue is full.", "code": "queue_full"}, 429, retry_after="0")
 LOADING = answer_json({"error": "The model is loading.", "code": "not_ready"}, 503, retry_after="0")

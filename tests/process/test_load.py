@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import ServerProcess
+from tests.support.server_process import ServerProcess
 
 PREDICT = "/v1/models/mistral-7b:predict"
 FOREVER = {"prompt": "hello", "max_new_tokens": 4000, "min_new_tokens": 4000, "temperature": 0}
