@@ -8,7 +8,7 @@ DEMO = MISTRAL_MODEL_DIR="$$($(BIN)/python -m demo.make)"
 SERVE = $(BIN)/python -m model_server --model_name mistral-7b --http_port $(PORT)
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test fuzz check bench bench-quick promises soak lock image manifests
+.PHONY: help run dev test fuzz check bench bench-quick load soak gpu lock image manifests
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -39,11 +39,15 @@ bench: .venv/installed ## run the benchmarks: about 12 minutes on a quiet machin
 bench-quick: .venv/installed ## the same in two minutes, and less exact
 	$(BIN)/python -m benchmarks --quick
 
-promises: .venv/installed ## hold a server to its promises under load and faults: about ten minutes
-	$(BIN)/python -m benchmarks.promises
+load: .venv/installed ## test a server under load and faults: 15 minutes on a quiet machine
+	$(BIN)/python -m pytest -m load tests/load
 
-soak: .venv/installed ## twenty minutes at full load with clients that leave
-	$(BIN)/python -m benchmarks.promises --only soak --minutes 20
+soak: .venv/installed ## twenty minutes at full load with clients that disconnect
+	SOAK_MINUTES=20 $(BIN)/python -m pytest -m load tests/load -k memory_stays_flat -o timeout=3000
+
+gpu: .venv/installed ## the tests and figures that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m benchmarks roofline
 
 lock: ## make requirements.lock anew from pyproject.toml, in an environment of its own
 	rm -rf build/lock && python3.11 -m venv build/lock && build/lock/bin/pip install -q '.[dev]'
