@@ -1,4 +1,4 @@
-"""Crowds over HTTP, short and without chance: a full queue, clients that leave. `make promises` has the long forms."""
+"""Crowds over HTTP, short and without chance: a full queue, clients that leave. `make load` has the long forms."""
 
 from __future__ import annotations
 
