@@ -31,6 +31,7 @@ check: .venv/installed ## what CI runs: format, lint, types, imports, tests (cha
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
+	$(BIN)/python -m charts.render_server --check
 	$(BIN)/python -m pytest -q
 
 bench: .venv/installed ## run the benchmarks: about 12 minutes on a quiet machine
@@ -56,7 +57,8 @@ lock: ## make requirements.lock anew from pyproject.toml, in an environment of i
 image: ## build the container image with docker, podman or buildah
 	$$(docker info >/dev/null 2>&1 && echo docker || command -v podman || command -v buildah) build -t mistral-7b-kserve .
 
-manifests: .venv/installed ## render manifests/ from the chart
+manifests: .venv/installed ## write what is generated: the flags in chart and docs, manifests/, the chart's README
+	$(BIN)/python -m charts.render_server
 	$(BIN)/python -m charts.render_manifests
 
 .venv/installed: requirements.lock pyproject.toml

@@ -27,7 +27,7 @@ def start_loaded(tmp_path: Path) -> Iterator[StartLoaded]:
         flags = ("--model_name", MODEL_NAME, "--dtype", dtype, *flags)
         process = ServerProcess(model_dir, *flags, environ=environ, module="tests.support.instrumented_server")
         started.append(process)
-        process.wait_until_ready()
+        process.wait_until_ready(180)
         return LoadedServer(process, model_dir, tasks_file)
 
     yield start
