@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import make_dataclass
+from dataclasses import fields, make_dataclass
 
 import pytest
 
@@ -17,7 +17,7 @@ def test_chart_and_docs_hold_what_is_generated() -> None:
 
 def test_a_new_flag_reaches_values_schema_template_and_docs(monkeypatch: pytest.MonkeyPatch) -> None:
     flag = settings.flag(settings._whole(1, 9), 5, "how many cats sit beside the server")
-    [added] = make_dataclass("Added", [("num_cats", int, flag)]).__dataclass_fields__.values()
+    [added] = fields(make_dataclass("Added", [("num_cats", int, flag)]))
     monkeypatch.setattr(render_server, "flag_fields", lambda: {**settings.flag_fields(), "num_cats": added})
     files = {path.name: text for path, text in render_server.rendered().items()}
     assert "  # -- How many cats sit beside the server.\n  numCats: 5\n" in files["values.yaml"]
