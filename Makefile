@@ -2,6 +2,7 @@
 PORT ?= 8080
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+JOBS ?= 2
 # Weights of your own: make run MODEL_DIR=/path/to/model, or MODEL_ID=owner/name. Without: the demo model.
 MODEL = $(if $(MODEL_DIR),MISTRAL_MODEL_DIR='$(MODEL_DIR)',$(if $(MODEL_ID),MISTRAL_MODEL_ID='$(MODEL_ID)',$(DEMO)))
 DEMO = MISTRAL_MODEL_DIR="$$($(BIN)/python -m demo.make)"
@@ -19,8 +20,8 @@ run: .venv/installed ## serve the demo model, or MODEL_DIR=... or MODEL_ID=..., 
 dev: .venv/installed ## the same, restarted whenever a source file is saved
 	$(MODEL) exec $(BIN)/watchfiles --filter python '$(SERVE) --drain_seconds 1' model_server
 
-test: .venv/installed ## run the tests
-	$(BIN)/python -m pytest
+test: .venv/installed ## run the tests in two processes (JOBS=4: in four)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 fuzz: .venv/installed ## try thousands of requests on the server that runs on PORT, for five minutes (key: MISTRAL_API_KEY)
 	$(BIN)/schemathesis run http://localhost:$(PORT)/openapi.json -H "Authorization: Bearer $${MISTRAL_API_KEY:-none}" \
@@ -32,7 +33,7 @@ check: .venv/installed ## what CI runs: format, lint, types, imports, tests (cha
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 	$(BIN)/python -m charts.render_server --check
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --cov --cov-report term:skip-covered
 
 bench: .venv/installed ## run the benchmarks: about 12 minutes on a quiet machine
 	$(BIN)/python -m benchmarks

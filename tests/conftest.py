@@ -23,6 +23,17 @@ from tests.support.tiny_model import tiny_mistral
 torch.set_num_threads(1)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark the tests that can be run or left out as a group."""
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    if folder in ("chart", "load"):
+        item.add_marker(folder)
+    if item.path.name == "test_gpu.py":
+        item.add_marker("gpu")
+    if "browser" in getattr(item, "fixturenames", ()):
+        item.add_marker("browser")
+
+
 @pytest.fixture(autouse=True)
 def none_of_your_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the client reads from the environment is not there, whoever runs the tests."""

@@ -40,7 +40,7 @@ def predict(client: httpx.Client, **body: Any) -> dict[str, Any]:
     return prediction
 
 
-def sse(lines: Iterator[str]) -> Iterator[dict[str, Any] | str]:
+def sse(lines: Iterator[str]) -> Iterator[Any]:
     """Yield the data of each event; "[DONE]" as it stands."""
     for line in lines:
         if line.startswith("data: "):
