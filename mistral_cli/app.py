@@ -17,6 +17,7 @@ import typer
 from . import answer, body
 from .failures import Failure, Misused
 from .patience import CONNECT_S, Patience
+from .rollout.command import app as rollout
 from .screen import Screen
 from .target import Target, of_service, of_url
 
@@ -24,6 +25,7 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 MODELS_PATH = "/v1/models"
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(rollout, name="rollout")
 
 
 def main() -> None:

@@ -93,6 +93,9 @@ class Cluster:
             config.load_kube_config(context=context, client_configuration=settings)
         except (config.ConfigException, OSError) as error:
             raise Unreachable(f"No cluster to ask: {error}") from error
+        contexts, _ = config.list_kube_config_contexts()
+        details = next(found["context"] for found in contexts if found["name"] == context)
+        self.namespace: str = details.get("namespace") or "default"
         self.host: str = settings.host
         self._timeout_s = timeout_s
         self._api = client.ApiClient(settings)

@@ -18,7 +18,7 @@ NODES_THAT_GROW = (
     "kubernetes.azure.com/agentpool", "cluster.x-k8s.io/machine",
 )  # fmt: skip
 """Labels of nodes that something can add more of."""
-SUFFIXES = {
+SUFFIXES: dict[str, Decimal | int] = {
     "": 1, "m": Decimal("0.001"), "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
     "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
 }  # fmt: skip
@@ -31,9 +31,9 @@ def quantity(text: object) -> Decimal:
     return Decimal(digits) * SUFFIXES[said[len(digits) :]]
 
 
-def refusals(observed: Observed, extra_pods: int) -> list[str]:
-    """Return what is short for this many pods more than there are now."""
-    return [*_quotas(observed, extra_pods), *_nodes(observed)]
+def refusals(observed: Observed, swap: bool) -> list[str]:
+    """Return what is short: a swap never has both versions running, and needs room for the tried pod alone."""
+    return _quotas(observed, 1) if swap else [*_quotas(observed, 2), *_nodes(observed)]
 
 
 def demand(predictor: Object) -> dict[str, Decimal]:
@@ -57,7 +57,8 @@ def _quota_keys(side: str, resource: str) -> Iterable[str]:
         yield resource  # an old name of the same key
 
 
-def _quotas(observed: Observed, extra_pods: int) -> Iterable[str]:
+def _quotas(observed: Observed, extra_pods: int) -> list[str]:
+    reasons = []
     taken = demand(observed.predictor)
     for quota in observed.quotas:
         hard, used = dig(quota, "status", "hard") or {}, dig(quota, "status", "used") or {}
@@ -67,11 +68,12 @@ def _quotas(observed: Observed, extra_pods: int) -> Iterable[str]:
             free = quantity(limit) - quantity(used.get(key, "0"))
             needed = taken[key] * extra_pods
             if free < needed:
-                yield (
-                    f"ResourceQuota {quota['metadata']['name']} has {_number(free)} of {key} free, and {extra_pods} more "
-                    f"pods need {_number(needed)}: KServe tries a pod before every update, so the rollout would stand "
-                    f"still, its promotion and its revert too."
+                reasons.append(
+                    f"ResourceQuota {quota['metadata']['name']} has {_number(free)} of {key} free, and "
+                    f"{extra_pods} more pods need {_number(needed)}. KServe tries a pod before every update: without room for it the "
+                    f"rollout stands still, its promotion and its revert too."
                 )
+    return reasons
 
 
 def _nodes(observed: Observed) -> Iterable[str]:
@@ -91,8 +93,8 @@ def _nodes(observed: Observed) -> Iterable[str]:
         free = {node["metadata"]["name"]: _free(node, resource, observed.node_pods) for node in nodes}
         if all(amount < needed for amount in free.values()) and key.startswith("requests."):
             yield (
-                f"No node has {_number(needed)} {resource} free ({', '.join(free)}), and none of them belongs to a group "
-                f"that can grow. With one GPU use --strategy swap."
+                f"No node has {_number(needed)} {resource} free ({', '.join(free)}), and none of them belongs to a "
+                f"group that can grow. With one GPU use --strategy swap."
             )
 
 
@@ -105,7 +107,10 @@ def _fits(node: Object, predictor: Object, resource: str) -> bool:
 def _free(node: Object, resource: str, pods: Iterable[Object]) -> Decimal:
     left = quantity(dig(node, "status", "allocatable", resource))
     for pod in pods:
-        if dig(pod, "spec", "nodeName") == node["metadata"]["name"] and dig(pod, "status", "phase") in ("Running", "Pending"):
+        if dig(pod, "spec", "nodeName") == node["metadata"]["name"] and dig(pod, "status", "phase") in (
+            "Running",
+            "Pending",
+        ):
             for container in dig(pod, "spec", "containers") or ():
                 left -= quantity((dig(container, "resources", "requests") or {}).get(resource, 0))
     return left

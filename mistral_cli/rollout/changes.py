@@ -85,5 +85,5 @@ def _standard(change: Change, observed: Observed) -> dict[str, Any]:
             return standard.share_patch(observed, percent)
         case Promote(_):
             return standard.promote_patch(observed)
-        case Revert(_, _, _):
-            return standard.revert_patch()
+        case Revert(image, _, _):
+            return standard.revert_patch(observed, image)

@@ -54,7 +54,18 @@ def advice(service: Object, image: str) -> str | None:
     if found.tool == "Helm":
         values = f"image.repository={repository}" + (f",image.digest={digest}" if digest else "")
         return (
-            f"Helm release {found.name} still has the old image in its values, and its next upgrade would bring it back: "
-            f"helm upgrade {found.name} CHART --reset-then-reuse-values --set {values}"
+            f"Helm release {found.name} still has the old image in its values, and its next upgrade would bring it "
+            f"back: helm upgrade {found.name} CHART --reset-then-reuse-values --set {values}"
         )
     return f"Put {image} into the repository that {found.tool} ({found.name}) reads."
+
+
+def last_writer(service: Object) -> str | None:
+    """Return who wrote the containers last, by `managedFields`; None where the API server does not say."""
+    writers = [
+        entry
+        for entry in dig(service, "metadata", "managedFields") or ()
+        if dig(entry, "fieldsV1", "f:spec", "f:predictor", "f:containers") is not None
+    ]
+    newest = max(writers, key=lambda entry: str(entry.get("time", "")), default=None)
+    return str(newest["manager"]) if newest else None

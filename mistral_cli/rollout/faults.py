@@ -47,7 +47,11 @@ def of_update(service: Object, events: Sequence[Object], since: datetime | None)
         if dig(event, "involvedObject", "name") != name or dig(event, "involvedObject", "kind") != "InferenceService":
             continue
         message = str(event.get("message", ""))
-        if event.get("type") == "Warning" and _is_new(event, since) and any(part in message for part in REFUSED_UPDATES):
+        if (
+            event.get("type") == "Warning"
+            and _is_new(event, since)
+            and any(part in message for part in REFUSED_UPDATES)
+        ):
             return f"KServe cannot apply the change: {_short(message)}"
     return None
 

@@ -4,31 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import capacity, drift, knative
+from .admission import SWAP
 from .changes import Change, Promote, Revert, Share, Start
 from .goals import Awake, Goal, NewestExists, NewestReady, OnlyImage, Parked, RolledOut, Split
-from .observed import KNATIVE, STANDARD, Observed, dig
+from .observed import STANDARD
 from .record import Progress, Record
-from .status import Phase, Status
+from .status import Status
 from .versions import Version
-
-CANARY, SWAP = "canary", "swap"
-RESOLVED_BY_NAME = ("dev.local/", "ko.local/", "kind.local/")
-"""Registries whose tags Knative takes as they are: images that were loaded into the nodes."""
-
-
-class Refused(Exception):
-    """Nothing was touched; `str(error)` says why not."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user asked for."""
-
-    image: str
-    strategy: str = CANARY
-    steps: tuple[int, ...] = (10, 50)
-    shared_ownership: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,68 +104,17 @@ def describe(step: Step) -> str:
             return f"record   {progress}  # {why}"
 
 
-def check(observed: Observed, status: Status, options: Options) -> None:
-    """Refuse what would fail or harm later.
-
-    Raises:
-        Refused: with every reason there is.
-    """
-    reasons = [*_image(options), *_state(observed, status, options)]
-    if not options.shared_ownership and (said := drift.refusal(observed.service)):
-        reasons.append(said)
-    reasons += capacity.refusals(observed, extra_pods=1 if options.strategy == SWAP else 2) if _adds_pods(options) else []
-    if reasons:
-        raise Refused(" ".join(reasons))
-
-
-def _adds_pods(options: Options) -> bool:
-    return options.strategy in (CANARY, SWAP)
-
-
-def _image(options: Options) -> list[str]:
-    if "@sha256:" in options.image or options.image.startswith(RESOLVED_BY_NAME):
-        return []
-    return [f"--image {options.image} is not a digest: a tag can move, and the revert would bring what it names then."]
-
-
-def _state(observed: Observed, status: Status, options: Options) -> list[str]:
-    reasons = []
-    if not settled(status):
-        reasons.append(f"{observed.name} is not settled ({status.describe()}): promote or revert it first.")
-    if observed.mode not in (KNATIVE, STANDARD):
-        reasons.append(f"Deployment mode {observed.mode} is not supported.")
-    if observed.mode == STANDARD:
-        if options.strategy == SWAP:
-            reasons.append("--strategy swap needs Knative mode: only Knative's activator holds requests.")
-        if observed.route is None:
-            reasons.append("There is no HTTPRoute: in Standard mode KServe splits traffic only with the Gateway API.")
-    elif dig(observed.service, "metadata", "annotations", knative.TAG_ROUTING) != "true" and options.strategy == CANARY:
-        reasons.append(f"The annotation {knative.TAG_ROUTING} is not true: the revisions cannot be asked apart.")
-    return reasons
-
-
-def settled(status: Status) -> bool:
-    """Tell whether one image has all the traffic and nothing is under way.
-
-    A revert may leave the old revision in service beside a newer one of the same image that waits for a GPU.
-    """
-    stable, candidate = status.stable, status.candidate
-    if stable is None or status.versions.wished_image != stable.image:
-        return False
-    if candidate is None:
-        return status.phase == Phase.STABLE
-    return candidate.image == stable.image and set(status.versions.shares) <= {stable.name, candidate.name}
-
-
 def deploy(status: Status, record: Record, steps: tuple[int, ...]) -> list[Step]:
     """Return what is left to do of a rollout, from wherever the service stands now."""
     if record.strategy == SWAP:
         return _swap(status, record)
     image = record.image
     if status.stable is not None and status.stable.image == image:
-        return _promotion(record)
+        return promotion(record)
     plan: list[Step] = []
     reached = _share_reached(status, image)
+    if reached == 100:
+        return promotion(record)
     if reached is None:
         plan.append(Patch(Start(image, 0), f"one patch; users stay on {record.stable} until the gates have seen it"))
         reached = 0
@@ -194,17 +125,18 @@ def deploy(status: Status, record: Record, steps: tuple[int, ...]) -> list[Step]
         plan.append(Patch(Share(share), "every gate passed"))
         plan.append(Await(Split(share, record.stable), "the status says what users get"))
         plan.append(Measure(share, "again with users on it"))
-    return plan + _promotion(record)
+    return plan + promotion(record)
 
 
 def _share_reached(status: Status, image: str) -> int | None:
     """Return what the spec gives to this image already; None when it does not ask for it."""
     if status.versions.wished_image != image:
         return None
-    return status.versions.wished_share if status.versions.wished_share is not None else 0
+    return 100 if status.versions.wished_share is None else status.versions.wished_share
 
 
-def _promotion(record: Record) -> list[Step]:
+def promotion(record: Record) -> list[Step]:
+    """Return the last steps of a canary."""
     return [
         Patch(Promote(record.percent), "every gate passed at every step"),
         Await(RolledOut(record.image), "KServe counts it as rolled out, and the old revision may go"),
@@ -220,7 +152,9 @@ def _swap(status: Status, record: Record) -> list[Step]:
         plan.append(MeasureStable("it will be gone when the new revision can be measured"))
         plan.append(Patch(Start(image, 0, "0"), "a revision that is ready without a pod"))
     if not rolled_out:
-        plan.append(Await(Parked(image), "where the cluster does not allow it, the revision would wait for a GPU for ever"))
+        plan.append(
+            Await(Parked(image), "where the cluster does not allow it, the revision would wait for a GPU for ever")
+        )
         plan.append(Shorten(record.stable, "the pause becomes shorter by its scale-down window"))
     plan += [
         Patch(Promote(record.percent), "the pause begins: requests wait in Knative's activator, none is refused"),
@@ -236,7 +170,9 @@ def _swap(status: Status, record: Record) -> list[Step]:
 def revert(status: Status, record: Record) -> list[Step]:
     """Return how the old image gets all the traffic again and the new one's GPU comes free."""
     old, stable = record.previous_image, status.stable
-    freed = DeleteFailed(old, record.stable, "a revision that never became ready keeps its pod for the progress deadline")
+    freed = DeleteFailed(
+        old, record.stable, "a revision that never became ready keeps its pod for the progress deadline"
+    )
     if status.mode == STANDARD:
         return [
             Patch(Revert(old, 0), "the stable Deployment was never touched"),
@@ -255,20 +191,23 @@ def revert(status: Status, record: Record) -> list[Step]:
             plan.append(Finish(Progress.REVERTED, "the old revision never stopped; its copy stays without a pod"))
             return plan
         plan += [
-            Await(NewestReady(old), "the old image's own revision, so that the next rollout starts clean", optional=True),
+            Await(
+                NewestReady(old), "the old image's own revision, so that the next rollout starts clean", optional=True
+            ),
             Patch(Promote(record.percent), "the field is as it was before"),
             Await(RolledOut(old), "the status says so"),
             Finish(Progress.REVERTED, "the next run has nothing to mend"),
         ]
         return plan
     scale = "0" if record.strategy == SWAP else record.initial_scale
-    return [
+    plan = [
         Patch(Revert(old, record.percent, scale), "the new revision counts as rolled out: 0 percent would keep it"),
         Await(OnlyImage(old), "the old image has all requests again", settle_s=2),
         freed,
-        *([Wake("the pause ends when the old model has loaded"), Await(Awake(), "it answers")] if scale == "0" else []),
-        Finish(Progress.REVERTED, "the next run has nothing to mend"),
     ]
+    if scale == "0":
+        plan += [Wake("the pause ends when the old model has loaded"), Await(Awake(), "it answers")]
+    return [*plan, Finish(Progress.REVERTED, "the next run has nothing to mend")]
 
 
 def failed_revisions(status: Status, step: DeleteFailed) -> list[str]:

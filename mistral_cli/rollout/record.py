@@ -33,6 +33,8 @@ class Record:
     started: str
     changed: str
     """When the last patch was sent: older events say nothing."""
+    baseline: dict[str, Any] | None = None
+    """Swap: figures of the stable version, measured while it ran."""
     reason: str = ""
     """Why it is being undone."""
 

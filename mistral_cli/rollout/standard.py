@@ -25,7 +25,9 @@ def versions(observed: Observed) -> Versions:
     deployments = {deployment["metadata"]["name"]: deployment for deployment in observed.deployments}
     canary = next(iter(dig(observed.service, "spec", "canary") or ()), None)
     weights = _weights(observed)
-    ready = {found["name"]: bool(found.get("ready")) for found in dig(observed.service, "status", "canaryStatuses") or ()}
+    ready = {
+        found["name"]: bool(found.get("ready")) for found in dig(observed.service, "status", "canaryStatuses") or ()
+    }
 
     def version(predictor: Any, is_ready: bool | None) -> Version | None:
         name = predictor_service(observed.name, predictor.get("name", ""))
@@ -93,6 +95,13 @@ def promote_patch(observed: Observed) -> dict[str, Any]:
     return {"spec": {"predictor": taken, "canary": None}}
 
 
-def revert_patch() -> dict[str, Any]:
-    """Return the patch that drops the canary: KServe deletes its Deployment, which frees the GPU."""
-    return {"spec": {"canary": None}}
+def revert_patch(observed: Observed, image: str) -> dict[str, Any]:
+    """Return the patch that drops the canary: KServe deletes its Deployment, which frees the GPU.
+
+    After a promotion there is no entry left to drop: the stable predictor gets its old image, by a rolling update.
+    """
+    if dig(observed.service, "spec", "canary"):
+        return {"spec": {"canary": None}}
+    containers = [dict(container) for container in observed.predictor["containers"]]
+    containers[0]["image"] = image
+    return {"spec": {"predictor": {"containers": containers}}}

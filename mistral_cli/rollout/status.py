@@ -93,9 +93,8 @@ def compute(observed: Observed, changed: datetime | None = None) -> Status:
     def status(phase: Phase, message: str, scheduling_s: float = 0.0) -> Status:
         return Status(phase, message, found, observed.mode, observed.generation, deadline_s, scheduling_s, awake)
 
-    if refusal := faults.of_update(observed.service, observed.events, changed):
-        if not _followed(found):
-            return status(Phase.FAILED, refusal)
+    if not _followed(found) and (refusal := faults.of_update(observed.service, observed.events, changed)):
+        return status(Phase.FAILED, refusal)
     if not found.created:
         return status(Phase.PENDING, f"no version with the image {found.wished_image} yet")
     newest = found.candidate or found.stable
@@ -148,7 +147,7 @@ def _starting(observed: Observed, version: Version, pods: Sequence[Object]) -> t
     containers = [c for c in dig(pod, "status", "containerStatuses") or () if c.get("name") != "queue-proxy"]
     if any(dig(container, "state", "running") for container in containers):
         return Phase.LOADING, f"{name} loads the model{': ' + tail[:160] if tail else ''}", 0.0
-    waiting = next((dig(c, "state", "waiting") for c in containers if dig(c, "state", "waiting")), {})
+    waiting: Object = next((dig(c, "state", "waiting") for c in containers if dig(c, "state", "waiting")), {})
     return Phase.PULLING, f"{name}: {waiting.get('reason', 'the image is being pulled')}", 0.0
 
 
