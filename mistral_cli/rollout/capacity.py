@@ -70,8 +70,8 @@ def _quotas(observed: Observed, extra_pods: int) -> list[str]:
             if free < needed:
                 reasons.append(
                     f"ResourceQuota {quota['metadata']['name']} has {_number(free)} of {key} free, and "
-                    f"{extra_pods} more pods need {_number(needed)}. KServe tries a pod before every update: without room for it the "
-                    f"rollout stands still, its promotion and its revert too."
+                    f"{extra_pods} more pods need {_number(needed)}. KServe tries a pod before every update: without "
+                    f"room for it the rollout stands still, its promotion and its revert too."
                 )
     return reasons
 

@@ -44,7 +44,8 @@ def screen(observed: Observed, status: Status, record: Record | None) -> Iterabl
     yield status.describe()
     for version in status.versions.all:
         role = {True: "stable"}.get(version == status.stable, "newest" if version == status.candidate else "")
-        yield f"  {version.name}  {version.share:3d} %  {'ready' if version.ready else 'not ready'}  {role:6}  {version.image}"
+        ready = "ready" if version.ready else "not ready"
+        yield f"  {version.name}  {version.share:3d} %  {ready}  {role:6}  {version.image}"
     if record and record.unfinished:
         yield f"Unfinished: the rollout of {record.image} ({record.progress} since {record.changed})."
     if found := drift.owner(observed.service):
