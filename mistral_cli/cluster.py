@@ -71,7 +71,9 @@ SECRET = Kind("v1", "secrets")
 class Cluster:
     """One API server, reached as one context of the kubeconfig says."""
 
-    def __init__(self, context: str, retries: int = 6, timeout_s: float = 30) -> None:
+    def __init__(
+        self, context: str, *, config_file: str | None = None, retries: int = 6, timeout_s: float = 30
+    ) -> None:
         """Read the kubeconfig and keep `context` of it.
 
         Raises:
@@ -90,10 +92,10 @@ class Cluster:
             raise_on_status=False,
         )  # fmt: skip
         try:
-            config.load_kube_config(context=context, client_configuration=settings)
+            config.load_kube_config(config_file, context, settings)
         except (config.ConfigException, OSError) as error:
             raise Unreachable(f"No cluster to ask: {error}") from error
-        contexts, _ = config.list_kube_config_contexts()
+        contexts, _ = config.list_kube_config_contexts(config_file)
         details = next(found["context"] for found in contexts if found["name"] == context)
         self.namespace: str = details.get("namespace") or "default"
         self.host: str = settings.host

@@ -90,8 +90,8 @@ class Actor:
             match step:
                 case plan.Patch(change, _):
                     self.patch(change)
-                case plan.Await(goal, _, optional, settle_s):
-                    if not self._await(goal, optional, settle_s):
+                case plan.Await(goal, _, settle_s, optional):
+                    if not self._await(goal, settle_s, optional):
                         return
                 case plan.Measure(share, _):
                     self._measure(share)
@@ -143,7 +143,7 @@ class Actor:
                 self.generation = None  # it may have arrived; then the next one changes nothing
             self.sleep(POLL_S / 4)
 
-    def _await(self, goal: Goal, optional: bool, settle_s: float) -> bool:
+    def _await(self, goal: Goal, settle_s: float, optional: bool) -> bool:
         """Poll until the goal has held long enough; False when an optional one is out of reach."""
         begun_s, met_s = self.clock(), None
         while True:
@@ -177,6 +177,7 @@ class Actor:
         if waited_s > status.progress_deadline_s + 60:
             raise TimedOut(f"not there {waited_s:.0f} s later, past the progress deadline: {status.message}")
         if self.reverting:
+            self._has_not_overtaken(status)
             return
         if status.phase == Phase.SCHEDULING and status.scheduling_s > self.gpu_wait_s:
             raise TimedOut(f"no node for {status.scheduling_s:.0f} s (--gpu-wait): {status.message}")
@@ -185,6 +186,16 @@ class Actor:
         known = {version.name for version in (status.stable, status.candidate) if version}
         if observed.mode == KNATIVE and (strays := set(status.versions.shares) - known):
             raise Bad(f"traffic goes to {', '.join(sorted(strays))}, which is neither the old nor the new revision")
+
+    def _has_not_overtaken(self, status: Status) -> None:
+        """End a revert at 0 percent when KServe counts the new revision as rolled out meanwhile: it would keep all.
+
+        Raises:
+            Bad: the revert must be planned anew.
+        """
+        stable, record = status.stable, self.record
+        if record and stable and stable.image == record.image and status.versions.wished_share == 0:
+            raise Bad(f"{stable.name} was rolled out just before the revert")
 
     def _is_being_undone(self, status: Status) -> bool:
         """Tell whether a revert meets the new image's failure, which is no reason to stop."""

@@ -13,6 +13,9 @@ from .status import Status
 from .versions import Version
 
 
+SETTLE_S = 10.0
+
+
 @dataclass(frozen=True)
 class Patch:
     """Send one merge patch."""
@@ -27,10 +30,10 @@ class Await:
 
     goal: Goal
     why: str
+    settle_s: float = 0.0
+    """How long the goal must hold: controllers that are behind could still undo it."""
     optional: bool = False
     """Not reaching it leaves users as well served as before."""
-    settle_s: float = 0.0
-    """How long the goal must hold: an event in flight could still undo it."""
 
 
 @dataclass(frozen=True)
@@ -184,10 +187,11 @@ def revert(status: Status, record: Record) -> list[Step]:
         plan: list[Step] = [
             Patch(Revert(old, 0, scale), f"{stable.name} has all requests within seconds"),
             Await(OnlyImage(old), "users are on the old revision"),
-            Await(NewestExists(old), "only a revision that is not the newest may be deleted", settle_s=5),
+            Await(NewestExists(old), "only a revision that is not the newest may be deleted", settle_s=SETTLE_S),
             freed,
         ]
         if record.strategy == SWAP:
+            plan.append(Await(OnlyImage(old), "KServe may have counted the new revision as rolled out", SETTLE_S))
             plan.append(Finish(Progress.REVERTED, "the old revision never stopped; its copy stays without a pod"))
             return plan
         plan += [
@@ -202,7 +206,7 @@ def revert(status: Status, record: Record) -> list[Step]:
     scale = "0" if record.strategy == SWAP else record.initial_scale
     plan = [
         Patch(Revert(old, record.percent, scale), "the new revision counts as rolled out: 0 percent would keep it"),
-        Await(OnlyImage(old), "the old image has all requests again", settle_s=2),
+        Await(OnlyImage(old), "the old image has all requests again", SETTLE_S),
         freed,
     ]
     if scale == "0":

@@ -128,7 +128,6 @@ def _cluster(ask: Ask) -> Cluster:
 def _actor(ask: Ask, cluster: Cluster) -> Actor:
     namespace = ask.namespace or cluster.namespace
     thresholds = load(ask.gates)
-    meter = Meter(thresholds, _authorization(ask.api_key_file), ask.model)
     outlet = sys.stderr if ask.output == "json" else sys.stdout
 
     def say(sentence: str) -> None:
