@@ -12,7 +12,7 @@ from ..cluster import INFERENCE_SERVICE, REVISION, Conflict, Kind, Object, Rejec
 from ..failures import Failure
 from . import changes, drift, knative, plan
 from .gates import Judgement, line
-from .goals import Goal
+from .goals import Goal, Parked
 from .lock import Lock, Lost
 from .observed import KNATIVE, Observed
 from .reader import Reader
@@ -143,6 +143,17 @@ class Actor:
                 self.generation = None  # it may have arrived; then the next one changes nothing
             self.sleep(POLL_S / 4)
 
+    def rehearse(self, change: changes.Change) -> None:
+        """Have the API server try a patch without keeping it: rights, schema and webhooks speak before anything moves.
+
+        Raises:
+            ClusterError: it refused.
+        """
+        observed = self._patiently(self.reader.read)
+        body = changes.patch(change, observed)
+        name, namespace = observed.name, observed.namespace
+        self.cluster.merge(INFERENCE_SERVICE, namespace, name, body, manager=drift.MANAGER, dry_run=True)
+
     def _await(self, goal: Goal, settle_s: float, optional: bool) -> bool:
         """Poll until the goal has held long enough; False when an optional one is out of reach."""
         begun_s, met_s = self.clock(), None
@@ -155,6 +166,8 @@ class Actor:
             if met_s is None:
                 try:
                     self._may_still_come(observed, status, self.clock() - begun_s)
+                    if isinstance(goal, Parked) and (said := goal.out_of_reach(status)):
+                        raise Bad(said)
                     self._in_time(f"still waiting until {goal}: {status.message}")
                 except Bad as bad:
                     if not optional:

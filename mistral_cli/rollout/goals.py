@@ -62,6 +62,16 @@ class Parked:
     def __str__(self) -> str:
         return f"a revision with {self.image} is ready without a pod"
 
+    def out_of_reach(self, status: Status) -> str | None:
+        """Return why it cannot come: KServe drops the annotation where the cluster does not allow it."""
+        newest = status.candidate
+        if newest is None or newest.image != self.image or parked(newest.source):
+            return None
+        return (
+            f"{newest.name} was made without {knative.INITIAL_SCALE}: set allow-zero-initial-scale to true in the "
+            f"ConfigMap config-autoscaler of Knative"
+        )
+
 
 def parked(revision: object) -> bool:
     """Tell whether a Revision kept `initial-scale: "0"`, which KServe drops where the cluster does not allow it."""

@@ -12,7 +12,6 @@ from .record import Progress, Record
 from .status import Status
 from .versions import Version
 
-
 SETTLE_S = 10.0
 
 

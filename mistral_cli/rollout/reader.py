@@ -81,7 +81,7 @@ class Reader:
     def _tail(self, pod: Object) -> str:
         """Return the last log lines of the container that is at work; an answer is not owed."""
         inits = dig(pod, "status", "initContainerStatuses") or []
-        running = [status["name"] for status in inits if dig(status, "state", "running")]
+        running = [status["name"] for status in inits if dig(status, "state", "running") is not None]
         container = running[0] if running else dig(pod, "spec", "containers")[0]["name"]
         try:
             return self._cluster.log_tail(self._namespace, pod["metadata"]["name"], container)
@@ -91,5 +91,5 @@ class Reader:
 
 def _is_starting(pod: Object) -> bool:
     statuses = [*(dig(pod, "status", "initContainerStatuses") or ()), *(dig(pod, "status", "containerStatuses") or ())]
-    running = any(dig(status, "state", "running") for status in statuses)
+    running = any(dig(status, "state", "running") is not None for status in statuses)
     return running and condition(pod, "Ready").get("status") != "True"

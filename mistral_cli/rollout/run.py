@@ -70,7 +70,12 @@ def _begin(actor: Actor, options: Options) -> None:
     """Check, and write the record before the first patch."""
     observed, status = actor.look(capacity=True)
     admission.check(observed, status, options)
-    actor.record = begin(observed, status, options, actor.now())
+    record = begin(observed, status, options, actor.now())
+    try:
+        actor.rehearse(Start(options.image, 0))
+    except ClusterError as error:
+        raise Refused(f"The API server refuses the patch: {error}") from error
+    actor.record = record
     actor.note()
 
 

@@ -104,13 +104,27 @@ def compute(observed: Observed, changed: datetime | None = None) -> Status:
         if fault := faults.of_version(newest.source, pods, observed.events):
             return status(Phase.FAILED, fault)
         return status(*_starting(observed, newest, pods))
+    if newest.name not in awake and (pods := pods_of(observed, newest)):  # ready once, and starting again
+        if fault := faults.of_version(newest.source, pods, observed.events):
+            return status(Phase.FAILED, fault)
+        starting, waits_for, _ = _starting(observed, newest, pods)
+        return status(_traffic_phase(found, newest), f"{newest.name} is {starting.lower()}: {waits_for}")
+    phase = _traffic_phase(found, newest)
+    sentences = {
+        Phase.SETTLING: f"{newest.name} is to get {_wished(found)} %",
+        Phase.STABLE: f"{newest.name} runs {newest.image}",
+        Phase.READY: f"{newest.name} is ready and gets no requests",
+        Phase.SPLIT: f"{newest.name} gets {newest.share} %",
+    }
+    return status(phase, sentences[phase])
+
+
+def _traffic_phase(found: Versions, newest: Version) -> Phase:
     if not _followed(found):
-        return status(Phase.SETTLING, f"{newest.name} is to get {_wished(found)} %")
+        return Phase.SETTLING
     if found.candidate is None:
-        return status(Phase.STABLE, f"{newest.name} runs {newest.image}")
-    if found.candidate.share == 0:
-        return status(Phase.READY, f"{newest.name} is ready and gets no requests")
-    return status(Phase.SPLIT, f"{newest.name} gets {newest.share} %")
+        return Phase.STABLE
+    return Phase.SPLIT if newest.share else Phase.READY
 
 
 def _wished(found: Versions) -> int:
@@ -140,12 +154,12 @@ def _starting(observed: Observed, version: Version, pods: Sequence[Object]) -> t
         return Phase.SCHEDULING, f"{name} waits for a node: {scheduled.get('message', '')}", waited_s
     tail = observed.log_tails.get(name, "").strip().rpartition("\n")[2]
     for init in dig(pod, "status", "initContainerStatuses") or ():
-        if dig(init, "state", "running"):
+        if dig(init, "state", "running") is not None:
             percent = re.findall(r"(\d{1,3})%", tail)
             far = f" ({percent[-1]} %)" if percent else ""
             return Phase.DOWNLOADING, f"{name} runs {init.get('name')}{far}", 0.0
     containers = [c for c in dig(pod, "status", "containerStatuses") or () if c.get("name") != "queue-proxy"]
-    if any(dig(container, "state", "running") for container in containers):
+    if any(dig(container, "state", "running") is not None for container in containers):
         return Phase.LOADING, f"{name} loads the model{': ' + tail[:160] if tail else ''}", 0.0
     waiting: Object = next((dig(c, "state", "waiting") for c in containers if dig(c, "state", "waiting")), {})
     return Phase.PULLING, f"{name}: {waiting.get('reason', 'the image is being pulled')}", 0.0

@@ -90,7 +90,9 @@ class Store:
         if method == "GET" and path in self.objects:
             return self.objects[path]
         if method == "GET" and path.rpartition("/")[2] in PLURALS:
-            return {"items": [thing for thing in self._listed(path) if _selected(thing, query.get("labelSelector", ""))]}
+            return {
+                "items": [thing for thing in self._listed(path) if _selected(thing, query.get("labelSelector", ""))]
+            }
         if method == "POST":
             key = f"{path}/{body['metadata']['name']}"
             if key in self.objects:
@@ -150,7 +152,9 @@ def merge(target: Any, patch: Any) -> Any:
 
 def _selected(thing: Object, selector: str) -> bool:
     labels = thing["metadata"].get("labels", {})
-    return all(labels.get(key) == value for key, _, value in (part.partition("=") for part in selector.split(",") if part))
+    return all(
+        labels.get(key) == value for key, _, value in (part.partition("=") for part in selector.split(",") if part)
+    )
 
 
 @contextmanager

@@ -83,12 +83,12 @@ class World:
                     self.skipped[controller.__name__] = 0
                     controller()
             self._quota_status()
-            images = self._images()
+            images = self.images_by_revision()
             self.shares.append(dict(Counter({images.get(t["revisionName"], "?"): 0 for t in self.route})))
             for target in self.route:
                 self.shares[-1][images.get(target["revisionName"], "?")] += target["percent"]
 
-    def _images(self) -> dict[str, str]:
+    def images_by_revision(self) -> dict[str, str]:
         return {r["metadata"]["name"]: r["spec"]["containers"][0]["image"] for r in self.store.under(REVISIONS)}
 
     # KServe: the InferenceService becomes a Knative Service

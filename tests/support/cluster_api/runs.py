@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -31,6 +31,8 @@ class Verdicts:
 
     fails_from: dict[str, int] = field(default_factory=dict)
     judged: list[int] = field(default_factory=list)
+    judge_hook: Callable[[int], object] = lambda share: None
+    """What happens elsewhere while a step is being measured."""
 
     def baseline(self, status: Status) -> dict[str, Any]:
         return {"texts": {}, "ttft_s": [], "tokens_per_second": []}
@@ -39,6 +41,7 @@ class Verdicts:
         newest = status.candidate or status.stable
         assert newest is not None
         self.judged.append(share)
+        self.judge_hook(share)
         passed = share < self.fails_from.get(newest.image, 101)
         return [Judgement("error_rate", 0.0 if passed else 0.5, 0.0, passed)]
 
