@@ -87,8 +87,8 @@ class Split:
 
     def met(self, status: Status) -> bool:
         shares, candidate = status.versions.shares, status.candidate
-        if candidate is None:
-            return False
+        if candidate is None or not candidate.routed:
+            return False  # ready, and the hosts still mean the old one
         wanted = {candidate.name: self.percent, self.stable: 100 - self.percent}
         return dict(shares) == {name: share for name, share in wanted.items() if share}
 

@@ -98,8 +98,7 @@ class GateJudge:
         found = []
         for query in self.gates.queries:
             value, requests = (
-                self.meter.query(query, _filled(text, names)) if text else None
-                for text in (query.query, query.requests_query)
+                self.meter.query(_filled(text, names)) if text else None for text in (query.query, query.requests_query)
             )
             found.append(judge_query(query, value, requests, self.gates.requests))
         return found

@@ -39,6 +39,7 @@ def versions(observed: Observed) -> Versions:
             image=image_of(deployment["spec"]["template"]["spec"]),
             ready=(dig(deployment, "status", "availableReplicas") or 0) > 0 if is_ready is None else is_ready,
             share=weights.get(name, 0),
+            routed=name in weights,
             url=f"http://{name}.{observed.namespace}.svc.cluster.local",
             source=deployment,
         )
