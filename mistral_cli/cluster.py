@@ -7,6 +7,7 @@ retries. Objects are dicts, as the API sends them: custom resources have no clas
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +87,8 @@ class Cluster:
             raise Unreachable(
                 "The Python package `kubernetes` is missing: pip install 'mistral-7b-kserve[rollout]'."
             ) from error
+        # The client reads KUBECONFIG once, when it is imported: a later value would be ignored.
+        config_file = config_file or os.environ.get("KUBECONFIG")
         settings = client.Configuration()
         settings.retries = Retry(
             total=retries, backoff_factor=0.3, backoff_max=8, status_forcelist=RETRIED, allowed_methods=None,

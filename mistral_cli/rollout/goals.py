@@ -111,6 +111,19 @@ class OnlyImage:
 
 
 @dataclass(frozen=True)
+class Alone:
+    """Nothing but this image exists any longer, and it has every request."""
+
+    image: str
+
+    def met(self, status: Status) -> bool:
+        return OnlyImage(self.image).met(status) and all(each.image == self.image for each in status.versions.all)
+
+    def __str__(self) -> str:
+        return f"only {self.image} is left"
+
+
+@dataclass(frozen=True)
 class RolledOut:
     """The newest version runs this image, is ready, and has all the traffic."""
 
@@ -141,4 +154,4 @@ class Awake:
         return "the newest revision has a pod that answers"
 
 
-Goal = NewestReady | NewestExists | Parked | Split | OnlyImage | RolledOut | Awake
+Goal = NewestReady | NewestExists | Parked | Split | OnlyImage | Alone | RolledOut | Awake
