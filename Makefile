@@ -8,8 +8,12 @@ MODEL = $(if $(MODEL_DIR),MISTRAL_MODEL_DIR='$(MODEL_DIR)',$(if $(MODEL_ID),MIST
 DEMO = MISTRAL_MODEL_DIR="$$($(BIN)/python -m demo.make)"
 SERVE = $(BIN)/python -m model_server --model_name mistral-7b --http_port $(PORT)
 
+# A release on a cluster.
+RELEASE ?= mistral-7b
+NAMESPACE ?= mistral
+
 .DEFAULT_GOAL := help
-.PHONY: help run dev test fuzz check bench bench-quick load soak gpu lock image push manifests
+.PHONY: help run dev test fuzz check bench bench-quick load soak gpu lock image push manifests deploy undeploy
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -50,6 +54,15 @@ soak: .venv/installed ## twenty minutes at full load with clients that disconnec
 gpu: .venv/installed ## the tests and figures that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python -m benchmarks roofline
+
+deploy: .venv/installed ## install or upgrade the release with Helm and wait: CONTEXT=... VALUES=... [RELEASE= NAMESPACE=]
+	$(if $(CONTEXT),,$(error Name the kube context: make deploy CONTEXT=...))
+	$(BIN)/helm upgrade --install $(RELEASE) charts/mistral-7b --kube-context $(CONTEXT) -n $(NAMESPACE) --create-namespace $(addprefix -f ,$(VALUES))
+	$(BIN)/python -m mistral_cli rollout status $(RELEASE) --context $(CONTEXT) --namespace $(NAMESPACE) --wait 30m
+
+undeploy: .venv/installed ## remove the release; a PVC with the weights stays: CONTEXT=... [RELEASE= NAMESPACE=]
+	$(if $(CONTEXT),,$(error Name the kube context: make undeploy CONTEXT=...))
+	$(BIN)/helm uninstall $(RELEASE) --kube-context $(CONTEXT) -n $(NAMESPACE) --wait --ignore-not-found
 
 lock: ## make requirements.lock anew from pyproject.toml, in an environment of its own
 	rm -rf build/lock && python3.11 -m venv build/lock && build/lock/bin/pip install -q '.[dev]'
