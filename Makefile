@@ -64,9 +64,9 @@ undeploy: .venv/installed ## remove the release; a PVC with the weights stays: C
 	$(if $(CONTEXT),,$(error Name the kube context: make undeploy CONTEXT=...))
 	$(BIN)/helm uninstall $(RELEASE) --kube-context $(CONTEXT) -n $(NAMESPACE) --wait --ignore-not-found
 
-lock: ## make requirements.lock anew from pyproject.toml, in an environment of its own
-	rm -rf build/lock && python3.11 -m venv build/lock && build/lock/bin/pip install -q '.[dev]'
-	{ echo '# Every dependency at one version, for `pip install -r`. Made by `make lock`.'; build/lock/bin/pip freeze --exclude mistral-7b-kserve --exclude setuptools | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > requirements.lock
+lock: .venv/installed ## make requirements.lock anew from pyproject.toml
+	$(BIN)/uv pip compile -q pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --no-annotate --no-header -o build/requirements.txt
+	{ echo '# Every dependency at one version. Made by `make lock`. The CUDA libraries are left out: torch pins them itself.'; grep -vE '^(cuda|nvidia|triton)' build/requirements.txt; } > requirements.lock
 
 image: ## build the container image for linux/amd64 with docker, podman or buildah
 	.ci/image
