@@ -29,7 +29,7 @@ from mistral_cli.rollout.status import compute
 from tests.support.cluster_api.gateway import CUTTING, FAILING, GOOD, NONSENSE, Behaviour, Gateway, serving
 from tests.support.cluster_api.knative import NAME, NAMESPACE
 from tests.support.cluster_api.runs import NEW, OLD, bench
-from tests.support.scripted_server import free_port
+from tests.support.server_process import free_port
 
 FEW = Gates(prompts=("a", "b"), requests=4, concurrency=2, request_timeout_s=20)
 
