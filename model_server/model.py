@@ -12,21 +12,20 @@ from typing import Any, TypeVar
 import kserve
 import torch
 
-from model_server.api.openai import requests as openai_requests
-from model_server.api.parameters import ModelLimits
-from model_server.api.predict import Call, answer, parse, plain_text, sse
+from model_server.api.prompts import Call, ModelLimits, ServedModel
 from model_server.api.routes import accepts_plain_text
+from model_server.api.v1.predict import parse
+from model_server.api.v1.predictions import answer, plain_text, sse
 from model_server.engine.config import EngineConfig
 from model_server.engine.engine import Engine
 from model_server.errors import StartupError
 from model_server.loading import loader
 from model_server.settings import Settings
 from model_server.telemetry import metrics, startup, termination
-from model_server.text.tokenizer import Text
 
 log = logging.getLogger(__name__)
 
-AnyCall = TypeVar("AnyCall", Call, openai_requests.Call)
+AnyCall = TypeVar("AnyCall", bound=Call)
 
 MAX_PREFILL_TOKENS_WHEN_IDLE = 512
 """Prompt tokens of a step while few streams would wait, for prompts that it completes: together they are faster."""
@@ -35,9 +34,8 @@ MAX_PREFILL_TOKENS_WHEN_IDLE = 512
 class MistralModel(kserve.Model):
     """One Mistral model, generating for many requests at once."""
 
-    text: Text
-    limits: ModelLimits
-    openai_server: openai_requests.Server
+    served: ServedModel
+    """What the routes need to know of the loaded model."""
     created_s: int
     """When the model was loaded, in seconds since 1970: `created` in OpenAI's list of models."""
 
@@ -55,9 +53,10 @@ class MistralModel(kserve.Model):
         """
         began_s = time.monotonic()
         loaded = loader.load(self.settings)
-        self.text = loaded.text
-        self.limits = ModelLimits(loaded.max_model_len, loaded.vocab_size, loaded.eos_token_ids)
-        self.openai_server = openai_requests.Server(self.name, self.text, self.limits)
+        limits = ModelLimits(
+            max_model_len=loaded.max_model_len, vocab_size=loaded.vocab_size, eos_token_ids=loaded.eos_token_ids
+        )
+        self.served = ServedModel(self.name, loaded.text, limits)
         self.created_s = int(time.time())
         self.llm_engine = engine = Engine(
             loaded.runner,
@@ -99,7 +98,7 @@ class MistralModel(kserve.Model):
         """
         headers = headers or {}
         request_id = headers.get("x-request-id", "")
-        call = await self.submit(lambda deadline_s: parse(payload, self.text, self.limits, request_id, deadline_s))
+        call = await self.submit(lambda deadline_s: parse(payload, self.served, request_id, deadline_s))
         if not call.stream:
             return await answer(call)
         return await (plain_text(call) if accepts_plain_text(headers) else sse(call))

@@ -11,7 +11,7 @@ import enum
 import itertools
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -160,7 +160,7 @@ class Request:
         """Return whether the deadline has passed."""
         return self.deadline_s is not None and now_s >= self.deadline_s
 
-    async def answer(self) -> AsyncIterator[Event]:
+    async def answer(self) -> AsyncGenerator[Event, None]:
         """Yield the events of all choices, each choice's `Finished` last.
 
         Raises:

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from model_server.errors import BadRequest, StartupError
 from model_server.text.detokenizer import IncrementalDetokenizer
+from model_server.text.full_text import FullTextDetokenizer
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 UNBOUNDED = sys.maxsize
@@ -33,7 +34,9 @@ class Text:
         self.tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         self._special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        decoder_types = {step["type"] for step in _steps(self._backend.decoder)}
+        decoder = _steps(self._backend.decoder)
+        decoder_types = {step["type"] for step in decoder}
+        self._strip_start = sum(step["start"] for step in decoder if step["type"] == "Strip" and step["content"] == " ")
         self._byte_level = "ByteLevel" in decoder_types
         self._byte_fallback = "ByteFallback" in decoder_types
         self._pieces: dict[int, str | bytes | None] = {}
@@ -112,6 +115,30 @@ class Text:
         stream = self.stream()
         return "".join(map(stream.push, ids)) + stream.flush()
 
+    def full_text_stream(
+        self,
+        prompt_ids: Sequence[int],
+        stop: tuple[str, ...] = (),
+        *,
+        with_prompt: bool = True,
+        skip_special_tokens: bool = False,
+    ) -> FullTextDetokenizer:
+        """Return a fresh stream for one sequence, as Transformers' `TextStreamer` would print it."""
+        return FullTextDetokenizer(
+            self.piece if skip_special_tokens else self._piece_or_special,
+            prompt_ids,
+            stop,
+            byte_runs=self._byte_fallback,
+            strip_start=self._strip_start,
+            with_prompt=with_prompt,
+        )
+
+    def full_text(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Return what Transformers' `tokenizer.decode` gives."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        assert isinstance(text, str)
+        return text
+
     def token_text(self, token_id: int) -> str:
         """Return a token as readable text, special ones included; incomplete UTF-8 as `bytes:\\xf0\\x9f`."""
         raw = self.token_bytes(token_id)
@@ -122,7 +149,7 @@ class Text:
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of a token in the middle of a text; b'' if there is no such token."""
-        piece = self._special.get(token_id) or self.piece(token_id) or b""
+        piece = self._piece_or_special(token_id) or b""
         return piece.encode() if isinstance(piece, str) else piece
 
     def piece(self, token_id: int) -> str | bytes | None:
@@ -131,6 +158,12 @@ class Text:
             return self._pieces[token_id]
         except KeyError:
             return self._pieces.setdefault(token_id, self._read_piece(token_id))
+
+    def _piece_or_special(self, token_id: int) -> str | bytes | None:
+        special = self._special.get(token_id)
+        if special is None:
+            return self.piece(token_id)
+        return special.encode() if self._byte_level else special
 
     def max_prompt_chars(self, num_tokens: int) -> int:
         """Return an upper bound of the characters that a prompt of so many tokens can have.

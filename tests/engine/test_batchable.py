@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from model_server.api.parameter_table import BY_NAME, TABLE
+from model_server.api.v1.parameters import GenerateParameters, about
 from model_server.engine.batchable import can_batch
 from model_server.request import SamplingParams
 
+DOCUMENTED = {name: note.batched for name, note in about(GenerateParameters).items()}
 UNBATCHED: dict[str, Any] = {
     "num_beams": 2,
     "guidance_scale": 1.5,
@@ -46,8 +47,8 @@ def test_several_beams_of_one_call_are_not_batched() -> None:
 
 
 def test_the_table_marks_the_parameters_that_can_prevent_batching() -> None:
-    assert {p.name for p in TABLE if p.batched != "yes"} == set(UNBATCHED)
+    assert {name for name, batched in DOCUMENTED.items() if batched != "yes"} == set(UNBATCHED)
 
 
 def test_the_table_says_no_where_no_value_is_batched() -> None:
-    assert {name for name in UNBATCHED if BY_NAME[name].batched == "no"} == set(UNBATCHED) - set(BATCHED)
+    assert {name for name in UNBATCHED if DOCUMENTED[name] == "no"} == set(UNBATCHED) - set(BATCHED)

@@ -12,7 +12,7 @@ import torch
 from model_server.compute.fused_linear import fuse
 from model_server.loading import loader
 from model_server.settings import Settings
-from tests.conftest import tiny_mistral
+from tests.support.tiny_model import tiny_mistral
 
 
 def loaded(device: str) -> Any:
@@ -24,7 +24,7 @@ def loaded(device: str) -> Any:
 @pytest.fixture
 def gpu_without_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loader's view of a GPU whose flash attention is refused; the KV cache itself is made on the CPU."""
-    make, cpu = loader.make_kv_cache, torch.device("cpu")
+    make = loader.make_kv_cache
     monkeypatch.setattr(loader, "flash_attention_unavailable_reason", lambda *args: "no kernel for this card")
     monkeypatch.setattr(loader, "reserved_bytes", lambda model, **sizes: 0)
     monkeypatch.setattr(loader, "free_bytes", lambda device: 10**7)

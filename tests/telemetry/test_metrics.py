@@ -6,7 +6,7 @@ from prometheus_client import REGISTRY, generate_latest
 
 from model_server.telemetry import metrics
 
-DOCS = Path(__file__).parents[2] / "docs" / "operations.md"
+DOCS = Path(__file__).parents[2] / "docs" / "monitoring.md"
 
 
 def test_series_have_the_documented_names_and_labels():
