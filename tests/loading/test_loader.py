@@ -24,7 +24,7 @@ def loaded(device: str) -> Any:
 @pytest.fixture
 def gpu_without_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loader's view of a GPU whose flash attention is refused; the KV cache itself is made on the CPU."""
-    make = loader.make_kv_cache
+    make, cpu = loader.make_kv_cache, torch.device("cpu")
     monkeypatch.setattr(loader, "flash_attention_unavailable_reason", lambda *args: "no kernel for this card")
     monkeypatch.setattr(loader, "reserved_bytes", lambda model, **sizes: 0)
     monkeypatch.setattr(loader, "free_bytes", lambda device: 10**7)
