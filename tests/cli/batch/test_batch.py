@@ -20,7 +20,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from mistral_cli.app import app
-from tests.support.scripted_server import Act, ScriptedServer, answer_json, free_port, hang_up, predictions
+from tests.support.scripted_server import Act, ScriptedServer, answer_json, hang_up, predictions
+from tests.support.server_process import free_port
 
 OK = answer_json({"usage": {"completion_tokens": 4}, "choices": []}, x_request_id="r1")
 BUSY = answer_json({"error": "The queue is full.", "code": "queue_full"}, 429, retry_after="0")
