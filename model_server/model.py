@@ -125,6 +125,11 @@ class MistralModel(kserve.Model):
         """Why nothing can be generated any more, or None."""
         return self.llm_engine.dead if self.llm_engine else None
 
+    @property
+    def degraded(self) -> list[str]:
+        """What the GPU should use and cannot, at the cost of speed."""
+        return self.llm_engine.runner.missing_features if self.llm_engine else []
+
     async def drain(self, seconds: float) -> None:
         """Accept no more requests; return when the accepted ones have ended or the time is up."""
         if self.llm_engine is not None:

@@ -8,7 +8,7 @@ What is not named here does not exist. Leaves out the middleware, the wire forma
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NotRequired, Protocol, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -32,6 +32,8 @@ class Live(TypedDict):
 
 class Ready(TypedDict):
     ready: Literal[True]
+    degraded: NotRequired[list[str]]
+    """What the GPU should use and cannot, at the cost of speed: flash_attention, cuda_graphs. Absent if nothing."""
 
 
 class ModelReady(Ready):
@@ -56,6 +58,11 @@ class Model(Protocol):
     @property
     def dead(self) -> str | None:
         """Why nothing can be generated any more, or None."""
+        ...
+
+    @property
+    def degraded(self) -> list[str]:
+        """What the GPU should use and cannot, at the cost of speed."""
         ...
 
     async def healthy(self) -> bool:
@@ -116,7 +123,7 @@ def create_app(model: Model, *, docs: bool = False) -> FastAPI:
         """Say that new requests are taken."""
         if not await model.healthy():
             raise NotReady(f"{model.name} takes no new requests at the moment.")
-        return {"ready": True}
+        return {"ready": True, "degraded": model.degraded} if model.degraded else {"ready": True}
 
     for path in TRUSS_READY_PATHS:
         if path != f"/v1/models/{model.name}":
