@@ -33,7 +33,8 @@ _TRANSFORMERS_SERVE = (
     "--host", "127.0.0.1", "--port", "{port}",
 )  # fmt: skip
 _THIS_SERVER = (
-    sys.executable, "-m", "model_server", "--model_dir", "{model_dir}",
+    # No watchdog: a server that is not measured is frozen for minutes.
+    sys.executable, "-m", "model_server", "--model_dir", "{model_dir}", "--watchdog_seconds", "0",
     "--http_port", "{port}", "--model_name", "bench",
 )  # fmt: skip
 _BY_HAND = (sys.executable, "-m", "benchmarks.thread_per_request", "{model_dir}", "{port}")
