@@ -92,6 +92,8 @@ IMPOSSIBLE: list[tuple[Values, str]] = [
     ({"env": [{"name": "MISTRAL_MAX_MODEL_LEN", "value": "1"}]}, "the value server.maxModelLen."),
     ({"env": [{"name": "PORT", "value": "80"}]}, "which Knative sets itself"),
     ({"env": [{"name": "PYTHONPATH", "value": "/x"}]}, "which KServe refuses"),
+    ({"resources.limits.cpu": None}, "resources.limits.cpu is missing"),
+    ({"resources.limits.memory": "8Gi"}, "is above resources.limits.memory 8Gi"),
     ({"gpu.count": 0}, "set gpu.preset to none"),
     ({"gpu.count": 0, "gpu.preset": "none", "server.dtype": "float16"}, "a CPU computes float16 slowly"),
     ({"scaling.minReplicas": 3}, "scaling.minReplicas 3 is above scaling.maxReplicas 2"),

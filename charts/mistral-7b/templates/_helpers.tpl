@@ -182,3 +182,12 @@ namespace={{ .Release.Namespace | quote }},inferenceservice={{ include "mistral.
 - name: {{ . }}
 {{- end }}
 {{- end }}
+
+{{/* A Kubernetes quantity as a number, so that two of them can be compared: "500m" is 0.5, "16Gi" is 17179869184. */}}
+{{- define "mistral.quantity" -}}
+{{- $text := toString . -}}
+{{- $number := regexFind "^[0-9.]+" $text -}}
+{{- $factors := dict "" 1 "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15
+  "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624 -}}
+{{- printf "%f" (mulf $number (get $factors (trimPrefix $number $text))) -}}
+{{- end }}
