@@ -8,7 +8,7 @@ DEMO = MISTRAL_MODEL_DIR="$$($(BIN)/python -m demo.make)"
 SERVE = $(BIN)/python -m model_server --model_name mistral-7b --http_port $(PORT)
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test fuzz check bench bench-quick promises soak lock image manifests
+.PHONY: help run dev test e2e fuzz check bench bench-quick promises soak lock image manifests
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -21,6 +21,9 @@ dev: .venv/installed ## the same, restarted whenever a source file is saved
 
 test: .venv/installed ## run the tests
 	$(BIN)/python -m pytest
+
+e2e: .venv/installed ## run the tests of tests/e2e on the cluster of the kube context E2E_CONTEXT (tests/e2e/README.md)
+	$(BIN)/python -m pytest -s -v tests/e2e
 
 fuzz: .venv/installed ## try thousands of requests on the server that runs on PORT, for five minutes (key: MISTRAL_API_KEY)
 	$(BIN)/schemathesis run http://localhost:$(PORT)/openapi.json -H "Authorization: Bearer $${MISTRAL_API_KEY:-none}" \

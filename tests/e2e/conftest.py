@@ -1,0 +1,43 @@
+"""The cluster under test, from the environment: README.md beside this file names the variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.cluster import Release
+
+NO_CLUSTER = "E2E_CONTEXT does not name the kube context of a cluster with KServe and Knative (tests/e2e/README.md)"
+
+DEMO = "dev.local/mistral-7b-kserve:demo"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark all of them, and give each the time that pods take to come and go."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+            item.add_marker(pytest.mark.timeout(1800))
+
+
+@pytest.fixture(scope="session")
+def release() -> Iterator[Release]:
+    """The chart's CPU scenario, installed and Ready; its namespace goes with it."""
+    context = os.environ.get("E2E_CONTEXT")
+    if not context:
+        pytest.skip(NO_CLUSTER)
+    release = Release(
+        context=context,
+        namespace=os.environ.get("E2E_NAMESPACE", "mistral-e2e"),
+        images=(os.environ.get("E2E_IMAGE", DEMO), os.environ.get("E2E_NEXT_IMAGE", f"{DEMO}-next")),
+        gateway=os.environ.get("E2E_GATEWAY", ""),
+    )
+    try:
+        release.install()
+        yield release
+    finally:
+        if not os.environ.get("E2E_KEEP"):
+            release.uninstall()
