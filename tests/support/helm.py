@@ -18,7 +18,7 @@ NONE: Values = {}
 
 
 def render(values: Values = NONE, scenario: str | None = None, chart: Path = CHART) -> dict[Key, Object]:
-    """Return the objects by kind and name."""
+    """Return the objects by kind and name; without a scenario of `gfd`, which are the chart's defaults and a token."""
     return load(_render(json.dumps(values), scenario, chart))
 
 
@@ -62,7 +62,7 @@ def refusal(values: Values, scenario: str | None = None) -> str:
 
 @cache
 def _render(values: str, scenario: str | None, chart: Path) -> str:
-    arguments = ["--values", str(scenarios()[scenario])] if scenario else []
+    arguments = ["--values", str(scenarios()[scenario or "gfd"])]
     for path, value in json.loads(values).items():
         arguments += ["--set-json", f"{path}={json.dumps(value)}"]
     return helm_template(*arguments, chart=chart)
