@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from charts.render_manifests import CHART, tool
+from charts.render_manifests import CHART, scenarios, tool
 from tests.e2e.load import Target
 
 NAME = "mistral-7b"
@@ -27,7 +26,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 180) -
 
 @dataclass(frozen=True)
 class Release:
-    """One InferenceService, installed by the chart's CPU scenario."""
+    """One InferenceService in a namespace of its own."""
 
     context: str
     namespace: str
@@ -35,8 +34,6 @@ class Release:
     """The same good server under two tags or digests; the first is installed."""
     gateway: str = ""
     """URL of the ingress gateway; empty: the service's own URL resolves."""
-    settings: dict[str, str] = field(default_factory=dict)
-    """What the tests need of the chart beside the scenario, as `--set` takes it."""
 
     def kubectl(self, *arguments: str) -> str:
         return _run(tool("kubectl"), "--context", self.context, "--namespace", self.namespace, *arguments)
@@ -47,10 +44,11 @@ class Release:
     def helm(self, *arguments: str) -> str:
         return _run(tool("helm"), "--kube-context", self.context, "--namespace", self.namespace, *arguments)
 
-    def install(self) -> None:
-        scenario = CHART / "ci" / "minimal-cpu-values.yaml"
-        settings = {**self.settings, **image_settings(self.images[0])}
-        self.helm("install", NAME, str(CHART), "--create-namespace", "--values", str(scenario), *_sets(settings))
+    def install(self, scenario: str = "minimal-cpu") -> None:
+        values = ["--values", str(scenarios()[scenario]), *_sets(image_settings(self.images[0]))]
+        self.helm("install", NAME, str(CHART), "--create-namespace", *values)
+
+    def wait_until_ready(self) -> None:
         self.kubectl("wait", "--for=condition=Ready", f"inferenceservice/{NAME}", "--timeout=10m")
 
     def upgrade(self, image: str, canary_percent: int | None = None) -> None:
@@ -124,6 +122,6 @@ def _sets(settings: dict[str, str]) -> list[str]:
 
 
 def _run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HELM_DEBUG": "false"})
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
     return done.stdout

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,20 +24,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def release() -> Iterator[Release]:
-    """The chart's CPU scenario, installed and Ready; its namespace goes with it."""
-    context = os.environ.get("E2E_CONTEXT")
-    if not context:
+def make_release() -> Iterator[Callable[[str], Release]]:
+    """A factory of releases that are not installed yet, by the end of their namespace's name; all are removed."""
+    if not (context := os.environ.get("E2E_CONTEXT")):
         pytest.skip(NO_CLUSTER)
-    release = Release(
-        context=context,
-        namespace=os.environ.get("E2E_NAMESPACE", "mistral-e2e"),
-        images=(os.environ.get("E2E_IMAGE", DEMO), os.environ.get("E2E_NEXT_IMAGE", f"{DEMO}-next")),
-        gateway=os.environ.get("E2E_GATEWAY", ""),
-    )
-    try:
-        release.install()
-        yield release
-    finally:
-        if not os.environ.get("E2E_KEEP"):
+    made = []
+
+    def make(suffix: str = "") -> Release:
+        images = os.environ.get("E2E_IMAGE", DEMO), os.environ.get("E2E_NEXT_IMAGE", f"{DEMO}-next")
+        namespace = os.environ.get("E2E_NAMESPACE", "mistral-e2e") + suffix
+        made.append(Release(context, namespace, images, gateway=os.environ.get("E2E_GATEWAY", "")))
+        return made[-1]
+
+    yield make
+    if not os.environ.get("E2E_KEEP"):
+        for release in made:
             release.uninstall()
+
+
+@pytest.fixture(scope="session")
+def release(make_release: Callable[[str], Release]) -> Release:
+    """The chart's CPU scenario, installed and Ready."""
+    release = make_release("")
+    release.install()
+    release.wait_until_ready()
+    return release

@@ -1,0 +1,34 @@
+"""Every scenario's objects are accepted and its pod is created, whether or not a node has the GPU for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from charts.render_manifests import load, render, scenarios
+from tests.e2e.cluster import Release, wait_until
+
+SECRETS = {"hf-token": "HF_TOKEN", "mistral-7b-api-keys": "api-keys"}
+
+
+@pytest.fixture
+def namespace(make_release: Callable[[str], Release]) -> Iterator[Release]:
+    """A release to install, in a namespace with the Secrets that the scenarios name."""
+    release = make_release("-scenario")
+    release.kubectl("create", "namespace", release.namespace)
+    for name, key in SECRETS.items():
+        release.kubectl("create", "secret", "generic", name, f"--from-literal={key}=none")
+    yield release
+    release.uninstall()
+
+
+@pytest.mark.parametrize("scenario", scenarios())
+def test_the_scenarios_pod_is_created(namespace: Release, scenario: str) -> None:
+    for kind in {kind for kind, _ in load(render(scenario))}:
+        if kind in ("PodMonitor", "PrometheusRule") and kind.lower() not in namespace.kubectl("api-resources"):
+            pytest.skip(f"the cluster has no {kind}: Prometheus' operator is not installed")
+
+    namespace.install(scenario)
+
+    wait_until(lambda: namespace.objects("pod") != [], f"{scenario} has a pod")
