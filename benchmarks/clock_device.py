@@ -70,9 +70,9 @@ class ClockRunner(Runner):
     `waits_s` has how long each decode step was waited for by its device: not at all if it was launched in time.
     """
 
-    def __init__(self, model: MistralForCausalLM, memory: KVCache, *, step_s: float, ahead: bool) -> None:
-        super().__init__(model, memory)
-        self.computes_aside = ahead
+    def __init__(self, model: MistralForCausalLM, kv_cache: KVCache, *, step_s: float, ahead: bool) -> None:
+        super().__init__(model, kv_cache)
+        self.is_async = ahead
         self.waits_s: list[float] = []
         self._step_s = step_s
         self._ready_s: float | None = None
@@ -85,7 +85,7 @@ class ClockRunner(Runner):
         wanted: Sequence[int],
         tokens: Tensor | None = None,
     ) -> Tensor:
-        self.memory.step(decode, prefill)  # what a launch needs is made
+        self.kv_cache.step(decode, prefill)  # what a launch needs is made
         now_s = time.perf_counter()
         if self._ready_s is not None and decode and not prefill:
             self.waits_s.append(max(0.0, now_s - self._ready_s))

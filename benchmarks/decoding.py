@@ -16,7 +16,7 @@ from benchmarks.ceilings import wait_for
 from model_server.compute.fused_linear import fuse, pack
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.kv_cache.contiguous import flash_attention_unavailable_reason
-from model_server.compute.runner import Runner, make_memory
+from model_server.compute.runner import Runner, make_kv_cache
 
 
 class Decoder(Protocol):
@@ -69,18 +69,18 @@ class RunnerDecoder:
 
     def __init__(self, model: Any, *, rows: int, max_len: int) -> None:
         config, dtype, device = model.config, model.dtype, model.device
-        memory = make_memory(
+        memory = make_kv_cache(
             config,
             dtype,
             device,
             num_rows=rows,
             num_tokens=rows * max_len,
-            max_row_tokens=max_len,
+            max_sequence_tokens=max_len,
             flash=flash_attention_unavailable_reason(config, dtype, device) is None,
         )
         self._runner = Runner(model, memory)
         self._runner.record_graphs(rows)
-        self._places = [memory.take(max_len) or 0 for _ in range(rows)]
+        self._places = [memory.allocate(max_len) or 0 for _ in range(rows)]
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[int]:
         self._next = [

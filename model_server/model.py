@@ -22,7 +22,7 @@ from model_server.api.routes import accepts_plain_text
 from model_server.compute.fused_linear import pack
 from model_server.compute.kv_cache import budget
 from model_server.compute.kv_cache.contiguous import flash_attention_unavailable_reason
-from model_server.compute.runner import Runner, make_memory
+from model_server.compute.runner import Runner, make_kv_cache
 from model_server.engine.engine import Engine
 from model_server.errors import StartupError
 from model_server.loading import weights
@@ -181,13 +181,13 @@ def _runner(loaded: weights.LoadedModel, max_batch_size: int) -> tuple[Runner, b
         log.info("keys and values: each request reserves what it may need; read by flash attention")
     else:
         log.info("keys and values: each request reserves %d tokens; flash attention: %s", loaded.max_model_len, refusal)
-    memory = make_memory(
+    memory = make_kv_cache(
         config,
         loaded.dtype,
         loaded.device,
         num_rows=room.num_rows,
         num_tokens=room.num_tokens,
-        max_row_tokens=loaded.max_model_len,
+        max_sequence_tokens=loaded.max_model_len,
         flash=refusal is None,
     )
     runner = Runner(loaded.model, memory)

@@ -55,16 +55,16 @@ class Layer:
     scaling: float
 
     @classmethod
-    def of(cls, layer: Any, *, few_kernels: bool) -> Layer:
+    def of(cls, layer: Any, *, fused_ops: bool) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
         return cls(
             input_norm=layer.input_layernorm.weight,
             qkv=_multiply(attention.qkv),
-            add_o_proj=_multiply_and_add(attention.o_proj, few_kernels),
+            add_o_proj=_multiply_and_add(attention.o_proj, fused_ops),
             norm=layer.post_attention_layernorm.weight,
             gate_up=_multiply(mlp.gate_up),
             act_fn=mlp.act_fn,
-            add_down_proj=_multiply_and_add(mlp.down_proj, few_kernels),
+            add_down_proj=_multiply_and_add(mlp.down_proj, fused_ops),
             scaling=attention.scaling,
         )
 
@@ -86,13 +86,13 @@ def _multiply_and_add(projection: Any, in_one: bool) -> MultiplyAndAdd:
 class Decoder:
     """The layers of a fused model; called with a step, returns logits."""
 
-    def __init__(self, model: MistralForCausalLM, *, few_kernels: bool | None = None) -> None:
-        """Take a model whose projections are fused; `few_kernels` is for a GPU, and the default there."""
+    def __init__(self, model: MistralForCausalLM, *, fused_ops: bool | None = None) -> None:
+        """Take a model whose projections are fused; `fused_ops` is for a GPU, and the default there."""
         config = model.config
-        self._few_kernels = model.device.type != "cpu" if few_kernels is None else few_kernels
+        self._few_kernels = model.device.type != "cpu" if fused_ops is None else fused_ops
         self._embedding = model.model.embed_tokens.weight
         self._rotary = model.model.rotary_emb
-        self._layers = [Layer.of(layer, few_kernels=self._few_kernels) for layer in model.model.layers]
+        self._layers = [Layer.of(layer, fused_ops=self._few_kernels) for layer in model.model.layers]
         self._last_norm = model.model.norm.weight
         self._lm_head = _multiply(model.lm_head)
         self._num_heads = config.num_attention_heads

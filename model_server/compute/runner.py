@@ -24,31 +24,36 @@ from model_server.compute.kv_cache.dense import DenseKVCache
 log = logging.getLogger(__name__)
 
 
-def make_memory(
+def make_kv_cache(
     config: MistralConfig,
     dtype: torch.dtype,
     device: torch.device,
     *,
     num_rows: int,
     num_tokens: int,
-    max_row_tokens: int,
+    max_sequence_tokens: int,
     flash: bool,
 ) -> KVCache:
     """Return memory in the form that the device computes best: spans for flash attention, slots for plain."""
     if flash:
         return ContiguousKVCache(
-            config, num_tokens=num_tokens, max_row_tokens=max_row_tokens, dtype=dtype, device=device, flash=True
+            config,
+            num_tokens=num_tokens,
+            max_sequence_tokens=max_sequence_tokens,
+            dtype=dtype,
+            device=device,
+            flash=True,
         )
-    return DenseKVCache(config, num_slots=num_rows, slot_len=max_row_tokens, dtype=dtype, device=device)
+    return DenseKVCache(config, num_slots=num_rows, slot_len=max_sequence_tokens, dtype=dtype, device=device)
 
 
 class Runner:
     """A fused model and the memory of its rows."""
 
-    def __init__(self, model: MistralForCausalLM, memory: KVCache) -> None:
+    def __init__(self, model: MistralForCausalLM, kv_cache: KVCache) -> None:
         self.model = model
-        self.memory = memory
-        self.computes_aside = model.device.type != "cpu"
+        self.kv_cache = kv_cache
+        self.is_async = model.device.type != "cpu"
         """`forward` returns before it is computed, and whoever looks into the logits waits."""
         self._decoder = Decoder(model)
         self._graphs: DecodeGraphs | None = None
@@ -56,9 +61,9 @@ class Runner:
     @torch.inference_mode()
     def record_graphs(self, max_rows: int) -> None:
         """Record the decode steps of up to so many rows, where that is possible: on a GPU, over spans."""
-        if not isinstance(self.memory, ContiguousKVCache) or not self.memory.flash:
+        if not isinstance(self.kv_cache, ContiguousKVCache) or not self.kv_cache.flash:
             return
-        graphs = DecodeGraphs(self._decoder, self.memory, max_rows)
+        graphs = DecodeGraphs(self._decoder, self.kv_cache, max_rows)
         try:
             graphs.record()
         except RuntimeError as error:
@@ -85,7 +90,7 @@ class Runner:
             return self._graphs.run(decode, tokens).to(torch.float32, copy=True)
         padding = [0] * (padded(len(wanted)) - len(wanted))
         which = to_device([*wanted, *padding], self.model.device, torch.long)
-        step = self.memory.step(decode, prefill)
+        step = self.kv_cache.step(decode, prefill)
         if tokens is not None:
             step.token_ids[: len(tokens)] = tokens
         return self._decoder(step, which)[: len(wanted)].float()

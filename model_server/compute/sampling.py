@@ -85,7 +85,7 @@ class SequenceSampler:
         self.length += 1
 
     @property
-    def follows_blindly(self) -> bool:
+    def can_run_ahead(self) -> bool:
         """Say whether the row's next token can be picked by who does not know the last one."""
         return self.greedy or (self.do_sample and self.is_usual and self.history is None)
 

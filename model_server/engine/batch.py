@@ -19,7 +19,7 @@ from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.runner import Runner
 from model_server.compute.sampling import SampledTokens, sample, sequence_sampler, with_logprobs
 from model_server.engine import endings, output
-from model_server.engine.output import PendingTokens
+from model_server.engine.output import PendingToken
 from model_server.engine.prefix_cache import MIN_TOKENS, PrefixCache, num_common
 from model_server.engine.scheduler import Scheduler, Sequence, by_arrival_desc
 from model_server.errors import InternalError, OutOfMemory, ServeError
@@ -75,12 +75,12 @@ class BatchLoop:
         self.scheduler = Scheduler(
             max_batch_size=max_batch_size, prefill_tokens=prefill_tokens, whole_prompt_tokens=whole_prompt_tokens
         )
-        self._memory = runner.memory
+        self._kv_cache = runner.kv_cache
         self._prefixes = PrefixCache()
         self._prefix_caching = prefix_caching
         self._rate = rate
         self._wake = wake
-        self._untold: list[PendingTokens] = []
+        self._untold: list[PendingToken] = []
         self._under_way: Launched | None = None
         self._randomness = torch.Generator(runner.model.device)
         self._randomness.seed()
@@ -120,12 +120,12 @@ class BatchLoop:
                 except ServeError as error:
                     self._fail(request, error)
                     continue
-                place = self._memory.take(request.max_tokens)
+                place = self._kv_cache.allocate(request.max_tokens)
                 assert place is not None, "it fitted a moment ago, and only this thread takes"
                 self.scheduler.rows.append(Sequence(request, place, sampler, started_s=time.monotonic()))
 
     def _fits(self, request: Request) -> bool:
-        return self._memory.num_fitting([request.max_tokens]) == 1
+        return self._kv_cache.num_allocatable([request.max_tokens]) == 1
 
     def step(self) -> None:
         """Run one step for all rows, or end the one that is under way and leave the next one so."""
@@ -138,12 +138,12 @@ class BatchLoop:
                 self._compute(work)
             except (torch.OutOfMemoryError, MemoryError):
                 self._shed()
-        if self._under_way is not None or not (self.runner.computes_aside and self.scheduler.rows):
+        if self._under_way is not None or not (self.runner.is_async and self.scheduler.rows):
             self._tell()
 
     def rest(self) -> None:
         """Hand back memory that nothing runs in, and with it what was kept there; call when there are no rows."""
-        if self._memory.trim():
+        if self._kv_cache.release_unused():
             self._prefixes.clear()
 
     def _plan_prefill(self) -> Work:
@@ -188,7 +188,7 @@ class BatchLoop:
         row.begun = True
         row.num_read = row.request.num_cached = num_cached
         if source != row.place:
-            self._memory.copy(source, row.place, num_cached)
+            self._kv_cache.copy(source, row.place, num_cached)
         self._prefixes.forget(row.place, row.request.max_tokens)
         self._hold(row)
 
@@ -238,11 +238,11 @@ class BatchLoop:
     def _may_stay_under_way(self, launched: Launched) -> bool:
         """Say whether a step's tokens can be left unread until the next one is launched."""
         return (
-            self.runner.computes_aside
+            self.runner.is_async
             and launched.picked.on_device is not None
             and len(launched.work) == len(self.scheduler.rows)  # not a half of a step that failed
             and all(
-                row.decoding and row.sampler.follows_blindly and row.request.sampling.logprobs is None
+                row.decoding and row.sampler.can_run_ahead and row.request.sampling.logprobs is None
                 for row, _ in launched.work
             )
         )
@@ -335,7 +335,7 @@ class BatchLoop:
             reason = FinishReason.STOP
         elif len(row.answer_ids) == sampling.max_new_tokens:
             reason = FinishReason.LENGTH
-        self._untold.append(PendingTokens(row, token_id, tokens, reason))
+        self._untold.append(PendingToken(row, token_id, tokens, reason))
         if reason is not None:
             self._leave(row)
 
@@ -364,7 +364,7 @@ class BatchLoop:
         row.left = True
         self.scheduler.rows.remove(row)
         self._hold(row)
-        self._memory.give_back(row.place)
+        self._kv_cache.free(row.place)
         self._rate.note()
         if not self.scheduler.rows:
             self._under_way = None  # nobody waits for it

@@ -62,7 +62,7 @@ class Engine:
         self.max_queue_size = max_queue_size
         self.dead: str | None = None
         self.accepting = True
-        self._memory = runner.memory
+        self._kv_cache = runner.kv_cache
         self._rate = endings.CompletionRate()
         self._shared = BatchLoop(
             runner,
@@ -138,7 +138,7 @@ class Engine:
     @property
     def kv_usage(self) -> float:
         """Return the share of the shared lane's KV memory that running requests have reserved, 0 to 1."""
-        return sum(row.request.max_tokens for row in list(self._shared.scheduler.rows)) / self._memory.num_tokens
+        return sum(row.request.max_tokens for row in list(self._shared.scheduler.rows)) / self._kv_cache.num_tokens
 
     async def drain(self, seconds: float) -> None:
         """Take no new requests, let those here finish for up to `seconds`, then end what is left with an error."""
@@ -168,10 +168,10 @@ class Engine:
             self._changed.notify_all()
 
     def _check_fits(self, request: Request) -> None:
-        if request.max_tokens > self._memory.max_row_tokens:
+        if request.max_tokens > self._kv_cache.max_sequence_tokens:
             raise BadRequest(
                 f"prompt and max_new_tokens together are {request.max_tokens} tokens; "
-                f"this server holds {self._memory.max_row_tokens}.",
+                f"this server holds {self._kv_cache.max_sequence_tokens}.",
                 field="max_new_tokens",
             )
         if request.sampling.lane is Lane.OWN:
@@ -180,7 +180,7 @@ class Engine:
     def _check_room(self, shared: Sequence[int], num_own: int) -> None:
         """Raise if requests of so many tokens each, and so many for the own lane, would make the line too long."""
         in_line = [request.max_tokens for request in self._shared.scheduler.waiting]
-        places = min(self._shared.scheduler.num_free, self._memory.num_fitting([*in_line, *shared]))
+        places = min(self._shared.scheduler.num_free, self._kv_cache.num_allocatable([*in_line, *shared]))
         would_wait = max(0, len(in_line) + len(shared) - places)
         would_wait += max(0, len(self._own.waiting) + num_own - (self._own.running is None))
         if would_wait > self.max_queue_size:

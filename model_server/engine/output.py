@@ -16,7 +16,7 @@ from model_server.telemetry import request_log
 
 
 @dataclass(frozen=True, slots=True)
-class PendingTokens:
+class PendingToken:
     """A token that a row has taken and its reader does not know of yet."""
 
     row: Sequence
@@ -27,7 +27,7 @@ class PendingTokens:
     """Why it is the row's last."""
 
 
-def tell(untold: PendingTokens) -> None:
+def tell(untold: PendingToken) -> None:
     """Send what a token adds to its answer, and the ending if it is the last: by its row, or by a stop string."""
     row, request = untold.row, untold.row.request
     if request.channel.ended:  # by another thread, which has written its line

@@ -13,8 +13,8 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from charts.render_manifests import CHART, Object
 from model_server import errors
-from tests.support.helm import render
 from tests.chart.test_standard import STANDARD
+from tests.support.helm import render
 
 metrics = pytest.importorskip("model_server.telemetry.metrics", reason="no server here to compare with")
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from charts.render_manifests import CHART
-from tests.support.helm import Values, refusal, render
 from tests.chart.test_standard import STANDARD
+from tests.support.helm import Values, refusal, render
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())

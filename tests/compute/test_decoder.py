@@ -21,10 +21,10 @@ def in_few_kernels(model: MistralForCausalLM) -> Tensor:
     """Fuse the model; return the logits after each token from the 25th on, read in two chunks and then decoded."""
     fuse(model)
     spans = ContiguousKVCache(
-        model.config, num_tokens=90, max_row_tokens=90, dtype=model.dtype, device=model.device, flash=False
+        model.config, num_tokens=90, max_sequence_tokens=90, dtype=model.dtype, device=model.device, flash=False
     )
     runner = Runner(model, spans)
-    runner._decoder = Decoder(model, few_kernels=True)
+    runner._decoder = Decoder(model, fused_ops=True)
     beside = TokenRange(50, 0, TOKENS[:3])
     read = runner.forward([], [TokenRange(3, 0, TOKENS[:25]), beside], [24])
     rest = runner.forward([], [TokenRange(3, 25, TOKENS[25:40])], range(15))

@@ -55,7 +55,7 @@ def test_a_step_multiplies_numbers_of_rows_that_are_compiled_ahead() -> None:
     fuse(model)
     pack(model)
     slots = DenseKVCache(model.config, num_slots=3, slot_len=400, dtype=model.dtype, device=model.device)
-    places = [slots.take(400) or 0 for _ in range(3)]
+    places = [slots.allocate(400) or 0 for _ in range(3)]
     runner = Runner(model, slots)
 
     with Multiplied() as multiplied:

@@ -38,7 +38,7 @@ def make_runner(on_gpu: MistralForCausalLM) -> Callable[[bool], Runner]:
         spans = ContiguousKVCache(
             on_gpu.config,
             num_tokens=2000,
-            max_row_tokens=MAX_ROW_TOKENS,
+            max_sequence_tokens=MAX_ROW_TOKENS,
             dtype=on_gpu.dtype,
             device=on_gpu.device,
             flash=flash,
@@ -51,7 +51,7 @@ def make_runner(on_gpu: MistralForCausalLM) -> Callable[[bool], Runner]:
 def logits_of(runner: Runner) -> torch.Tensor:
     """Read three prompts and decode four tokens in each: the logits of every step, one below the other."""
     lengths = [3, 70, 150]
-    places = [runner.memory.take(MAX_ROW_TOKENS) or 0 for _ in lengths]
+    places = [runner.kv_cache.allocate(MAX_ROW_TOKENS) or 0 for _ in lengths]
     prompts = [
         TokenRange(place, 0, [(7 * i + length) % 290 + 5 for i in range(length)])
         for place, length in zip(places, lengths, strict=True)
@@ -91,7 +91,7 @@ def test_steps_give_the_models_own_logits(make_runner: Callable[[bool], Runner],
     wanted = on_gpu(torch.tensor([tokens], device=on_gpu.device)).logits[0, 69:].float()
     runner = make_runner(True)
     runner.record_graphs(2)
-    place = runner.memory.take(MAX_ROW_TOKENS) or 0
+    place = runner.kv_cache.allocate(MAX_ROW_TOKENS) or 0
 
     read = runner.forward([], [TokenRange(place, 0, tokens[:70])], [69])
     decoded = [runner.forward([TokenRange(place, at, tokens[at : at + 1])], [], [0]) for at in (70, 71)]
@@ -102,10 +102,10 @@ def test_steps_give_the_models_own_logits(make_runner: Callable[[bool], Runner],
 def test_a_copied_beginning_is_read_as_the_original(make_runner: Callable[[bool], Runner]) -> None:
     runner = make_runner(True)
     runner.record_graphs(2)
-    original, copy = (runner.memory.take(MAX_ROW_TOKENS) or 0 for _ in range(2))
+    original, copy = (runner.kv_cache.allocate(MAX_ROW_TOKENS) or 0 for _ in range(2))
     runner.forward([], [TokenRange(original, 0, list(range(5, 105)))], [99])
 
-    runner.memory.copy(original, copy, 100)
+    runner.kv_cache.copy(original, copy, 100)
     first, second = runner.forward([TokenRange(place, 100, [7]) for place in (original, copy)], [], range(2))
 
     assert torch.equal(first, second)
@@ -132,7 +132,7 @@ def test_a_step_fed_on_the_card_gives_what_one_fed_by_the_host_gives(
     runner = make_runner(True)
     if graphs:
         runner.record_graphs(4)
-    places = [runner.memory.take(MAX_ROW_TOKENS) or 0 for _ in range(3)]
+    places = [runner.kv_cache.allocate(MAX_ROW_TOKENS) or 0 for _ in range(3)]
     decode = [TokenRange(place, 0, [20 + i]) for i, place in enumerate(places)]
     unknown = [TokenRange(place, 0, [0]) for place in places]
 

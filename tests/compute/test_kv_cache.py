@@ -34,12 +34,12 @@ MakeEngine = Callable[..., Engine]
 
 
 def spans_for(
-    model: MistralForCausalLM, num_tokens: int = 900, max_row_tokens: int = 256, *, flash: bool = False
+    model: MistralForCausalLM, num_tokens: int = 900, max_sequence_tokens: int = 256, *, flash: bool = False
 ) -> ContiguousKVCache:
     return ContiguousKVCache(
         model.config,
         num_tokens=num_tokens,
-        max_row_tokens=max_row_tokens,
+        max_sequence_tokens=max_sequence_tokens,
         dtype=model.dtype,
         device=model.device,
         flash=flash,
@@ -98,7 +98,7 @@ def over_spans(request: pytest.FixtureRequest, make_engine: MakeEngine, monkeypa
         memory = spans_for(model, flash=request.param != "plain")
         engine = make_engine(model, memory=memory, **changes)
         runner = engine._shared.runner
-        runner.computes_aside = True  # steps are launched as on a GPU, before the tokens of the last are read
+        runner.is_async = True  # steps are launched as on a GPU, before the tokens of the last are read
         if request.param == "graphs":
             runner._graphs = DecodeGraphs(runner._decoder, memory, engine._shared.scheduler._max_batch_size)
         return engine
@@ -115,7 +115,7 @@ def test_spans_never_overlap_and_join_again() -> None:
     for _ in range(1000):
         if taken and numbers.random() < 0.5:
             start = numbers.choice(list(taken))
-            free.give_back(start, taken.pop(start))
+            free.free(start, taken.pop(start))
             continue
         length = numbers.randint(1, 120)
         used = {token for start, held in taken.items() for token in range(start, start + held)}
@@ -126,26 +126,26 @@ def test_spans_never_overlap_and_join_again() -> None:
             firsts = [token for token in fitting if token == 0 or token - 1 in used]
             ends = {token: next(end for end in range(token, 501) if end == 500 or end in used) for token in firsts}
             wanted = min(firsts, key=lambda token: ends[token] - token, default=None)
-        start = free.take(length)
+        start = free.allocate(length)
         assert start == wanted
         if start is not None:
             taken[start] = length
             last_end = start + length if len(used) < 500 / 3 else last_end
     for start, length in taken.items():
-        free.give_back(start, length)
-    assert free.take(500) == 0
+        free.free(start, length)
+    assert free.allocate(500) == 0
 
 
 def test_rows_are_counted_as_they_would_be_taken(model: MistralForCausalLM) -> None:
     spans = spans_for(model, num_tokens=100)
-    first, _, third = (spans.take(30) for _ in range(3))
+    first, _, third = (spans.allocate(30) for _ in range(3))
     assert (first, third) == (0, 60)
-    spans.give_back(0)
+    spans.free(0)
 
-    assert spans.num_fitting([20, 10, 10]) == 3
-    assert spans.num_fitting([35, 1]) == 0
-    assert spans.take(35) is None
-    assert spans.take(30) == 0
+    assert spans.num_allocatable([20, 10, 10]) == 3
+    assert spans.num_allocatable([35, 1]) == 0
+    assert spans.allocate(35) is None
+    assert spans.allocate(30) == 0
 
 
 async def test_answers_over_spans_equal_generate(plain_model: Any, model: Any, over_spans: MakeEngine) -> None:
@@ -159,7 +159,7 @@ async def test_answers_over_spans_equal_generate(plain_model: Any, model: Any, o
 
     assert [ids for ids, _ in answers] == [expected(plain_model, *job) for job in jobs]
     assert (engine.running, engine.waiting, engine.kv_usage) == (0, 0, 0)
-    assert engine._memory.num_fitting([engine._memory.num_tokens]) == 1
+    assert engine._kv_cache.num_allocatable([engine._kv_cache.num_tokens]) == 1
 
 
 @pytest.mark.parametrize("changes", [{"sliding_window": 13}, {"head_dim": 32}, {"num_key_value_heads": 4}], ids=str)

@@ -86,7 +86,7 @@ async def test_after_a_rest_memory_is_handed_back_and_what_was_kept_with_it(
     monkeypatch.setattr(idle, "REST_S", 0.05)
     monkeypatch.setattr(idle, "COMPILE_S", 0.0)
     engine = make_engine()
-    memory: Any = engine._memory
+    memory: Any = engine._kv_cache
     asked = [request(4, prompt(100)), request(4, prompt(100))]
     for one in asked:
         engine.submit([one])

@@ -33,7 +33,7 @@ def on_meta() -> MistralForCausalLM:
 @pytest.fixture
 def runner(on_meta: MistralForCausalLM) -> Runner:
     spans = ContiguousKVCache(
-        on_meta.config, num_tokens=2000, max_row_tokens=256, dtype=on_meta.dtype, device=META, flash=True
+        on_meta.config, num_tokens=2000, max_sequence_tokens=256, dtype=on_meta.dtype, device=META, flash=True
     )
     return Runner(on_meta, spans)
 
@@ -44,23 +44,23 @@ def test_reading_raises() -> None:
 
 
 def test_only_a_cpu_has_computed_when_a_forward_returns(runner: Runner, model: MistralForCausalLM) -> None:
-    assert runner.computes_aside
-    assert not Runner(model, runner.memory).computes_aside
+    assert runner.is_async
+    assert not Runner(model, runner.kv_cache).is_async
 
 
 def test_forward_reads_nothing_back(runner: Runner) -> None:
-    first, second = (runner.memory.take(256) or 0 for _ in range(2))
+    first, second = (runner.kv_cache.allocate(256) or 0 for _ in range(2))
     prompts = [TokenRange(first, 0, list(range(5, 75))), TokenRange(second, 0, [3, 4, 5])]
 
     assert runner.forward([], prompts, [69, 72]).shape == (2, 300)
-    runner.memory.copy(first, second, 3)
+    runner.kv_cache.copy(first, second, 3)
     assert runner.forward([TokenRange(first, 70, [3])], [TokenRange(second, 3, [6, 7])], [0, 2]).shape == (2, 300)
     assert runner.forward([TokenRange(first, 71, [3]), TokenRange(second, 5, [4])], [], [0, 1]).shape == (2, 300)
 
 
 def test_static_step_reads_nothing_back(runner: Runner) -> None:
-    assert isinstance(runner.memory, ContiguousKVCache)
-    graphs = DecodeGraphs(runner._decoder, runner.memory, 8)
+    assert isinstance(runner.kv_cache, ContiguousKVCache)
+    graphs = DecodeGraphs(runner._decoder, runner.kv_cache, 8)
 
     decode = [TokenRange(0, 70, [3]), TokenRange(256, 6, [4]), TokenRange(512, 9, [4])]
     assert graphs.run(decode).shape == (3, 300)

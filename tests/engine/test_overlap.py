@@ -21,7 +21,7 @@ from tests.support.fakes import TokenIds
 
 
 def overlapping(engine: Engine) -> Engine:
-    engine._shared.runner.computes_aside = True
+    engine._shared.runner.is_async = True
     return engine
 
 
@@ -295,7 +295,7 @@ async def test_a_stop_string_frees_the_place_and_the_neighbour_goes_on(
 @pytest.mark.parametrize("overlaps", [False, True])
 async def test_a_row_whose_text_fails_fails_alone(make_engine: MakeEngine, overlaps: bool) -> None:
     engine = make_engine()
-    engine._shared.runner.computes_aside = overlaps
+    engine._shared.runner.is_async = overlaps
 
     failed, neighbour = await answers(engine, [with_detokenizer(Failing()), request(10)])
 

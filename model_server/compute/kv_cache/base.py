@@ -28,24 +28,24 @@ class KVCache(Protocol):
 
     num_tokens: int
     """All that it holds."""
-    max_row_tokens: int
+    max_sequence_tokens: int
     """The most that one row may hold."""
 
-    def take(self, num_tokens: int) -> int | None:
+    def allocate(self, num_tokens: int) -> int | None:
         """Reserve memory for a row of so many tokens and return its place, or None while there is none.
 
         What it holds from an earlier row stays until it is written over.
         """
 
-    def give_back(self, place: int) -> None: ...
+    def free(self, place: int) -> None: ...
 
     def copy(self, source: int, place: int, num_tokens: int) -> None:
         """Copy the keys and values of a row's first tokens to another place; the two must not overlap."""
 
-    def num_fitting(self, rows: Iterable[int]) -> int:
+    def num_allocatable(self, rows: Iterable[int]) -> int:
         """Return how many of these rows, given by their tokens, would get a place now, in this order."""
 
-    def trim(self) -> bool:
+    def release_unused(self) -> bool:
         """Hand unused memory back to the system and say whether that is possible; call when no row is held."""
 
     def step(self, decode: Sequence[TokenRange], prefill: Sequence[TokenRange]) -> Step:
@@ -61,7 +61,7 @@ def head_dim(config: MistralConfig) -> int:
     return config.head_dim or config.hidden_size // config.num_attention_heads
 
 
-def window_of(config: MistralConfig, max_row_tokens: int) -> int | None:
+def window_of(config: MistralConfig, max_sequence_tokens: int) -> int | None:
     """Return the sliding window in tokens, or None when no row is long enough to notice it."""
     window = config.sliding_window
-    return window if window is not None and window < max_row_tokens else None
+    return window if window is not None and window < max_sequence_tokens else None

@@ -44,7 +44,7 @@ class FreeListAllocator:
         other._free, other._next = list(self._free), self._next
         return other
 
-    def take(self, length: int) -> int | None:
+    def allocate(self, length: int) -> int | None:
         """Take a stretch of this length; return its start, or None when there is none."""
         fitting = [(i, first, first + free) for i, (first, free) in enumerate(self._free) if free >= length]
         if not fitting:
@@ -60,7 +60,7 @@ class FreeListAllocator:
         self._free[i : i + 1] = [stretch for stretch in rest if stretch[1]]
         return start
 
-    def give_back(self, start: int, length: int) -> None:
+    def free(self, start: int, length: int) -> None:
         free = list(self._free)
         i = bisect.bisect(free, (start, 0))
         if i < len(free) and free[i][0] == start + length:
@@ -84,17 +84,17 @@ class ContiguousKVCache:
         config: MistralConfig,
         *,
         num_tokens: int,
-        max_row_tokens: int,
+        max_sequence_tokens: int,
         dtype: torch.dtype,
         device: torch.device,
         flash: bool,
     ) -> None:
         """Make the pool; `flash` says whether flash attention is to be used (see `flash_refusal`) or plain PyTorch."""
         self.num_tokens = num_tokens
-        self.max_row_tokens = max_row_tokens
+        self.max_sequence_tokens = max_sequence_tokens
         self.device = device
         self.flash = flash
-        self.window = window_of(config, max_row_tokens)
+        self.window = window_of(config, max_sequence_tokens)
         shape = (config.num_hidden_layers, 2, num_tokens + 1, config.num_key_value_heads, head_dim(config))
         # Zeros and not garbage: what the kernel reads beyond a row's end is masked, but 0 x NaN is NaN.
         memory = torch.zeros(shape, dtype=dtype, device=device)
@@ -107,27 +107,27 @@ class ContiguousKVCache:
         self._lengths: dict[int, int] = {}
         """Start of each taken span to its length."""
 
-    def take(self, num_tokens: int) -> int | None:
-        place = self._free.take(num_tokens)
+    def allocate(self, num_tokens: int) -> int | None:
+        place = self._free.allocate(num_tokens)
         if place is not None:
             self._lengths[place] = num_tokens
         return place
 
-    def give_back(self, place: int) -> None:
-        self._free.give_back(place, self._lengths.pop(place))
+    def free(self, place: int) -> None:
+        self._free.free(place, self._lengths.pop(place))
 
     def copy(self, source: int, place: int, num_tokens: int) -> None:
         self._memory[:, :, place : place + num_tokens] = self._memory[:, :, source : source + num_tokens]
 
-    def num_fitting(self, rows: Iterable[int]) -> int:
+    def num_allocatable(self, rows: Iterable[int]) -> int:
         free, count = self._free.copy(), 0
         for num_tokens in rows:
-            if free.take(num_tokens) is None:
+            if free.allocate(num_tokens) is None:
                 break
             count += 1
         return count
 
-    def trim(self) -> bool:
+    def release_unused(self) -> bool:
         return False  # the GPU is ours alone
 
     def step(self, decode: Sequence[TokenRange], prefill: Sequence[TokenRange]) -> SpanStep:
@@ -210,7 +210,7 @@ class SpanStep:
             bounds,
             starts,
             max_q,
-            self._spans.max_row_tokens,
+            self._spans.max_sequence_tokens,
             scale=scaling,
             window_size=seen,
             enable_gqa=True,
@@ -262,7 +262,9 @@ def verify_flash_attention(config: MistralConfig, dtype: torch.dtype, device: to
     def random(rows: int, heads: int) -> Tensor:
         return torch.randn((rows, heads, size), dtype=dtype, device=device, generator=numbers)
 
-    spans = ContiguousKVCache(one_layer, num_tokens=512, max_row_tokens=300, dtype=dtype, device=device, flash=True)
+    spans = ContiguousKVCache(
+        one_layer, num_tokens=512, max_sequence_tokens=300, dtype=dtype, device=device, flash=True
+    )
     spans.keys[0].copy_(random(513, kv_heads))
     spans.values[0].copy_(random(513, kv_heads))
     decode = [TokenRange(300, 40, [0]), TokenRange(7, 99, [0])]

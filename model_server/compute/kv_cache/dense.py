@@ -38,7 +38,7 @@ class DenseKVCache:
         device: torch.device,
     ) -> None:
         self.device = device
-        self.max_row_tokens = slot_len
+        self.max_sequence_tokens = slot_len
         self.num_tokens = num_slots * slot_len
         self.window = window_of(config, slot_len)
         shape = (config.num_hidden_layers, 2, num_slots, config.num_key_value_heads, slot_len, head_dim(config))
@@ -60,7 +60,7 @@ class DenseKVCache:
         """For each slot a number that is higher the later it was given back."""
         self._num_left = 0
 
-    def take(self, num_tokens: int) -> int | None:
+    def allocate(self, num_tokens: int) -> int | None:
         """Return the place of the lowest free slot, as low slots keep the batch dense.
 
         When nothing runs, of the lowest few the one that was left longest ago: conversations that take turns find what
@@ -72,24 +72,24 @@ class DenseKVCache:
         if len(self._free) == self._num_slots:
             slot = min(range(min(NUM_IN_TURN, self._num_slots)), key=self._left.__getitem__)
         self._free.remove(slot)
-        return slot * self.max_row_tokens
+        return slot * self.max_sequence_tokens
 
-    def give_back(self, place: int) -> None:
+    def free(self, place: int) -> None:
         slot = self.slot(place)
         self._num_left += 1
         self._left[slot] = self._num_left
         self._free.add(slot)
 
     def slot(self, place: int) -> int:
-        return place // self.max_row_tokens
+        return place // self.max_sequence_tokens
 
     def copy(self, source: int, place: int, num_tokens: int) -> None:
         self.memory[:, :, self.slot(place), :, :num_tokens] = self.memory[:, :, self.slot(source), :, :num_tokens]
 
-    def num_fitting(self, rows: Iterable[int]) -> int:
+    def num_allocatable(self, rows: Iterable[int]) -> int:
         return min(len(list(rows)), len(self._free))
 
-    def trim(self) -> bool:
+    def release_unused(self) -> bool:
         if self._pages is None:
             return False
         self._pages.madvise(mmap.MADV_DONTNEED)
