@@ -37,13 +37,14 @@ def tool(name: str) -> str:
     return found
 
 
-def helm_template(*arguments: str, chart: Path = CHART) -> str:
-    """Return what Helm renders without its hooks; an image that no values file names gets a placeholder.
+def helm_template(*arguments: str, chart: Path = CHART, release: str = "mistral-7b", hooks: bool = False) -> str:
+    """Return what Helm renders; hooks only when wanted, and a placeholder for an image that no values file names.
 
     Raises:
         subprocess.CalledProcessError: Helm refuses; its words are in `stderr`.
     """
-    command = [tool("helm"), "template", "mistral-7b", str(chart), "--namespace", NAMESPACE, "--no-hooks", "--values", "-"]
+    command = [tool("helm"), "template", release, str(chart), "--namespace", NAMESPACE, "--values", "-"]
+    command += [] if hooks else ["--no-hooks"]
     image = json.dumps({"image": {"repository": IMAGE}})
     return subprocess.run([*command, *arguments], input=image, check=True, capture_output=True, text=True).stdout
 

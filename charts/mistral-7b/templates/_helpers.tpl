@@ -76,9 +76,10 @@ serving.kserve.io/inferenceservice: {{ include "mistral.fullname" . }}
 {{- if include "mistral.apiKeysSecretName" . -}}/etc/mistral/api-keys{{- else -}}{{ default "" .Values.server.apiKeyFile }}{{- end -}}
 {{- end }}
 
-{{/* The address inside the cluster. */}}
+{{/* The address inside the cluster; in Standard mode KServe puts the predictor's name into it. */}}
 {{- define "mistral.internalHost" -}}
-{{- printf "%s-predictor.%s.svc" (include "mistral.fullname" .) .Release.Namespace -}}
+{{- $predictor := list (include "mistral.fullname" .) .Values.rollout.standard.predictorName "predictor" | compact | join "-" -}}
+{{- printf "%s.%s.svc" $predictor .Release.Namespace -}}
 {{- end }}
 
 {{/* The series of this release, as the PodMonitor labels them. */}}

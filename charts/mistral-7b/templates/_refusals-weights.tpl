@@ -29,7 +29,10 @@
 {{- if regexMatch "/\\.\\.?(/|$)" $uri }}
 - {{ $at }} {{ printf "%q" $uri }} has a . or .. among its parts.
 {{- end }}
-{{- if and (hasPrefix "hf://mistralai/" $uri) $v.hfToken.required (not (include "mistral.hfSecretName" $)) }}
+{{- end }}
+{{- $ownDownload := $v.server.modelId | default "" }}
+{{- range $at, $uri := dict "storage.uri" $uri "rollout.standard.canary.storageUri" $v.rollout.standard.canary.storageUri "server.modelId" $ownDownload }}
+{{- if and (regexMatch "^(hf://)?mistralai/" $uri) $v.hfToken.required (not (include "mistral.hfSecretName" $)) }}
 - {{ $at }} {{ $uri }} is gated and no token is set: accept its terms on its page, make a Secret (kubectl create secret generic hf-token -n {{ $.Release.Namespace }} --from-literal=HF_TOKEN=...) and set hfToken.secretName, or hfToken.required to false where a mirror asks for none.
 {{- end }}
 {{- end }}
@@ -37,8 +40,8 @@
 {{- if and .create (eq .name "default") }}
 - storage.initializer.name is default, which is KServe's own ClusterStorageContainer; take another name, or set storage.initializer.create to false.
 {{- end }}
-{{- if and (not .create) (not .name) (or .env .envFrom .uriPrefixes) }}
-- storage.initializer.create is false, so KServe's own settings download, and env, envFrom and uriPrefixes would be lost; empty them, or create it.
+{{- if and (not .create) (not $v.storage.cache.enabled) (or .env .envFrom .uriPrefixes) }}
+- storage.initializer.create is false, so another ClusterStorageContainer downloads, and env, envFrom and uriPrefixes would be lost; empty them, or create it.
 {{- end }}
 {{- end }}
 {{- end }}

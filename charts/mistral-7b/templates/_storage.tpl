@@ -40,7 +40,7 @@ s3://bucket/models/ of s3://bucket/models/v2. */}}
 {{- if regexMatch "^(hf|modelscope)://" . -}}
 {{- regexReplaceAll ":[^:/]*$" . "" -}}
 {{- else -}}
-{{- regexReplaceAll "^([a-z]+://[^/]+/.+/)[^/]+/?$" . "${1}" -}}
+{{- regexReplaceAll "^([a-z0-9]+://[^/]+/.+/)[^/]+/?$" . "${1}" -}}
 {{- end -}}
 {{- end }}
 
