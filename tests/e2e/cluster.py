@@ -34,6 +34,8 @@ class Release:
     """The same good server under two tags or digests; the first is installed."""
     gateway: str = ""
     """URL of the ingress gateway; empty: the service's own URL resolves."""
+    values: str = ""
+    """A file with the chart's values for this cluster, added to those of the scenario."""
 
     def kubectl(self, *arguments: str) -> str:
         return _run(tool("kubectl"), "--context", self.context, "--namespace", self.namespace, *arguments)
@@ -45,8 +47,9 @@ class Release:
         return _run(tool("helm"), "--kube-context", self.context, "--namespace", self.namespace, *arguments)
 
     def install(self, scenario: str = "minimal-cpu") -> None:
-        values = ["--values", str(scenarios()[scenario]), *_sets(image_settings(self.images[0]))]
-        self.helm("install", NAME, str(CHART), "--create-namespace", *values)
+        values = [f"--values={path}" for path in (scenarios()[scenario], self.values) if path]
+        values += _sets(image_settings(self.images[0]))
+        self.helm("upgrade", "--install", NAME, str(CHART), "--create-namespace", *values)
 
     def wait_until_ready(self) -> None:
         self.kubectl("wait", "--for=condition=Ready", f"inferenceservice/{NAME}", "--timeout=10m")
@@ -59,7 +62,9 @@ class Release:
         self.helm("upgrade", NAME, str(CHART), "--reuse-values", *_sets(settings))
 
     def uninstall(self) -> None:
+        """Remove all of it, also what the chart leaves for older revisions."""
         self.kubectl("delete", "namespace", self.namespace, "--ignore-not-found")
+        self.kubectl("delete", "clusterstoragecontainer", f"{self.namespace}-{NAME}", "--ignore-not-found")
 
     @property
     def service(self) -> dict[str, Any]:

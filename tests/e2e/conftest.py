@@ -33,7 +33,8 @@ def make_release() -> Iterator[Callable[[str], Release]]:
     def make(suffix: str = "") -> Release:
         images = os.environ.get("E2E_IMAGE", DEMO), os.environ.get("E2E_NEXT_IMAGE", f"{DEMO}-next")
         namespace = os.environ.get("E2E_NAMESPACE", "mistral-e2e") + suffix
-        made.append(Release(context, namespace, images, gateway=os.environ.get("E2E_GATEWAY", "")))
+        gateway, values = os.environ.get("E2E_GATEWAY", ""), os.environ.get("E2E_VALUES", "")
+        made.append(Release(context, namespace, images, gateway, values))
         return made[-1]
 
     yield make

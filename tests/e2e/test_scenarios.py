@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -12,23 +12,17 @@ from tests.e2e.cluster import Release, wait_until
 SECRETS = {"hf-token": "HF_TOKEN", "mistral-7b-api-keys": "api-keys"}
 
 
-@pytest.fixture
-def namespace(make_release: Callable[[str], Release]) -> Iterator[Release]:
-    """A release to install, in a namespace with the Secrets that the scenarios name."""
-    release = make_release("-scenario")
+@pytest.mark.parametrize("scenario", scenarios())
+def test_the_scenarios_pod_is_created(make_release: Callable[[str], Release], scenario: str) -> None:
+    release = make_release(f"-{scenario}")
+    for kind in {kind for kind, _ in load(render(scenario))}:
+        if kind in ("PodMonitor", "PrometheusRule") and kind.lower() not in release.kubectl("api-resources"):
+            pytest.skip(f"the cluster has no {kind}: Prometheus' operator is not installed")
     release.kubectl("create", "namespace", release.namespace)
     for name, key in SECRETS.items():
         release.kubectl("create", "secret", "generic", name, f"--from-literal={key}=none")
-    yield release
+
+    release.install(scenario)
+
+    wait_until(lambda: release.objects("pod") != [], f"{scenario} has a pod")
     release.uninstall()
-
-
-@pytest.mark.parametrize("scenario", scenarios())
-def test_the_scenarios_pod_is_created(namespace: Release, scenario: str) -> None:
-    for kind in {kind for kind, _ in load(render(scenario))}:
-        if kind in ("PodMonitor", "PrometheusRule") and kind.lower() not in namespace.kubectl("api-resources"):
-            pytest.skip(f"the cluster has no {kind}: Prometheus' operator is not installed")
-
-    namespace.install(scenario)
-
-    wait_until(lambda: namespace.objects("pod") != [], f"{scenario} has a pod")
