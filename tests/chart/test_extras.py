@@ -41,3 +41,12 @@ def test_a_spread_without_a_selector_counts_the_releases_own_pods() -> None:
     [rendered_spread] = predictor(values)["topologySpreadConstraints"]
     pods = {"matchLabels": {"serving.kserve.io/inferenceservice": "mistral-7b"}}
     assert rendered_spread == {**spread, "labelSelector": pods}
+
+
+def test_a_size_in_plain_bytes_stays_a_whole_number() -> None:
+    """A number of a values file is a float to Helm, which prints 1e+09; KServe's CRD takes no float."""
+    [tmp] = [volume for volume in predictor({"tmpSize": 1073741824})["volumes"] if volume["name"] == "tmp"]
+    assert tmp["emptyDir"]["sizeLimit"] == "1073741824"
+    values = {"storage.cache.size": 42949672960}
+    [claim] = [o for (kind, _), o in render(values, "pvc-cache").items() if kind == "PersistentVolumeClaim"]
+    assert claim["spec"]["resources"]["requests"]["storage"] == "42949672960"

@@ -113,15 +113,15 @@ volumeMounts:
 {{- define "mistral.volumes" -}}
 - name: tmp
   emptyDir:
-    sizeLimit: {{ .Values.tmpSize }}
+    sizeLimit: {{ include "mistral.quantityText" .Values.tmpSize | quote }}
 - name: shm
   emptyDir:
     medium: Memory
-    sizeLimit: {{ .Values.shmSize }}
+    sizeLimit: {{ include "mistral.quantityText" .Values.shmSize | quote }}
 {{- if .Values.server.modelId }}
 - name: hub
   emptyDir:
-    sizeLimit: {{ .Values.hubCacheSize }}
+    sizeLimit: {{ include "mistral.quantityText" .Values.hubCacheSize | quote }}
 {{- end }}
 {{- with include "mistral.apiKeysSecretName" . }}
 - name: api-keys
