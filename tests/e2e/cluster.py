@@ -16,7 +16,7 @@ NAME = "mistral-7b"
 PREDICTOR = f"serving.kserve.io/inferenceservice={NAME}"
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 180) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 600) -> None:
     """Ask until `condition` holds; fail with `what` did not happen."""
     deadline_s = time.monotonic() + seconds
     while not condition():
@@ -64,7 +64,9 @@ class Release:
     def uninstall(self) -> None:
         """Remove all of it, also what the chart leaves for older revisions."""
         self.kubectl("delete", "namespace", self.namespace, "--ignore-not-found")
-        self.kubectl("delete", "clusterstoragecontainer", f"{self.namespace}-{NAME}", "--ignore-not-found")
+        for name in self.kubectl("get", "clusterstoragecontainer", "--output", "name").split():
+            if f"/{self.namespace}-{NAME}" in name:
+                self.kubectl("delete", name)
 
     @property
     def service(self) -> dict[str, Any]:
@@ -92,10 +94,10 @@ class Release:
             shares[target["revisionName"]] = shares.get(target["revisionName"], 0) + target.get("percent", 0)
         return {revision: percent for revision, percent in shares.items() if percent}
 
-    def wait_for_traffic(self, traffic: dict[str, int], seconds: float = 180) -> None:
+    def wait_for_traffic(self, traffic: dict[str, int], seconds: float = 600) -> None:
         wait_until(lambda: self.traffic == traffic, f"traffic is {traffic}", seconds)
 
-    def wait_until_stopped(self, revision: str, seconds: float = 300) -> None:
+    def wait_until_stopped(self, revision: str, seconds: float = 600) -> None:
         """Wait until the revision's pods have answered what they had and are gone."""
         pods = f"serving.knative.dev/revision={revision}"
         wait_until(lambda: self.objects("pod", pods) == [], f"{revision} has no pod", seconds)

@@ -8,7 +8,7 @@ from tests.e2e.cluster import Release, wait_until
 from tests.e2e.load import ask, ask_many, failures, under_load
 
 STREAMS = int(os.environ.get("E2E_STREAMS", "300"))
-IDLE_S = 300
+IDLE_S = 600
 """Knative's stable window, the pod's drain and queue-proxy's shutdown, with room."""
 
 

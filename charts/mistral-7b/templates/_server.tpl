@@ -8,7 +8,7 @@
   "drainSeconds" (include "mistral.drainSeconds" .)
   "corsOrigins" (join "," $server.corsOrigins) -}}
 {{- range $name := list "modelDir" "modelId" "modelRevision" "dtype" "maxModelLen" "maxBatchSize" "maxQueueSize"
-    "prefixCaching" "maxRequestBytes" "apiKeyFile" "drainSeconds" "requestTimeoutSeconds" "stallSeconds" "clientStallSeconds"
+    "prefixCaching" "maxRequestBytes" "apiKeyFile" "drainSeconds" "requestTimeoutSeconds" "stallSeconds" "watchdogSeconds" "clientStallSeconds"
     "corsOrigins" "playground" "logFormat" }}
 {{- $value := ternary (get $derived $name) (get $server $name) (hasKey $derived $name) -}}
 {{- if kindIs "float64" $value }}{{ $value = int64 $value }}{{ end -}}

@@ -61,7 +61,8 @@ that older revisions of the InferenceService may still start with. */}}
 {{- if .Values.storage.initializer.name -}}
 {{- .Values.storage.initializer.name -}}
 {{- else if .Values.storage.initializer.create -}}
-{{- printf "%s-%s" .Release.Namespace (include "mistral.fullname" .) -}}
+{{- /* One for each list of addresses: it stays when the release goes, and Helm does not update what it finds there. */ -}}
+{{- printf "%s-%s-%s" .Release.Namespace (include "mistral.fullname" .) (include "mistral.uriPrefixes" . | sha256sum | trunc 8) -}}
 {{- end -}}
 {{- end }}
 
