@@ -59,7 +59,7 @@ class Release:
         settings = image_settings(image)
         if canary_percent is not None:
             settings["rollout.canaryTrafficPercent"] = str(canary_percent)
-        self.helm("upgrade", NAME, str(CHART), "--reuse-values", *_sets(settings))
+        self.helm("upgrade", NAME, str(CHART), "--reset-then-reuse-values", *_sets(settings))
 
     def uninstall(self) -> None:
         """Remove all of it, also what the chart leaves for older revisions."""
