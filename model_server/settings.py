@@ -1,7 +1,7 @@
-"""What the operator chose: one frozen `Settings`, built once from the command line and the environment.
+"""The server's settings: one frozen `Settings`, built once from the command line and the environment.
 
-Owns the flags, their defaults and their bounds. Whatever is wrong stops the start with one sentence that
-names the key, the value and what is allowed. What only the model can tell is resolved in `weights.py`.
+Owns the flags, their defaults and their bounds. A bad value stops the start with one sentence that names the key, the
+value and what is allowed. Values that depend on the model are resolved in `loading.weights`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,27 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from model_server.errors import StartupError
 
 PREFIX = "MISTRAL_"
 CLIENT_VARIABLES = frozenset({"MISTRAL_API_KEY", "MISTRAL_URL"})
-"""Read by the command-line client; no concern of the server's, though a shell may export them for both."""
+"""Settings of the command line, which a shell may export for both."""
 SERVICE_LINK = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
-"""What Kubernetes injects for every Service of the namespace: one called `mistral-7b` looks like ours."""
+"""Variables that Kubernetes injects for every Service of the namespace; a Service `mistral-7b` has this prefix too."""
 
 MOUNTED_MODEL = Path("/mnt/models")
 """Where KServe's storage initializer puts the model."""
+
+
+_Convert = TypeVar("_Convert", bound=Callable[[str], Any])
+
+
+def _described(convert: _Convert, **schema: Any) -> _Convert:
+    """Attach the JSON schema of the values that a converter accepts: the chart's schema is made from it."""
+    convert.schema = schema  # type: ignore[attr-defined]
+    return convert
 
 
 def _whole(least: int, most: int) -> Callable[[str], int]:
@@ -34,7 +43,7 @@ def _whole(least: int, most: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most}, not {text!r}")
         return int(text)
 
-    return convert
+    return _described(convert, type="integer", minimum=least, maximum=most)
 
 
 def _seconds(least: float) -> Callable[[str], float]:
@@ -47,7 +56,7 @@ def _seconds(least: float) -> Callable[[str], float]:
             raise argparse.ArgumentTypeError(f"must be seconds from {least:g} to 86400, not {text!r}")
         return seconds
 
-    return convert
+    return _described(convert, type="number", minimum=least, maximum=86_400)
 
 
 def _one_of(*allowed: str) -> Callable[[str], str]:
@@ -56,7 +65,7 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
             raise argparse.ArgumentTypeError(f"must be one of {', '.join(allowed)}, not {text!r}")
         return text
 
-    return convert
+    return _described(convert, type="string", enum=list(allowed))
 
 
 def _boolean(text: str) -> bool:
@@ -85,58 +94,78 @@ def _origins(text: str) -> tuple[str, ...]:
     return origins
 
 
+_described(_boolean, type="boolean")
+_described(_text, type="string")
+_described(_path, type="string", pattern=r"^/[^\x00-\x1f]*$")
+_described(_origins, type="array", items={"type": "string", "pattern": r"^(\*|https?://[A-Za-z0-9.:\[\]-]+)$"})
+
+
 def flag(convert: Callable[[str], Any], default: Any, help: str) -> Any:
-    """Declare a flag: a `Settings` field with what the parser and the docs need to know of it."""
+    """Declare a flag: a `Settings` field with its converter and its help."""
     return field(default=default, metadata={"convert": convert, "help": help})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything chosen at start; nothing writes to it later."""
+    """All settings; nothing writes to them later."""
 
     model_dir: Path | None = flag(  # noqa: RUF009 - a dataclass field, as `field` itself
-        _path, None, "directory with the model's files; default: /mnt/models when it exists"
+        _path,
+        None,
+        "directory with the model's Hugging Face files; default: /mnt/models when it exists",
     )
-    model_id: str | None = flag(_text, None, "Hugging Face id, used when there is no model directory")
+    model_id: str | None = flag(
+        _text, None, "Hugging Face id, used when there is no model directory; HF_TOKEN is the token, HF_HOME the cache"
+    )
     model_revision: str | None = flag(_text, None, "branch, tag or commit of --model_id")
     dtype: str = flag(
         _one_of("auto", "float16", "bfloat16", "float32"),
         "auto",
-        "number format of the weights: auto, float16, bfloat16 or float32",
+        "number format of the weights; auto is float16 on CUDA, and on a CPU bfloat16 where it is native, else float32",
     )
-    max_model_len: int = flag(_whole(2, 1_048_576), 4096, "prompt and answer together, in tokens")
+    max_model_len: int = flag(
+        _whole(2, 1_048_576),
+        4096,
+        "prompt and answer together, in tokens; lowered to what the model allows if not set",
+    )
     max_batch_size: int = flag(_whole(1, 1024), 32, "sequences decoded together")
     max_queue_size: int = flag(_whole(0, 1_000_000), 128, "requests that may wait; one more is answered 429")
-    prefix_caching: bool = flag(_boolean, True, "read what prompts have in common once")
+    prefix_caching: bool = flag(_boolean, True, "reuse the keys and values of a beginning that prompts have in common")
     max_request_bytes: int = flag(_whole(1, 2**31), 2**20, "largest request body; more is answered 413")
     api_key_file: Path | None = flag(  # noqa: RUF009
-        _path, None, "file with one API key a line; unset: no key is asked for"
+        _path, None, "file with one API key a line, read again when it changes; unset: no key is needed"
     )
     drain_seconds: float = flag(_seconds(0), 30.0, "how long running requests may go on after SIGTERM")
-    request_timeout_seconds: float = flag(_seconds(0.001), 600.0, "how long one request may take")
+    request_timeout_seconds: float = flag(_seconds(0.001), 600.0, "how long one request may take, waiting included")
     stall_seconds: float = flag(_seconds(0.001), 120.0, "how long one step may take before the engine counts as dead")
     watchdog_seconds: int = flag(
         _whole(0, 86_400), 50, "how long the event loop may stand still before the process exits; 0: without limit"
     )
     client_stall_seconds: float = flag(
-        _seconds(0.001), 30.0, "how long a client may stop reading before it is given up"
+        _seconds(0.001),
+        30.0,
+        "how long a client may stop reading, or leave a request unfinished",
     )
-    cors_origins: tuple[str, ...] = flag(_origins, (), "origins whose pages may call the server, separated by commas")
+    cors_origins: tuple[str, ...] = flag(
+        _origins, (), "origins whose pages may call the server, separated by commas; * is all"
+    )
     playground: bool = flag(_boolean, True, "serve the page to try the model at /playground")
-    log_format: str = flag(_one_of("text", "json"), "text", "log lines for people (text) or programs (json)")
+    log_format: str = flag(_one_of("text", "json"), "text", "text is KServe's format, json one object a line")
 
     model_name: str = "mistral-7b"
     """The name in the routes: --model_name, else INFERENCE_SERVICE_NAME, else mistral-7b."""
     http_port: int = 8080
     """--http_port, else PORT (Knative injects it), else 8080."""
     given: frozenset[str] = frozenset()
-    """The fields that were chosen: where a default would give way, these are refused."""
+    """The fields that were set: where a default would be adapted to the model, these are refused."""
+    model_dir_appears_late: bool = False
+    """The model directory is linked by a modelcar (`oci://`), perhaps after this process has started."""
     kserve: argparse.Namespace = field(default_factory=argparse.Namespace)
     """The values of KServe's own flags."""
 
     @classmethod
     def parse(cls, argv: Sequence[str], environ: Mapping[str, str], kserve_parser: argparse.ArgumentParser) -> Settings:
-        """Read the flags, then the environment for what no flag says.
+        """Read the flags, and the environment for settings without a flag.
 
         Raises:
             StartupError: a flag or variable is unknown, or its value is not allowed.
@@ -147,7 +176,9 @@ class Settings:
         if "model_revision" in chosen and "model_id" not in chosen:
             raise StartupError("--model_revision belongs to --model_id, which is not set.")
         given = frozenset(chosen)
-        if "model_dir" not in given and MOUNTED_MODEL.is_dir():
+        # KServe sets it where a sidecar provides the model: the link may be made after this process has started.
+        async_mount = environ.get("MODEL_INIT_MODE") == "async"
+        if "model_dir" not in given and (MOUNTED_MODEL.is_dir() or (async_mount and "model_id" not in given)):
             chosen["model_dir"] = MOUNTED_MODEL
         kserve = argparse.Namespace(**namespace)
         _check_kserve(kserve)
@@ -156,6 +187,7 @@ class Settings:
             model_name=_model_name(kserve, environ),
             http_port=_http_port(kserve, environ),
             given=given,
+            model_dir_appears_late=async_mount and chosen.get("model_dir") == MOUNTED_MODEL,
             kserve=kserve,
         )
 
@@ -166,16 +198,16 @@ def flag_fields() -> dict[str, Field[Any]]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises instead of printing its usage and leaving."""
+    """Raises `StartupError` instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        # KServe converts its booleans with an anonymous function, whose name argparse would show.
+        # KServe converts booleans with a lambda, and argparse would show that name.
         message = message.replace("invalid <lambda> value:", "must be true or false, not")
         raise StartupError(f"{message.removeprefix('argument ').rstrip('.')}.")
 
 
 def _read_flags(argv: Sequence[str], kserve_parser: argparse.ArgumentParser) -> argparse.Namespace:
-    parent = copy.deepcopy(kserve_parser)  # its actions would be shared, and their defaults changed, by a child
+    parent = copy.deepcopy(kserve_parser)  # a child parser would share its actions and change their defaults
     parent.set_defaults(model_name=None, http_port=None, enable_grpc=False)
     parser = _Parser(prog="python -m model_server", parents=[parent], allow_abbrev=False)
     ours = parser.add_argument_group("model server", f"each also by environment variable {PREFIX}<FLAG>")
@@ -189,7 +221,7 @@ def _read_flags(argv: Sequence[str], kserve_parser: argparse.ArgumentParser) -> 
 
 
 def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return the converted values of our variables; an empty variable is an unset one."""
+    """Return the converted values of the `MISTRAL_` variables; an empty variable counts as unset."""
     chosen = {}
     for variable, text in environ.items():
         if not variable.startswith(PREFIX) or variable in CLIENT_VARIABLES or SERVICE_LINK.fullmatch(variable):
@@ -213,7 +245,7 @@ def _nearest(word: str, known: list[str]) -> str:
 
 
 def _check_kserve(kserve: argparse.Namespace) -> None:
-    """Refuse what KServe's own flags offer and this server does not."""
+    """Refuse KServe's flags that this server does not support."""
     if kserve.workers != 1:
         raise StartupError(f"--workers must be 1, not {kserve.workers}: one process serves one model; use replicas.")
     if kserve.enable_grpc:

@@ -57,12 +57,14 @@ that older revisions of the InferenceService may still start with. */}}
 {{- end }}
 {{- end }}
 
+{{/* The name ends in a hash of the accepted addresses. Another model brings a ClusterStorageContainer of its own, and the
+pods of the revision before still start with theirs; one that an uninstalled release left behind is never taken for it. */}}
 {{- define "mistral.storageContainerName" -}}
 {{- if .Values.storage.initializer.name -}}
 {{- .Values.storage.initializer.name -}}
 {{- else if .Values.storage.initializer.create -}}
-{{- /* One for each list of addresses: it stays when the release goes, and Helm does not update what it finds there. */ -}}
-{{- printf "%s-%s-%s" .Release.Namespace (include "mistral.fullname" .) (include "mistral.uriPrefixes" . | sha256sum | trunc 8) -}}
+{{- $prefixes := include "mistral.uriPrefixes" . | trim | splitList "\n" | compact | uniq | join "\n" -}}
+{{- printf "%s-%s-%s" .Release.Namespace (include "mistral.fullname" .) ($prefixes | sha256sum | trunc 8) -}}
 {{- end -}}
 {{- end }}
 

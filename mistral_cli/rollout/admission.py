@@ -1,0 +1,76 @@
+"""Whether a rollout may begin: everything that would fail or harm later is refused before anything is touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import capacity, drift, knative
+from .observed import KNATIVE, STANDARD, Observed, dig
+from .status import Phase, Status
+
+CANARY, SWAP = "canary", "swap"
+RESOLVED_BY_NAME = ("dev.local/", "ko.local/", "kind.local/")
+"""Registries whose tags Knative takes as they are: images that were loaded into the nodes."""
+
+
+class Refused(Exception):
+    """Nothing was touched; `str(error)` says why not."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for."""
+
+    image: str
+    strategy: str = CANARY
+    steps: tuple[int, ...] = (10, 50)
+    shared_ownership: bool = False
+
+
+def check(observed: Observed, status: Status, options: Options) -> None:
+    """Refuse what would fail or harm later.
+
+    Raises:
+        Refused: with every reason there is.
+    """
+    reasons = [*_image(options), *_state(observed, status, options)]
+    if not options.shared_ownership and (said := drift.refusal(observed.service)):
+        reasons.append(said)
+    reasons += capacity.refusals(observed, options.strategy == SWAP)
+    if reasons:
+        raise Refused(" ".join(reasons))
+
+
+def _image(options: Options) -> list[str]:
+    if "@sha256:" in options.image or options.image.startswith(RESOLVED_BY_NAME):
+        return []
+    return [f"--image {options.image} is not a digest: a tag can move, and the revert would bring what it names then."]
+
+
+def _state(observed: Observed, status: Status, options: Options) -> list[str]:
+    reasons = []
+    if not settled(status):
+        reasons.append(f"{observed.name} is not settled ({status.describe()}): promote or revert it first.")
+    if observed.mode not in (KNATIVE, STANDARD):
+        reasons.append(f"Deployment mode {observed.mode} is not supported.")
+    if observed.mode == STANDARD:
+        if options.strategy == SWAP:
+            reasons.append("--strategy swap needs Knative mode: only Knative's activator holds requests.")
+        if observed.route is None:
+            reasons.append("There is no HTTPRoute: in Standard mode KServe splits traffic only with the Gateway API.")
+    elif dig(observed.service, "metadata", "annotations", knative.TAG_ROUTING) != "true" and options.strategy == CANARY:
+        reasons.append(f"The annotation {knative.TAG_ROUTING} is not true: the revisions cannot be asked apart.")
+    return reasons
+
+
+def settled(status: Status) -> bool:
+    """Tell whether one image has all the traffic and nothing is under way.
+
+    A revert may leave the old revision in service beside a newer one of the same image that waits for a GPU.
+    """
+    stable, candidate = status.stable, status.candidate
+    if stable is None or status.versions.wished_image != stable.image:
+        return False
+    if candidate is None:
+        return status.phase == Phase.STABLE
+    return candidate.image == stable.image and set(status.versions.shares) <= {stable.name, candidate.name}

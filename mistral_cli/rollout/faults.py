@@ -1,0 +1,128 @@
+"""Causes that waiting cannot mend: each becomes one sentence, and the rollout is undone at once.
+
+What may still mend itself (no free GPU while an autoscaler adds a node, a registry that timed out) is left to
+the deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from .observed import Object, condition, dig, time_of
+
+NEVER_MENDS = frozenset(
+    {"InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+)
+PULL_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff"})
+PULL_REFUSALS = (
+    "not found", "unauthorized", "denied", "forbidden", "manifest unknown", "no match for platform",
+    "insufficient_scope", "no such host", "does not exist",
+)  # fmt: skip
+"""Parts of a runtime's message that a second attempt does not change."""
+RESTARTS_THAT_PROVE_A_CRASH_LOOP = 2
+RESTARTS_OF_A_DOWNLOAD = 4
+"""The network may fail a download a few times."""
+STILL_WORKING = frozenset({"Deploying", "Unschedulable", "NoTraffic", "Queued", "ContainerCreating", "PodInitializing"})
+"""Reasons of a revision that is False or Unknown and may still come up."""
+REFUSED_PODS = ("exceeded quota", "not found", "does not support storageUri", "is forbidden", "admission webhook")
+REFUSED_UPDATES = ("exceeded quota", "denied the request", "admission webhook", "is invalid")
+
+
+def of_version(version: Object, pods: Sequence[Object], events: Sequence[Object]) -> str | None:
+    """Return why this revision or Deployment cannot become ready; None while it still may."""
+    return next(
+        (said for pod in pods for said in _pod(pod, events)), None
+    ) or _revision(version) or _deployment(version) or _refused_pod(version, events)  # fmt: skip
+
+
+def of_update(service: Object, events: Sequence[Object], since: datetime | None) -> str | None:
+    """Return why KServe cannot apply the spec: it says so only in an event of the InferenceService.
+
+    An exhausted quota is the usual cause: KServe and Knative try the pod before every update, so that without
+    room for one more pod even a change of the traffic is refused.
+    """
+    name = service["metadata"]["name"]
+    for event in events:
+        if dig(event, "involvedObject", "name") != name or dig(event, "involvedObject", "kind") != "InferenceService":
+            continue
+        message = str(event.get("message", ""))
+        if (
+            event.get("type") == "Warning"
+            and _is_new(event, since)
+            and any(part in message for part in REFUSED_UPDATES)
+        ):
+            return f"KServe cannot apply the change: {_short(message)}"
+    return None
+
+
+def _pod(pod: Object, events: Sequence[Object]) -> Iterable[str]:
+    name = pod["metadata"]["name"]
+    for init in dig(pod, "status", "initContainerStatuses") or ():
+        yield from _container(name, init, RESTARTS_OF_A_DOWNLOAD, events)
+    for container in dig(pod, "status", "containerStatuses") or ():
+        if container.get("name") != "queue-proxy":
+            yield from _container(name, container, RESTARTS_THAT_PROVE_A_CRASH_LOOP, events)
+
+
+def _container(pod: str, status: Object, restarts: int, events: Sequence[Object]) -> Iterable[str]:
+    waiting = dig(status, "state", "waiting") or {}
+    reason, message = str(waiting.get("reason", "")), str(waiting.get("message", ""))
+    if reason in NEVER_MENDS:
+        yield f"{pod}: {reason}: {_short(message)}"
+    if reason in PULL_REASONS:
+        said = [message, *(str(e.get("message", "")) for e in events if dig(e, "involvedObject", "name") == pod)]
+        for sentence in said:
+            if "pull" in sentence.lower() and any(part in sentence for part in PULL_REFUSALS):
+                yield f"{pod}: the image cannot be pulled: {_short(sentence)}"
+    if status.get("restartCount", 0) >= restarts and not status.get("ready"):
+        last = dig(status, "lastState", "terminated") or dig(status, "state", "terminated") or {}
+        said_last = str(last.get("message", "")).strip().rpartition("\n")[2]
+        cause = last.get("reason") or "Error"
+        yield (
+            f"{pod}: {status.get('name')} ended {status['restartCount']} times, last with "
+            f"exit code {last.get('exitCode', '?')} ({cause}){': ' + _short(said_last) if said_last else ''}"
+        )
+
+
+def _revision(revision: Object) -> str | None:
+    ready = condition(revision, "Ready")
+    if ready.get("status") != "False" or ready.get("reason") in STILL_WORKING:
+        return None
+    if str(ready.get("reason", "")).startswith("ExitCode"):
+        return None  # one crash: a second one, counted on the pod, proves the loop
+    if ready.get("reason") in PULL_REASONS:
+        return None  # judged by the pod's message
+    return f"{revision['metadata']['name']}: {ready.get('reason')}: {_short(str(ready.get('message', '')))}"
+
+
+def _deployment(deployment: Object) -> str | None:
+    progressing = condition(deployment, "Progressing")
+    if progressing.get("status") == "False" and progressing.get("reason") == "ProgressDeadlineExceeded":
+        return f"{deployment['metadata']['name']}: ProgressDeadlineExceeded: {_short(str(progressing.get('message')))}"
+    return None
+
+
+def _refused_pod(version: Object, events: Sequence[Object]) -> str | None:
+    """Return the event of a ReplicaSet whose pods are refused: a missing Secret, a quota, a storage container."""
+    created = time_of(dig(version, "metadata", "creationTimestamp"))
+    for event in events:
+        owner, message = str(dig(event, "involvedObject", "name") or ""), str(event.get("message", ""))
+        if (
+            event.get("reason") == "FailedCreate"
+            and owner.startswith(version["metadata"]["name"])
+            and _is_new(event, created)
+            and any(part in message for part in REFUSED_PODS)
+        ):
+            return f"{owner}: no pod can be created: {_short(message)}"
+    return None
+
+
+def _is_new(event: Object, since: datetime | None) -> bool:
+    seen = time_of(dig(event, "series", "lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime"))
+    return since is None or seen is None or seen >= since.replace(microsecond=0)
+
+
+def _short(message: str) -> str:
+    message = " ".join(message.split())
+    return message if len(message) <= 400 else f"{message[:397]}..."

@@ -1,0 +1,87 @@
+"""What was read from the cluster at one moment. Data only: everything that thinks takes it as an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+Object = Mapping[str, Any]
+
+KNATIVE, STANDARD = "Knative", "Standard"
+MODE_ANNOTATION = "serving.kserve.io/deploymentMode"
+OLD_MODE_NAMES = {"Serverless": KNATIVE, "RawDeployment": STANDARD}
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The InferenceService and the objects behind it."""
+
+    service: Object
+    revisions: Sequence[Object] = ()
+    """Knative mode: oldest first."""
+    deployments: Sequence[Object] = ()
+    """Standard mode."""
+    route: Object | None = None
+    """Standard mode with the Gateway API: the HTTPRoute."""
+    pods: Sequence[Object] = ()
+    events: Sequence[Object] = ()
+    quotas: Sequence[Object] = ()
+    nodes: Sequence[Object] | None = None
+    """None: the caller may not list them."""
+    node_pods: Sequence[Object] | None = None
+    """Pods of every namespace, for what is free on the nodes; None: the caller may not list them."""
+    log_tails: Mapping[str, str] = field(default_factory=dict)
+    """Pod name to the last lines of the container that is at work."""
+    now: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def name(self) -> str:
+        return str(self.service["metadata"]["name"])
+
+    @property
+    def namespace(self) -> str:
+        return str(self.service["metadata"]["namespace"])
+
+    @property
+    def generation(self) -> int:
+        return int(self.service["metadata"].get("generation", 0))
+
+    @property
+    def mode(self) -> str:
+        said = str(dig(self.service, "metadata", "annotations", MODE_ANNOTATION) or "")
+        return OLD_MODE_NAMES.get(said, said) or str(dig(self.service, "status", "deploymentMode") or KNATIVE)
+
+    @property
+    def predictor(self) -> Object:
+        found: Object = dig(self.service, "spec", "predictor") or {}
+        return found
+
+
+def dig(tree: Any, *keys: str) -> Any:
+    """Return what lies under these keys, or None where one of them is missing."""
+    for key in keys:
+        if not isinstance(tree, Mapping):
+            return None
+        tree = tree.get(key)
+    return tree
+
+
+def condition(thing: Object, kind: str) -> Object:
+    """Return one condition of an object's status; empty when it has none."""
+    for found in dig(thing, "status", "conditions") or ():
+        if found.get("type") == kind:
+            return dict(found)
+    return {}
+
+
+def image_of(pod_spec: Object) -> str:
+    """Return the image of the server: KServe runs the first container."""
+    containers = pod_spec.get("containers") or [{}]
+    return str(containers[0].get("image", ""))
+
+
+def time_of(text: str | None) -> datetime | None:
+    """Read a Kubernetes timestamp."""
+    return datetime.fromisoformat(text) if text else None

@@ -1,0 +1,74 @@
+"""What a rollout has to remember so that the next run can finish or undo it: one JSON text beside the lock."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+
+class Progress(StrEnum):
+    ROLLING = "rolling"
+    REVERTING = "reverting"
+    PROMOTED = "promoted"
+    REVERTED = "reverted"
+
+
+@dataclass(frozen=True)
+class Record:
+    """Written before the first patch; whatever it says can be done again without harm."""
+
+    image: str
+    previous_image: str
+    stable: str
+    """The version that had all the traffic when the rollout began."""
+    percent: int | None
+    """`canaryTrafficPercent` as it was, put back at the end."""
+    initial_scale: str | None
+    """The `initial-scale` annotation as it was."""
+    strategy: str
+    progress: Progress
+    started: str
+    changed: str
+    """When the last patch was sent: older events say nothing."""
+    baseline: dict[str, Any] | None = None
+    """Swap: figures of the stable version, measured while it ran."""
+    reason: str = ""
+    """Why it is being undone."""
+
+    @property
+    def unfinished(self) -> bool:
+        return self.progress in (Progress.ROLLING, Progress.REVERTING)
+
+    @property
+    def changed_at(self) -> datetime:
+        return datetime.fromisoformat(self.changed)
+
+    def at(self, now: datetime, **fields: Any) -> Record:
+        """Return a copy with these fields, changed now."""
+        return replace(self, changed=timestamp(now), **fields)
+
+
+def timestamp(now: datetime) -> str:
+    return now.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def dump(record: Record) -> str:
+    return json.dumps(asdict(record), separators=(",", ":"))
+
+
+def load(text: str | None) -> Record | None:
+    """Read a record; None when there is none.
+
+    Raises:
+        ValueError: it was written by something else.
+    """
+    if not text:
+        return None
+    try:
+        fields = json.loads(text)
+        return Record(**{**fields, "progress": Progress(fields["progress"])})
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"The record of the last rollout cannot be read: {error}") from error

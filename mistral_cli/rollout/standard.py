@@ -1,0 +1,103 @@
+"""Standard mode: Deployments, `spec.canary[]` (KServe 0.20), and the merge patches that move them.
+
+The stable Deployment is not touched before the promotion, so that undoing a canary is dropping its entry. KServe
+splits the traffic in the HTTPRoute only: the cluster's ingress must be the Gateway API.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from .observed import Observed, dig, image_of
+from .versions import Version, Versions
+
+AUTOSCALER = "serving.kserve.io/autoscalerClass"
+
+
+def predictor_service(service: str, predictor: str) -> str:
+    """Return the name that KServe gives to a predictor's Deployment and Service."""
+    return f"{service}-{predictor}-predictor" if predictor else f"{service}-predictor"
+
+
+def versions(observed: Observed) -> Versions:
+    """Return what the HTTPRoute and the Deployments say about the predictors."""
+    deployments = {deployment["metadata"]["name"]: deployment for deployment in observed.deployments}
+    canary = next(iter(dig(observed.service, "spec", "canary") or ()), None)
+    weights = _weights(observed)
+
+    def version(name: str) -> Version:
+        deployment = deployments[name]
+        return Version(
+            name=name,
+            image=image_of(deployment["spec"]["template"]["spec"]),
+            ready=(dig(deployment, "status", "availableReplicas") or 0) > 0,
+            share=weights.get(name, 0),
+            routed=name in weights,
+            url=f"http://{name}.{observed.namespace}.svc.cluster.local",
+            source=deployment,
+        )
+
+    found = {name: version(name) for name in deployments}
+    stable = found.get(predictor_service(observed.name, observed.predictor.get("name", "")))
+    candidate = found.get(predictor_service(observed.name, canary["predictor"]["name"])) if canary else None
+    wished = image_of(canary["predictor"]) if canary else image_of(observed.predictor)
+    return Versions(
+        stable=stable,
+        candidate=candidate,
+        all=tuple(found.values()),
+        shares={name: weight for name, weight in weights.items() if weight},
+        wished_image=wished,
+        wished_share=canary["trafficPercent"] if canary else None,
+        created=((candidate if canary else stable) or Version("", "", False)).image == wished,
+        url=str(dig(observed.service, "status", "url") or ""),
+    )
+
+
+def _weights(observed: Observed) -> dict[str, int]:
+    """Read the split where it is real; without an HTTPRoute everything goes to the stable predictor."""
+    rules = dig(observed.route, "spec", "rules") or ()
+    backends = next((rule["backendRefs"] for rule in rules if rule.get("backendRefs")), ())
+    if not backends:
+        return {predictor_service(observed.name, observed.predictor.get("name", "")): 100}
+    total = sum(backend.get("weight", 1) for backend in backends) or 1
+    return {backend["name"]: round(100 * backend.get("weight", 1) / total) for backend in backends}
+
+
+def start_patch(observed: Observed, image: str, share: int) -> dict[str, Any]:
+    """Return the patch that adds the canary: KServe merges it over the stable predictor, lists are replaced."""
+    containers = [dict(container) for container in observed.predictor["containers"]]
+    containers[0]["image"] = image
+    predictor = {"name": canary_name(image, str(observed.predictor.get("name", ""))), "minReplicas": 1}
+    return {"spec": {"canary": [{"trafficPercent": share, "predictor": {**predictor, "containers": containers}}]}}
+
+
+def canary_name(image: str, stable_name: str) -> str:
+    """Return a predictor's name that follows from its image and differs from the stable one's."""
+    name = "v" + hashlib.sha256(image.encode()).hexdigest()[:8]
+    return name if name != stable_name else f"{name}-2"
+
+
+def share_patch(observed: Observed, share: int) -> dict[str, Any]:
+    """Return the patch of the traffic: the whole entry, because a merge patch replaces lists."""
+    (entry,) = observed.service["spec"]["canary"]
+    return {"spec": {"canary": [{**entry, "trafficPercent": share}]}}
+
+
+def promote_patch(observed: Observed) -> dict[str, Any]:
+    """Return the patch that makes the canary the stable predictor: its Deployment stays, so nothing restarts."""
+    (entry,) = observed.service["spec"]["canary"]
+    taken = {"name": entry["predictor"]["name"], "containers": entry["predictor"]["containers"]}
+    return {"spec": {"predictor": taken, "canary": None}}
+
+
+def revert_patch(observed: Observed, image: str) -> dict[str, Any]:
+    """Return the patch that drops the canary: KServe deletes its Deployment, which frees the GPU.
+
+    After a promotion there is no entry left to drop: the stable predictor gets its old image, by a rolling update.
+    """
+    if dig(observed.service, "spec", "canary"):
+        return {"spec": {"canary": None}}
+    containers = [dict(container) for container in observed.predictor["containers"]]
+    containers[0]["image"] = image
+    return {"spec": {"predictor": {"containers": containers}}}

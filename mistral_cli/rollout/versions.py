@@ -1,0 +1,50 @@
+"""What a release consists of: the stable version, the candidate, and who gets which share of the traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .observed import Object
+
+
+@dataclass(frozen=True)
+class Version:
+    """One Knative revision, or one predictor of Standard mode."""
+
+    name: str
+    image: str
+    ready: bool
+    share: int = 0
+    """Percent of the users' requests, as the status says, not as the spec wishes."""
+    routed: bool = False
+    """The traffic names it, if only with 0 percent."""
+    url: str = ""
+    """Where this version alone answers; empty when it has no address of its own."""
+    source: Object = field(default_factory=dict, repr=False, compare=False)
+    """The Revision or Deployment."""
+
+
+@dataclass(frozen=True)
+class Versions:
+    """How the two modes look to everything else."""
+
+    stable: Version | None
+    """The version that had all the traffic last; None before the first one is ready."""
+    candidate: Version | None
+    """The newest version, when it is not the stable one."""
+    all: tuple[Version, ...]
+    """Oldest first."""
+    shares: Mapping[str, int]
+    """Version to percent, every version that the traffic names."""
+    wished_image: str
+    """Image of the newest version that the spec asks for."""
+    wished_share: int | None
+    """Percent that the spec gives to the newest version; None: the field is absent, which means all."""
+    created: bool
+    """The newest version that exists is the one that the spec asks for."""
+    url: str
+    """Where users ask."""
+
+    def named(self, name: str | None) -> Version | None:
+        return next((version for version in self.all if version.name == name), None)

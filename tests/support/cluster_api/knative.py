@@ -1,0 +1,335 @@
+"""KServe's and Knative's controllers over a store, one InferenceService, moved by `tick`."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from .api import Object, Store
+
+NAMESPACE, NAME = "mistral", "mistral-7b"
+TICK_S = 2
+SERVICE = f"/apis/serving.kserve.io/v1beta1/namespaces/{NAMESPACE}/inferenceservices/{NAME}"
+REVISIONS = f"/apis/serving.knative.dev/v1/namespaces/{NAMESPACE}/revisions"
+PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
+EVENTS = f"/api/v1/namespaces/{NAMESPACE}/events"
+QUOTAS = f"/api/v1/namespaces/{NAMESPACE}/resourcequotas"
+NODES = "/api/v1/nodes"
+DOMAIN = "example.com"
+LONGEST_LAG = 2
+"""Ticks that a controller may sleep in a row."""
+IDLE_TICKS = 4
+"""The stable window."""
+
+
+@dataclass
+class Image:
+    """How a server of this image behaves."""
+
+    load_ticks: int = 2
+    crashes: bool = False
+    pull_error: str = ""
+    hangs: bool = False
+    """It never answers its probe."""
+
+
+@dataclass
+class World:
+    """The cluster. `images` says what becomes of each image; unknown ones are good."""
+
+    store: Store
+    images: dict[str, Image] = field(default_factory=dict)
+    gpus: int = 3
+    quota: int | None = None
+    """Pods that the namespace may have."""
+    initial_scale_zero: bool = True
+    seed: int | None = None
+    """Which controllers run in a tick, at random; None: all of them, in order."""
+    now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+    shares: list[dict[str, int]] = field(default_factory=list)
+    """What users got at each tick, by image."""
+    ksvc: dict[str, Any] = field(default_factory=dict)
+    route: list[dict[str, Any]] = field(default_factory=list)
+    ages: Counter[str] = field(default_factory=Counter)
+    idle: Counter[str] = field(default_factory=Counter)
+    ever_ready: set[str] = field(default_factory=set)
+    component: dict[str, Any] = field(default_factory=dict)
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._dice = random.Random(self.seed) if self.seed is not None else None
+
+    def install(self, image: str, **predictor: Any) -> World:
+        """Apply an InferenceService and wait until its first revision has all the traffic."""
+        self.store.put(SERVICE, inference_service(image, **predictor))
+        if self.quota is not None:
+            self.store.put(f"{QUOTAS}/pods", {"spec": {"hard": {"pods": str(self.quota)}}})
+        for _ in range(200):
+            self.tick()
+            if self.component.get("latestRolledoutRevision"):
+                return self
+        raise AssertionError("the first revision never became ready")
+
+    def tick(self) -> None:
+        """Let every controller look once."""
+        with self.store.lock:
+            self.now += timedelta(seconds=TICK_S)
+            for controller in (self._kserve, self._configuration, self._revisions, self._route, self._kserve_status):
+                self.skipped[controller.__name__] += 1
+                if self._dice is None or self._dice.random() < 0.7 or self.skipped[controller.__name__] > LONGEST_LAG:
+                    self.skipped[controller.__name__] = 0
+                    controller()
+            self._quota_status()
+            images = self.images_by_revision()
+            self.shares.append(dict(Counter({images.get(t["revisionName"], "?"): 0 for t in self.route})))
+            for target in self.route:
+                self.shares[-1][images.get(target["revisionName"], "?")] += target["percent"]
+
+    def images_by_revision(self) -> dict[str, str]:
+        return {r["metadata"]["name"]: r["spec"]["containers"][0]["image"] for r in self.store.under(REVISIONS)}
+
+    # KServe: the InferenceService becomes a Knative Service
+
+    def _kserve(self) -> None:
+        service = self.store.objects[SERVICE]
+        predictor = service["spec"]["predictor"]
+        annotations = dict(predictor.get("annotations") or {})
+        if annotations.get("autoscaling.knative.dev/initial-scale") == "0" and not self.initial_scale_zero:
+            del annotations["autoscaling.knative.dev/initial-scale"]  # KServe drops it without a word
+        template = {"containers": predictor["containers"], "annotations": annotations}
+        percent, rolled_out = predictor.get("canaryTrafficPercent"), self.component.get("latestRolledoutRevision")
+        traffic: list[dict[str, Any]] = [{"latest": True, "percent": 100, "tag": "latest"}]
+        if percent is not None and rolled_out:
+            traffic[0]["percent"] = percent
+            if percent < 100:
+                traffic.append({"revisionName": rolled_out, "percent": 100 - percent, "tag": "prev"})
+        wanted = {"template": template, "traffic": traffic}
+        if wanted == {key: self.ksvc.get(key) for key in wanted}:
+            return
+        if self.ksvc and self.quota is not None and len(self.store.under(PODS)) + 1 > self.quota:
+            self._event(
+                "InferenceService", NAME, "InternalError",
+                'fails to reconcile predictor: admission webhook "validation.webhook.serving.knative.dev" denied the '
+                'request: dry run failed with pods is forbidden: exceeded quota: pods',
+            )  # fmt: skip
+            return
+        generation = self.ksvc.get("generation", 0) + (self.ksvc.get("template") != template)
+        self.ksvc = {**wanted, "generation": generation}
+
+    def _kserve_status(self) -> None:
+        """`PropagateStatus`: a revision is rolled out once it has 100 percent."""
+        component, ready, created = self.component, self.ksvc.get("ready"), self.ksvc.get("created")
+        if not created:
+            return
+        component["latestCreatedRevision"] = created
+        total: Counter[str] = Counter()
+        for target in self.route:
+            total[target["revisionName"]] += target["percent"]
+        for target in self.route:
+            if target["revisionName"] != ready or not target.get("latest"):
+                continue
+            if component.get("latestRolledoutRevision") != ready:
+                if target["percent"] == 100:
+                    component["previousRolledoutRevision"] = component.get("latestRolledoutRevision", "")
+                    component["latestRolledoutRevision"] = ready
+            elif ready == created and target["percent"] < 100 and total[ready] == 100:
+                component["latestRolledoutRevision"] = component.get("previousRolledoutRevision") or ready
+        component["latestReadyRevision"] = ready or ""
+        component["traffic"] = [
+            {
+                "revisionName": target["revisionName"],
+                "percent": target["percent"],
+                "latestRevision": bool(target.get("latest")),
+                "tag": target["tag"],
+                "url": f"http://{target['tag']}-{NAME}-predictor.{NAMESPACE}.{DOMAIN}",
+            }
+            for target in self.route
+        ]
+        service = self.store.objects[SERVICE]
+        service["status"] = {
+            "url": f"http://{NAME}-predictor.{NAMESPACE}.{DOMAIN}",
+            "components": {"predictor": dict(component)},
+            "observedGeneration": self.ksvc["generation"],
+            "conditions": [{"type": "Ready", "status": "True" if self.route else "False"}],
+        }
+        self.store.put(SERVICE, service)
+
+    # Knative: configuration, revisions, route
+
+    def _configuration(self) -> None:
+        if not self.ksvc:
+            return
+        name = f"{NAME}-predictor-{self.ksvc['generation']:05d}"
+        path = f"{REVISIONS}/{name}"
+        if path not in self.store.objects:  # the newest comes back when it is deleted
+            self.ages[name] = 0
+            self.ever_ready.discard(name)
+            self.store.put(
+                path,
+                {
+                    "metadata": {
+                        "labels": {
+                            "serving.kserve.io/inferenceservice": NAME,
+                            "serving.knative.dev/configurationGeneration": str(self.ksvc["generation"]),
+                        },
+                        "annotations": dict(self.ksvc["template"]["annotations"]),
+                        "creationTimestamp": self._stamp(),
+                    },
+                    "spec": {"containers": self.ksvc["template"]["containers"]},
+                    "status": {"conditions": [{"type": "Ready", "status": "Unknown", "reason": "Deploying"}]},
+                },
+            )
+        self.ksvc["created"] = name
+        ready = [r["metadata"]["name"] for r in self.store.under(REVISIONS) if _is_ready(r)]
+        if ready:
+            self.ksvc["ready"] = max(ready, key=lambda each: int(each.rpartition("-")[2]))
+
+    def _revisions(self) -> None:
+        names = {revision["metadata"]["name"] for revision in self.store.under(REVISIONS)}
+        for pod in self.store.under(PODS):
+            if pod["metadata"]["labels"]["serving.knative.dev/revision"] not in names:
+                del self.store.objects[f"{PODS}/{pod['metadata']['name']}"]
+        routed = {target["revisionName"] for target in self.route}
+        for revision in self.store.under(REVISIONS):
+            name = revision["metadata"]["name"]
+            parked = revision["metadata"]["annotations"].get("autoscaling.knative.dev/initial-scale") == "0"
+            if parked and not _is_ready(revision):
+                self._mark(revision, "True", "")
+                self.ever_ready.add(name)
+            waiting = name not in self.ever_ready
+            self.idle[name] = 0 if name in routed or waiting else self.idle[name] + 1
+            window = revision["metadata"]["annotations"].get("autoscaling.knative.dev/window")
+            if self.idle[name] >= (1 if window == "6s" else IDLE_TICKS):
+                self.store.objects.pop(f"{PODS}/{name}-pod", None)
+                self.ages[name] = 0
+            elif waiting or (name in routed and (not parked or self._has_traffic(name))):
+                self._run_pod(revision)
+
+    def _has_traffic(self, name: str) -> bool:
+        return any(target["revisionName"] == name and target["percent"] for target in self.route)
+
+    def _run_pod(self, revision: Object) -> None:
+        name = revision["metadata"]["name"]
+        image = self.images.get(revision["spec"]["containers"][0]["image"], Image())
+        path = f"{PODS}/{name}-pod"
+        pod = self.store.objects.get(path)
+        if pod is None and self.quota is not None and len(self.store.under(PODS)) >= self.quota:
+            self._event("ReplicaSet", f"{name}-deployment-1", "FailedCreate", "pods is forbidden: exceeded quota: pods")
+            return
+        placed = [p["metadata"]["name"] for p in self.store.under(PODS) if p["status"].get("placed")]
+        age = self.ages[name]
+        status: Object = {"placed": True, "phase": "Pending", "containerStatuses": []}
+        container: Object = {"name": "kserve-container", "restartCount": 0, "ready": False, "state": {}}
+        if f"{name}-pod" not in placed and len(placed) >= self.gpus:
+            status = {"phase": "Pending", "conditions": [_unschedulable(self._stamp(), pod)]}
+            self._put_pod(path, name, status)
+            self._mark(revision, "False", "Unschedulable") if name not in self.ever_ready else None
+            return
+        self.ages[name] += 1
+        if image.pull_error:
+            container["state"] = {"waiting": {"reason": "ErrImagePull", "message": image.pull_error}}
+        elif image.crashes:
+            container["restartCount"] = age
+            container["state"] = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}}
+            ended = {"exitCode": 1, "reason": "Error", "message": "ValueError: bad weights"}
+            container["lastState"] = {"terminated": ended}
+        else:
+            container["state"] = {"running": {}}
+            status["phase"] = "Running"
+            if age >= image.load_ticks and not image.hangs:
+                container["ready"] = True
+                status["conditions"] = [{"type": "Ready", "status": "True"}]
+                self.ever_ready.add(name)
+                self._mark(revision, "True", "")
+        status["containerStatuses"] = [container]
+        self._put_pod(path, name, status)
+
+    def _put_pod(self, path: str, revision: str, status: Object) -> None:
+        labels = {"serving.kserve.io/inferenceservice": NAME, "serving.knative.dev/revision": revision}
+        spec = {"containers": [{"name": "kserve-container"}], "nodeName": "gpu-1" if status.get("placed") else None}
+        self.store.put(path, {"metadata": {"labels": labels}, "spec": spec, "status": status})
+
+    def _mark(self, revision: Object, status: str, reason: str) -> None:
+        revision["status"]["conditions"] = [{"type": "Ready", "status": status, "reason": reason, "message": ""}]
+
+    def _route(self) -> None:
+        names = {revision["metadata"]["name"] for revision in self.store.under(REVISIONS)}
+        targets = []
+        for target in self.ksvc.get("traffic", ()):
+            name = self.ksvc.get("ready") if target.get("latest") else target["revisionName"]
+            if name not in names:
+                return  # RevisionMissing: the route stays as it was
+            targets.append({**target, "revisionName": name})
+        self.route = targets
+
+    # What is left
+
+    def _quota_status(self) -> None:
+        if (quota := self.store.objects.get(f"{QUOTAS}/pods")) is not None:
+            used = str(len(self.store.under(PODS)))
+            quota["status"] = {"hard": quota["spec"]["hard"], "used": {"pods": used}}
+
+    def _event(self, kind: str, name: str, reason: str, message: str) -> None:
+        self.store.put(
+            f"{EVENTS}/{name}.{reason}",
+            {
+                "involvedObject": {"kind": kind, "name": name},
+                "type": "Warning",
+                "reason": reason,
+                "message": message,
+                "lastTimestamp": self._stamp(),
+            },
+        )
+
+    def _stamp(self) -> str:
+        return self.now.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _is_ready(revision: Object) -> bool:
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in revision["status"]["conditions"])
+
+
+def _unschedulable(stamp: str, pod: Object | None) -> Object:
+    for condition in (pod or {}).get("status", {}).get("conditions", ()):
+        if condition["type"] == "PodScheduled":
+            return dict(condition)
+    message = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+    return {
+        "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
+        "lastTransitionTime": stamp,
+    }  # fmt: skip
+
+
+def inference_service(image: str, **predictor: Any) -> Object:
+    """Return the service as the chart makes it."""
+    gpu = {"cpu": "1", "memory": "4Gi", "nvidia.com/gpu": "1"}
+    return {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {
+            "name": NAME,
+            "namespace": NAMESPACE,
+            "annotations": {
+                "serving.kserve.io/deploymentMode": "Knative",
+                "serving.kserve.io/enable-tag-routing": "true",
+            },
+        },
+        "spec": {
+            "predictor": {
+                "minReplicas": 1,
+                "annotations": {"serving.knative.dev/progress-deadline": "600s"},
+                "containers": [
+                    {
+                        "name": "kserve-container",
+                        "image": image,
+                        "env": [{"name": "MISTRAL_DTYPE", "value": "auto"}],
+                        "resources": {"requests": gpu, "limits": gpu},
+                    }
+                ],
+                **predictor,
+            }
+        },
+    }

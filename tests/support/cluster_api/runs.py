@@ -1,0 +1,153 @@
+"""Rollouts on the double in the test's own time: a pause of the runner is some ticks of the cluster."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mistral_cli.cluster import Cluster
+from mistral_cli.rollout import run
+from mistral_cli.rollout.act import Actor
+from mistral_cli.rollout.admission import Options
+from mistral_cli.rollout.gates import Judgement
+from mistral_cli.rollout.lock import Lock
+from mistral_cli.rollout.reader import Reader
+from mistral_cli.rollout.status import Status
+
+from .api import CONTEXT, Store, serve
+from .knative import NAME, NAMESPACE, TICK_S, World
+
+OLD, NEW = "dev.local/mistral:old", "dev.local/mistral:new"
+
+
+@dataclass
+class Verdicts:
+    """Gates whose verdict is given: an image fails from this share on. Real ones are in `test_measure`."""
+
+    fails_from: dict[str, int] = field(default_factory=dict)
+    judged: list[int] = field(default_factory=list)
+    judge_hook: Callable[[int], object] = lambda share: None
+    """What happens elsewhere while a step is being measured."""
+
+    def baseline(self, status: Status) -> dict[str, Any]:
+        return {"texts": {}, "ttft_s": [], "tokens_per_second": []}
+
+    def judge(self, status: Status, share: int, baseline: dict[str, Any] | None) -> list[Judgement]:
+        newest = status.candidate or status.stable
+        assert newest is not None
+        self.judged.append(share)
+        self.judge_hook(share)
+        passed = share < self.fails_from.get(newest.image, 101)
+        return [Judgement("error_rate", 0.0 if passed else 0.5, 0.0, passed)]
+
+    def wake(self, status: Status) -> None:
+        pass
+
+
+class Killed(BaseException):
+    """The runner is gone, as after kill -9: nothing it would still do reaches the cluster."""
+
+
+class MortalCluster(Cluster):
+    """The client of a runner that dies at its n-th exchange: before the request arrives, or before the answer does."""
+
+    def __init__(self, kubeconfig: Path, dies_at: int | None) -> None:
+        super().__init__(CONTEXT, config_file=str(kubeconfig), retries=2)
+        self._left = dies_at
+
+    def _send(self, *args: Any, **more: Any) -> bytes:
+        self._live()
+        answer = super()._send(*args, **more)
+        self._live()
+        return answer
+
+    def _live(self) -> None:
+        if self._left is not None:
+            self._left -= 1
+            if self._left <= 0:
+                raise Killed
+
+
+@dataclass
+class Bench:
+    """A cluster, its kubeconfig, and runners that come and go."""
+
+    world: Any
+    kubeconfig: Path
+    verdicts: Verdicts = field(default_factory=Verdicts)
+    said: list[str] = field(default_factory=list)
+    elapsed_s: float = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.elapsed_s += seconds
+        for _ in range(max(1, round(seconds / TICK_S))):
+            self.world.tick()
+
+    def now(self) -> datetime:
+        return self.world.now
+
+    def actor(self, owner: str = "runner-1", timeout_s: float = 2700, dies_at: int | None = None) -> Actor:
+        cluster = MortalCluster(self.kubeconfig, dies_at)
+        return Actor(
+            cluster=cluster,
+            reader=Reader(cluster, NAMESPACE, NAME, self.now),
+            lock=Lock(cluster, NAMESPACE, NAME, owner, self.now),
+            judge=self.verdicts,
+            say=self.said.append,
+            now=self.now,
+            clock=lambda: self.elapsed_s,
+            sleep=self.sleep,
+            deadline_s=self.elapsed_s + timeout_s,
+            gpu_wait_s=60,
+        )
+
+    def deploy(
+        self, image: str = NEW, owner: str = "runner-1", timeout_s: float = 2700, dies_at: int | None = None,
+        **options: Any,
+    ) -> str | None:  # fmt: skip
+        """Run `deploy` as one runner would, lock included; None when it died."""
+        actor = self.actor(owner, timeout_s, dies_at)
+        try:
+            actor.lock.acquire()
+            outcome = run.deploy(actor, Options(image, **options))
+            actor.lock.release()
+            return outcome
+        except Killed:
+            return None
+
+    def users(self) -> dict[str, int]:
+        """Return what users get now, by image."""
+        return {image: share for image, share in self.world.shares[-1].items() if share}
+
+
+@contextmanager
+def bench(folder: Path, image: str = OLD, **world: Any) -> Iterator[Bench]:
+    """Serve a cluster on which `image` has all users."""
+    store = Store()
+    predictor = world.pop("predictor", {})
+    made = world.pop("kind", World)(store, **world).install(image, **predictor)
+    with serve(store, folder) as kubeconfig:
+        yield Bench(made, kubeconfig)
+
+
+@contextmanager
+def ticking(world: World, period_s: float = 0.02) -> Iterator[None]:
+    """Let the cluster move by itself, for runners that are processes."""
+    ended = threading.Event()
+
+    def tick() -> None:
+        while not ended.wait(period_s):
+            world.tick()
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
