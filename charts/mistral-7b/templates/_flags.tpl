@@ -13,6 +13,7 @@ apiKeyFile
 drainSeconds
 requestTimeoutSeconds
 stallSeconds
+watchdogSeconds
 clientStallSeconds
 corsOrigins
 playground
