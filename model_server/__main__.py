@@ -79,6 +79,7 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> None:
         max_request_bytes=settings.max_request_bytes,
         client_stall_s=settings.client_stall_seconds,
         keys=keys,
+        max_requests_per_key=settings.max_requests_per_key,
         free=public_paths(model.name),
         pages={playground.PATH: playground.response(401)} if settings.playground else {},
         cors_origins=settings.cors_origins,

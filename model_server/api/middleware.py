@@ -55,6 +55,7 @@ def wrap(
     max_request_bytes: int,
     client_stall_s: float,
     keys: ApiKeys | None = None,
+    max_requests_per_key: int = 0,
     free: frozenset[str] = frozenset(),
     pages: Mapping[str, Response] | None = None,
     cors_origins: Sequence[str] = (),
@@ -62,7 +63,9 @@ def wrap(
     """Add the middleware, innermost first: a request passes them from the last to the first."""
     app.add_middleware(LimitsMiddleware, max_request_bytes=max_request_bytes, client_stall_s=client_stall_s)
     if keys is not None:
-        app.add_middleware(ApiKeyMiddleware, keys=keys, free=free, pages=pages or {})
+        app.add_middleware(
+            ApiKeyMiddleware, keys=keys, free=free, pages=pages or {}, max_requests_per_key=max_requests_per_key
+        )
     app.add_middleware(ErrorMiddleware)
     app.add_middleware(MetricsMiddleware)
     app.add_middleware(RequestIdMiddleware)

@@ -35,8 +35,13 @@ def finished(request: Request, outcome: str, *, batched: bool) -> None:
     """
     now_s = time.monotonic()
     first_s = request.first_token_s
+    key = request.caller.key
+    if key is not None and first_s is not None:
+        metrics.key_tokens_total.labels(key, "prompt").inc(request.num_prompt_tokens * request.counts_prompt)
+        metrics.key_tokens_total.labels(key, "generated").inc(request.num_output_tokens * request.counts_output)
     fields = {
         "request_id": request.request_id,
+        "key": key,
         "batched": batched,
         "outcome": outcome,
         "prompt_tokens": request.num_prompt_tokens,

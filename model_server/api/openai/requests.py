@@ -204,7 +204,16 @@ def _requests(
             )
             detokenizers = [model.text.stream(sampling.stop)]
             requests.append(
-                Request(ids, sampling, detokenizers, group=group, request_id=request_id, deadline_s=deadline_s)
+                Request(
+                    ids,
+                    sampling,
+                    detokenizers,
+                    group=group,
+                    counts_prompt=index == 0,
+                    counts_output=body.max_tokens != 0,
+                    request_id=request_id,
+                    deadline_s=deadline_s,
+                )
             )
     return tuple(requests)
 
