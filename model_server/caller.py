@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class CallTrace(Protocol):
@@ -12,6 +12,10 @@ class CallTrace(Protocol):
 
     trace_id: str
     """32 hexadecimal digits."""
+
+    def add_request(self, request: Any, outcome: str, ended_s: float) -> None:
+        """Write the spans of a `Request` that has ended."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
