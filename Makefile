@@ -2,13 +2,18 @@
 PORT ?= 8080
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+JOBS ?= 2
 # Weights of your own: make run MODEL_DIR=/path/to/model, or MODEL_ID=owner/name. Without: the demo model.
 MODEL = $(if $(MODEL_DIR),MISTRAL_MODEL_DIR='$(MODEL_DIR)',$(if $(MODEL_ID),MISTRAL_MODEL_ID='$(MODEL_ID)',$(DEMO)))
 DEMO = MISTRAL_MODEL_DIR="$$($(BIN)/python -m demo.make)"
 SERVE = $(BIN)/python -m model_server --model_name mistral-7b --http_port $(PORT)
 
+# A release on a cluster.
+RELEASE ?= mistral-7b
+NAMESPACE ?= mistral
+
 .DEFAULT_GOAL := help
-.PHONY: help run dev test fuzz check bench bench-quick promises soak lock image push manifests
+.PHONY: help run dev test fuzz check bench bench-quick load soak gpu lock image push manifests deploy undeploy
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -19,18 +24,20 @@ run: .venv/installed ## serve the demo model, or MODEL_DIR=... or MODEL_ID=..., 
 dev: .venv/installed ## the same, restarted whenever a source file is saved
 	$(MODEL) exec $(BIN)/watchfiles --filter python '$(SERVE) --drain_seconds 1' model_server
 
-test: .venv/installed ## run the tests
-	$(BIN)/python -m pytest
+test: .venv/installed ## run the tests in two processes (JOBS=4: in four)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 fuzz: .venv/installed ## try thousands of requests on the server that runs on PORT, for five minutes (key: MISTRAL_API_KEY)
 	$(BIN)/schemathesis run http://localhost:$(PORT)/openapi.json -H "Authorization: Bearer $${MISTRAL_API_KEY:-none}" \
 	  --exclude-checks positive_data_acceptance --max-time 300 --continue-on-failure
 
-check: .venv/installed ## what CI runs: format, lint, types, tests (chart and manifests among them)
+check: .venv/installed ## what CI runs: format, lint, types, imports, tests (chart and manifests among them)
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q
+	$(BIN)/deptry .
+	$(BIN)/python -m charts.render_server --check
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --cov --cov-report term:skip-covered
 
 bench: .venv/installed ## run the benchmarks: about 12 minutes on a quiet machine
 	$(BIN)/python -m benchmarks
@@ -38,11 +45,24 @@ bench: .venv/installed ## run the benchmarks: about 12 minutes on a quiet machin
 bench-quick: .venv/installed ## the same in two minutes, and less exact
 	$(BIN)/python -m benchmarks --quick
 
-promises: .venv/installed ## hold a server to its promises under load and faults: about ten minutes
-	$(BIN)/python -m benchmarks.promises
+load: .venv/installed ## test a server under load and faults: 15 minutes on a quiet machine
+	$(BIN)/python -m pytest -m load tests/load
 
-soak: .venv/installed ## twenty minutes at full load with clients that leave
-	$(BIN)/python -m benchmarks.promises --only soak --minutes 20
+soak: .venv/installed ## twenty minutes at full load with clients that disconnect
+	SOAK_MINUTES=20 $(BIN)/python -m pytest -m load tests/load -k memory_stays_flat -o timeout=3000
+
+gpu: .venv/installed ## the tests and figures that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m benchmarks roofline
+
+deploy: .venv/installed ## install or upgrade the release with Helm and wait: CONTEXT=... VALUES=... [RELEASE= NAMESPACE=]
+	$(if $(CONTEXT),,$(error Name the kube context: make deploy CONTEXT=...))
+	$(BIN)/helm upgrade --install $(RELEASE) charts/mistral-7b --kube-context $(CONTEXT) -n $(NAMESPACE) --create-namespace $(addprefix -f ,$(VALUES))
+	$(BIN)/python -m mistral_cli rollout status $(RELEASE) --context $(CONTEXT) --namespace $(NAMESPACE) --wait 30m
+
+undeploy: .venv/installed ## remove the release; a PVC with the weights stays: CONTEXT=... [RELEASE= NAMESPACE=]
+	$(if $(CONTEXT),,$(error Name the kube context: make undeploy CONTEXT=...))
+	$(BIN)/helm uninstall $(RELEASE) --kube-context $(CONTEXT) -n $(NAMESPACE) --wait --ignore-not-found
 
 lock: ## make requirements.lock anew from pyproject.toml, in an environment of its own
 	rm -rf build/lock && python3.11 -m venv build/lock && build/lock/bin/pip install -q '.[dev]'
@@ -54,7 +74,8 @@ image: ## build the container image for linux/amd64 with docker, podman or build
 push: ## build it, push it to REGISTRY, and print its digest and the line that installs it
 	.ci/image "$(REGISTRY)"
 
-manifests: .venv/installed ## render manifests/ from the chart
+manifests: .venv/installed ## write what is generated: the flags in chart and docs, manifests/, the chart's README
+	$(BIN)/python -m charts.render_server
 	$(BIN)/python -m charts.render_manifests
 
 .venv/installed: requirements.lock pyproject.toml

@@ -7,10 +7,14 @@ retries. Objects are dicts, as the API sends them: custom resources have no clas
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
+
+import yaml
 
 Object = Mapping[str, Any]
 
@@ -86,6 +90,8 @@ class Cluster:
             raise Unreachable(
                 "The Python package `kubernetes` is missing: pip install 'mistral-7b-kserve[rollout]'."
             ) from error
+        # The client reads KUBECONFIG once, when it is imported: a later value would be ignored.
+        config_file = config_file or os.environ.get("KUBECONFIG")
         settings = client.Configuration()
         settings.retries = Retry(
             total=retries, backoff_factor=0.3, backoff_max=8, status_forcelist=RETRIED, allowed_methods=None,
@@ -95,9 +101,7 @@ class Cluster:
             config.load_kube_config(config_file, context, settings)
         except (config.ConfigException, OSError) as error:
             raise Unreachable(f"No cluster to ask: {error}") from error
-        contexts, _ = config.list_kube_config_contexts(config_file)
-        details = next(found["context"] for found in contexts if found["name"] == context)
-        self.namespace: str = details.get("namespace") or "default"
+        self.namespace = _namespace(config_file or config.KUBE_CONFIG_DEFAULT_LOCATION, context)
         self.host: str = settings.host
         self._timeout_s = timeout_s
         self._api = client.ApiClient(settings)
@@ -160,6 +164,17 @@ class Cluster:
         if response.status >= 300:
             raise _error(response.status, response.data, method, path)
         return bytes(response.data)
+
+
+def _namespace(config_file: str, context: str) -> str:
+    """Return a context's namespace. The client's own reader needs a current context, which nothing here uses."""
+    for file in config_file.split(os.pathsep):
+        path = Path(file).expanduser()
+        said = yaml.safe_load(path.read_text("utf-8")) if path.exists() else None
+        for entry in (said or {}).get("contexts") or ():
+            if entry.get("name") == context:
+                return str(entry["context"].get("namespace") or "default")
+    return "default"
 
 
 def _error(status: int, data: bytes, method: str, path: str) -> ClusterError:

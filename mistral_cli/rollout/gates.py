@@ -101,9 +101,11 @@ def load(file: Path = DEFAULT_FILE) -> Gates:
         ValueError: the file cannot be read, or names a gate that does not exist.
     """
     try:
-        said = yaml.safe_load(file.read_text("utf-8")) or {}
+        said = yaml.safe_load(file.read_text("utf-8"))
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise ValueError(f"--gates {file} cannot be read: {error}") from error
+    if said is None:
+        said = {}
     if not isinstance(said, Mapping):
         raise ValueError(f"--gates {file} must be a YAML mapping, such as max_error_rate: 0.01")
     known = {each.name for each in fields(Gates)}

@@ -15,8 +15,8 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from .. import answer as wire
-from ..failures import Failure, Incomplete
-from .gates import Answer, Figures, Gates, Query
+from ..exit_codes import Failure, Incomplete
+from .gates import Answer, Figures, Gates
 
 CONNECT_S = 10.0
 WAKE_S = 900.0
@@ -53,6 +53,9 @@ class Meter:
     def __init__(self, gates: Gates, headers: Mapping[str, str], model: str | None) -> None:
         self._gates, self._model = gates, model
         self._http = httpx.Client(headers=dict(headers))
+
+    def close(self) -> None:
+        self._http.close()
 
     def compare(self, stable: Endpoint | None, candidate: Endpoint) -> tuple[Figures, Figures]:
         """Ask both versions at the same time; end early when the candidate can no longer pass."""
@@ -186,7 +189,7 @@ class Meter:
             self._model = str(names[0])
         return self._model
 
-    def query(self, query: Query, text: str) -> float | None:
+    def query(self, text: str) -> float | None:
         """Ask Prometheus for one number; None when it has no data or does not answer."""
         try:
             response = self._http.get(

@@ -138,7 +138,7 @@ def _followed(found: Versions) -> bool:
         return False
     if found.candidate is None:  # one version: whatever the percent, both parts go to it
         return newest.share == 100
-    return newest.share == _wished(found) and sum(found.shares.values()) == 100
+    return newest.routed and newest.share == _wished(found) and sum(found.shares.values()) == 100
 
 
 def _starting(observed: Observed, version: Version, pods: Sequence[Object]) -> tuple[Phase, str, float]:

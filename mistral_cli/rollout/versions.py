@@ -17,6 +17,8 @@ class Version:
     ready: bool
     share: int = 0
     """Percent of the users' requests, as the status says, not as the spec wishes."""
+    routed: bool = False
+    """The traffic names it, if only with 0 percent."""
     url: str = ""
     """Where this version alone answers; empty when it has no address of its own."""
     source: Object = field(default_factory=dict, repr=False, compare=False)

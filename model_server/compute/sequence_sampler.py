@@ -61,7 +61,7 @@ class SequenceSampler:
     generator: torch.Generator | None
     """The sequence's own randomness if the request has a seed; None draws from the batch's."""
     history: Tensor | None
-    """(1, prompt + max_new_tokens) token ids, filled up to `length`; None if no processor reads it."""
+    """(1, prompt + max_new_tokens) token ids, filled up to `length`; None if no processor reads them."""
     length: int
     num_logprobs: int | None = None
     """Report each token's log-probability and this many of the likeliest alternatives; None reports none."""
@@ -75,16 +75,11 @@ class SequenceSampler:
         self.by_type = dict(zip(types, self.processors, strict=True))
         self.batchable = types == [type_ for type_ in BATCHABLE if type_ in types]
 
-    def note(self, token_id: int) -> None:
-        """Append a token to the history."""
+    def append(self, token: Tensor | int) -> None:
+        """Append a sampled token, which may be on the device, to the history."""
         if self.history is not None:
-            self.history[0, self.length] = token_id
-        self.length += 1
-
-    @property
-    def can_run_ahead(self) -> bool:
-        """Return whether the next token can be sampled before the host knows the last one."""
-        return self.batchable and self.history is None
+            self.history[0, self.length] = token
+            self.length += 1
 
     @property
     def truncates(self) -> bool:

@@ -10,7 +10,7 @@ from model_server.engine.output import OutputWriter
 from model_server.request import Request
 
 if TYPE_CHECKING:
-    from model_server.compute.sampling import SequenceSampler
+    from model_server.compute.sequence_sampler import SequenceSampler
 
 
 class SequenceStatus(enum.Enum):
@@ -97,4 +97,3 @@ class Sequence:
     def append(self, token_id: int) -> None:
         """Accept a sampled token."""
         self.output_ids.append(token_id)
-        self.sampler.note(token_id)

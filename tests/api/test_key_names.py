@@ -12,7 +12,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.conftest import ServerProcess
+from tests.support.server_process import ServerProcess
 
 PREDICT = "/v1/models/mistral-7b:predict"
 KEYS = {"web": "k-web-1", "nightly": "k-nightly-1", "default": "k-bare-1"}

@@ -21,9 +21,9 @@ from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.kv_cache.contiguous import ContiguousKVCache
 from model_server.compute.kv_cache.flash_check import verify_flash_attention
 from model_server.compute.runner import Runner
-from tests.conftest import tiny_mistral
 from tests.support.cuda import FakeCuda
 from tests.support.flash_attention import documented_varlen_attn
+from tests.support.tiny_model import tiny_mistral
 
 needs_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 MAX_SEQUENCE_TOKENS = 256

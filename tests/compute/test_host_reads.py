@@ -20,8 +20,8 @@ from model_server.compute.runner import Runner
 from model_server.compute.sampling import sample
 from model_server.compute.sequence_sampler import sequence_sampler
 from model_server.request import SamplingParams
-from tests.conftest import tiny_mistral
 from tests.support.engine_requests import GREEDY
+from tests.support.tiny_model import tiny_mistral
 
 META = torch.device("meta")
 NO_GENERATOR: Any = None

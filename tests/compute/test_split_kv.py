@@ -16,8 +16,8 @@ from model_server.compute.kv_cache import contiguous
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.kv_cache.contiguous import ContiguousKVCache
 from model_server.compute.kv_cache.split_kv import choose_num_splits
-from tests.conftest import tiny_mistral
 from tests.support.flash_attention import documented_varlen_attn
+from tests.support.tiny_model import tiny_mistral
 
 
 class Kernel:

@@ -12,7 +12,7 @@ import torch
 from model_server.compute.fused_linear import fuse
 from model_server.loading import loader
 from model_server.settings import Settings
-from tests.conftest import tiny_mistral
+from tests.support.tiny_model import tiny_mistral
 
 
 def loaded(device: str) -> Any:
@@ -29,9 +29,7 @@ def gpu_without_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "reserved_bytes", lambda model, **sizes: 0)
     monkeypatch.setattr(loader, "free_bytes", lambda device: 10**7)
     monkeypatch.setattr(
-        loader,
-        "make_kv_cache",
-        lambda config, dtype, device, **sizes: make(config, dtype, torch.device("cpu"), **sizes),
+        loader, "make_kv_cache", lambda config, dtype, device, **sizes: make(config, dtype, cpu, **sizes)
     )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     for name in ("empty_cache", "synchronize"):

@@ -89,7 +89,7 @@ def over_a_socket(model: ScriptedModel, act, client_stall_s: float = 30):
         server = uvicorn.Server(
             uvicorn.Config(
                 make_app(model),
-                http=partial(Connection, client_stall_s=client_stall_s),
+                http=partial(Connection, client_stall_s=client_stall_s),  # type: ignore[arg-type]
                 log_config=None,
                 lifespan="off",
             )

@@ -16,7 +16,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from model_server.telemetry import traces
-from tests.conftest import ServerProcess
+from tests.support.server_process import ServerProcess
 
 PREDICT = "/v1/models/mistral-7b:predict"
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
