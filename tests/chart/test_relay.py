@@ -72,13 +72,13 @@ def test_the_pod_meets_the_restricted_standard_and_has_no_token() -> None:
 )
 def test_the_relay_itself_accepts_the_settings_it_is_given(values: Values) -> None:
     settings = Settings.from_environ(environment(values))
-    assert settings.upstream_url == "http://mistral-7b-predictor.default.svc"
+    assert settings.upstream_url == "http://mistral-7b-predictor.mistral.svc"
     assert settings.webhook_hosts == tuple(values.get("relay.webhookHosts", ()))
     assert settings.concurrency == values.get("relay.concurrency", 32)
 
 
 def test_the_defaults_are_those_of_the_relay() -> None:
-    assert Settings.from_environ(environment()) == Settings("http://mistral-7b-predictor.default.svc")
+    assert Settings.from_environ(environment()) == Settings("http://mistral-7b-predictor.mistral.svc")
 
 
 def test_each_secret_is_mounted_where_the_relay_looks_for_it() -> None:
