@@ -52,7 +52,12 @@ COMMENTS = {
     ),
     "max_request_bytes": ("Largest request body in bytes; more is answered 413."),
     "api_key_file": (
-        "File with one API key a line, for keys that something else mounts; `apiKeys` below sets it by itself."
+        "File with one API key a line, bare or as `name: key`, for keys that something else mounts; `apiKeys` below "
+        "sets it by itself."
+    ),
+    "max_requests_per_key": (
+        "Requests that the API keys of one name may have in one replica at once; one more is answered 429. 0: any "
+        "number."
     ),
     "drain_seconds": (
         "Seconds that running requests may go on after SIGTERM. null: `requestTimeoutSeconds`, so that "

@@ -16,6 +16,7 @@ from model_server.api.prompts import Call, ModelLimits, ServedModel
 from model_server.api.routes import accepts_plain_text
 from model_server.api.v1.predict import parse
 from model_server.api.v1.predictions import answer, plain_text, sse
+from model_server.caller import caller
 from model_server.engine.config import EngineConfig
 from model_server.engine.engine import Engine
 from model_server.errors import StartupError
@@ -113,6 +114,8 @@ class MistralModel(kserve.Model):
         self.llm_engine.ensure_accepting()
         # In a thread: tokenizing a prompt that fills the context takes long enough to stall other streams.
         call = await asyncio.to_thread(parse, time.monotonic() + self.settings.request_timeout_seconds)
+        for request in call.requests:
+            request.caller = caller.get()
         self.llm_engine.submit(call.requests)
         return call
 

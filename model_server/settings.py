@@ -133,7 +133,12 @@ class Settings:
     prefix_caching: bool = flag(_boolean, True, "reuse the keys and values of a beginning that prompts have in common")
     max_request_bytes: int = flag(_whole(1, 2**31), 2**20, "largest request body; more is answered 413")
     api_key_file: Path | None = flag(  # noqa: RUF009
-        _path, None, "file with one API key a line, read again when it changes; unset: no key is needed"
+        _path,
+        None,
+        "file with one API key a line, bare or as `name: key`, read again when it changes; unset: no key is needed",
+    )
+    max_requests_per_key: int = flag(
+        _whole(0, 1_000_000), 0, "requests that the keys of one name may have at once; one more is answered 429; 0: any"
     )
     drain_seconds: float = flag(_seconds(0), 30.0, "how long running requests may go on after SIGTERM")
     request_timeout_seconds: float = flag(_seconds(0.001), 600.0, "how long one request may take, waiting included")
@@ -175,6 +180,8 @@ class Settings:
         chosen = {**_read_environment(environ), **flags}
         if "model_revision" in chosen and "model_id" not in chosen:
             raise StartupError("--model_revision belongs to --model_id, which is not set.")
+        if chosen.get("max_requests_per_key") and "api_key_file" not in chosen:
+            raise StartupError("--max_requests_per_key belongs to --api_key_file, which is not set.")
         given = frozenset(chosen)
         # KServe sets it where a sidecar provides the model: the link may be made after this process has started.
         async_mount = environ.get("MODEL_INIT_MODE") == "async"

@@ -10,6 +10,7 @@ maxQueueSize
 prefixCaching
 maxRequestBytes
 apiKeyFile
+maxRequestsPerKey
 drainSeconds
 requestTimeoutSeconds
 stallSeconds

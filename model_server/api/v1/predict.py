@@ -97,6 +97,7 @@ def parse(body: object, model: ServedModel, request_id: str = "", deadline_s: fl
                     sampling=replace(sampling, seed=nth_seed(sampling.seed, index)),
                     detokenizers=[model.text.stream(sampling.stop) for _ in range(sampling.num_choices)],
                     group=group,
+                    counts_prompt=index == 0,
                     request_id=request_id,
                     deadline_s=deadline_s,
                 )
