@@ -7,6 +7,7 @@ cannot drift apart.
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from charts.render_readme import CHART, readme
 
 MANIFESTS = Path(__file__).parent.parent / "manifests"
 RELEASE = NAMESPACE = "mistral"
+IMAGE = "registry.example.com/mistral-7b-kserve"
 HEADER = "# Rendered from charts/mistral-7b by `make manifests`; edit the chart.\n"
 
 Object = dict[str, Any]
@@ -35,14 +37,16 @@ def tool(name: str) -> str:
     return found
 
 
-def helm_template(*arguments: str, chart: Path = CHART) -> str:
-    """Return what Helm renders without its hooks.
+def helm_template(*arguments: str, chart: Path = CHART, release: str = "mistral-7b", hooks: bool = False) -> str:
+    """Return what Helm renders; hooks only when wanted, and a placeholder for an image that no values file names.
 
     Raises:
         subprocess.CalledProcessError: Helm refuses; its words are in `stderr`.
     """
-    command = [tool("helm"), "template", "mistral-7b", str(chart), "--namespace", NAMESPACE, "--no-hooks"]
-    return subprocess.run([*command, *arguments], check=True, capture_output=True, text=True).stdout
+    command = [tool("helm"), "template", release, str(chart), "--namespace", NAMESPACE, "--values", "-"]
+    command += [] if hooks else ["--no-hooks"]
+    image = json.dumps({"image": {"repository": IMAGE}})
+    return subprocess.run([*command, *arguments], input=image, check=True, capture_output=True, text=True).stdout
 
 
 def scenarios() -> dict[str, Path]:
@@ -52,9 +56,8 @@ def scenarios() -> dict[str, Path]:
 
 @cache
 def render(scenario: str | None = None) -> str:
-    """Return the manifest of a scenario; of the chart's defaults without one."""
-    values = ("--values", str(scenarios()[scenario])) if scenario else ()
-    return helm_template(*values)
+    """Return the manifest of a scenario; without one of `gfd`, the chart's defaults and the token they need."""
+    return helm_template("--values", str(scenarios()[scenario or "gfd"]))
 
 
 def load(text: str) -> dict[Key, Object]:

@@ -8,13 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from charts.render_manifests import CHART, helm_template, scenarios, tool
-from tests.support.helm import SCENARIOS, container, environment, inference_service, predictor, render
+from charts.render_manifests import CHART, IMAGE, scenarios, tool
+from tests.support.helm import (
+    SCENARIOS,
+    container,
+    environment,
+    helm_test_pod,
+    inference_service,
+    predictor,
+    render,
+)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_helm_lint_finds_nothing_in_any_scenario(scenario: str) -> None:
-    command = [tool("helm"), "lint", "--strict", str(CHART), "--values", str(scenarios()[scenario])]
+    command = [tool("helm"), "lint", "--strict", str(CHART), "--set", f"image.repository={IMAGE}"]
+    command += ["--values", str(scenarios()[scenario])]
     lint = subprocess.run(command, capture_output=True, text=True)
     assert lint.returncode == 0, lint.stdout
     assert "WARNING" not in lint.stdout
@@ -75,13 +84,14 @@ def test_nothing_versioned_reaches_the_pods(scenario: str) -> None:
 
 
 def test_the_image_is_the_charts_app_version_unless_a_tag_is_given() -> None:
-    assert container()["image"] == "mistral-7b-kserve:0.1.0"
-    assert container({"image.tag": "7"})["image"] == "mistral-7b-kserve:7"
+    assert container()["image"] == f"{IMAGE}:0.1.0"
+    assert container({"image.tag": "7"})["image"] == f"{IMAGE}:7"
 
 
-def test_a_digest_wins_over_the_tag() -> None:
+def test_a_digest_is_written_beside_the_tag_that_people_read() -> None:
     digest = "sha256:" + "0" * 64
-    assert container({"image.tag": "7", "image.digest": digest})["image"] == f"mistral-7b-kserve@{digest}"
+    assert container({"image.digest": digest})["image"] == f"{IMAGE}@{digest}"
+    assert container({"image.tag": "7", "image.digest": digest})["image"] == f"{IMAGE}:7@{digest}"
 
 
 def test_no_canary_is_written_unless_one_is_asked_for() -> None:
@@ -191,6 +201,21 @@ def test_the_gpu_taint_is_always_tolerated_and_others_are_added() -> None:
     assert predictor({"tolerations": [sku]})["tolerations"] == [gpu, sku]
 
 
+@pytest.mark.parametrize(
+    ("resource", "taint"),
+    [
+        ("nvidia.com/mig-3g.20gb", "nvidia.com/gpu"),
+        ("nvidia.com/gpu.shared", "nvidia.com/gpu"),
+        ("amd.com/gpu", "amd.com/gpu"),
+    ],
+)
+def test_a_slice_of_a_gpu_is_asked_for_by_its_name_and_tolerated_by_the_whole_ones(resource: str, taint: str) -> None:
+    values = {"gpu.resourceName": resource, "gpu.preset": "none"}
+    assert container(values)["resources"]["limits"][resource] == "1"
+    assert "nvidia.com/gpu" not in container(values)["resources"]["limits"]
+    assert [t["key"] for t in predictor(values)["tolerations"]] == [taint]
+
+
 def test_a_cpu_demo_asks_for_nothing_of_a_gpu_node() -> None:
     demo = predictor(scenario="minimal-cpu")
     assert not {"nodeSelector", "tolerations"} & demo.keys()
@@ -217,52 +242,37 @@ def test_the_pod_has_no_kubernetes_token_and_no_service_links(scenario: str) -> 
     assert predictor(scenario=scenario)["enableServiceLinks"] is False
 
 
-def test_the_network_policy_lets_knative_in_and_the_download_out() -> None:
-    policy = render(scenario="production")[("NetworkPolicy", "mistral-7b")]["spec"]
-    assert policy["podSelector"]["matchLabels"] == {"serving.kserve.io/inferenceservice": "mistral-7b"}
-    [ingress] = policy["ingress"]
-    assert {p["port"] for p in ingress["ports"]} == {8080, 8012, 8013, 8112, 8022, 9090, 9091}
-    assert "knative-serving" in ingress["from"][1]["namespaceSelector"]["matchExpressions"][0]["values"]
-    assert {p["port"] for rule in policy["egress"] for p in rule["ports"]} == {53, 443}
-
-
 # ---- The rest ----
 
 
 def test_the_inference_service_can_wait_until_the_cache_is_full() -> None:
     kinds = {kind for kind, _ in render({"inferenceService.create": False}, scenario="pvc-cache")}
-    assert kinds == {"ServiceAccount", "PersistentVolumeClaim", "Job"}
+    assert kinds == {"ServiceAccount", "PersistentVolumeClaim", "Job", "ClusterStorageContainer"}
 
 
 def test_extra_objects_may_be_yaml_or_templates() -> None:
     text = "kind: ConfigMap\nmetadata: {name: '{{ .Release.Name }}-text'}"
-    objects = render({"extraObjects": [text, {"kind": "ConfigMap", "metadata": {"name": "yaml"}}]})
+    yaml = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "yaml"}}
+    objects = render({"extraObjects": [text, yaml]})
     assert {("ConfigMap", "mistral-7b-text"), ("ConfigMap", "yaml")} <= objects.keys()
 
 
-@pytest.mark.parametrize(("release", "name"), [("mistral-7b", "mistral-7b"), ("chat", "chat-mistral-7b")])
+@pytest.mark.parametrize(
+    ("release", "name"),
+    [
+        ("mistral-7b", "mistral-7b"),
+        ("chat", "chat-mistral-7b"),
+        ("a" * 38 + "--" + "b" * 13, "a" * 38),
+    ],
+)
 def test_names_follow_the_release(release: str, name: str) -> None:
-    command = [
-        tool("helm"),
-        "template",
-        release,
-        str(CHART),
-        "--show-only",
-        "templates/inferenceservice.yaml",
-    ]
-    assert f"  name: {name}\n" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert ("InferenceService", name) in render(release=release)
 
 
 def test_helm_test_asks_the_served_model_from_the_servers_own_image() -> None:
-    command = [
-        tool("helm"),
-        "template",
-        "mistral-7b",
-        str(CHART),
-        "--show-only",
-        "templates/tests/predict.yaml",
-    ]
-    rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert 'image: "mistral-7b-kserve:0.1.0"' in rendered
-    assert "http://mistral-7b-predictor.default.svc" in rendered
-    assert "helm.sh/hook: test" not in helm_template()
+    pod = helm_test_pod()
+    [asking] = pod["spec"]["containers"]
+    assert asking["image"] == container()["image"]
+    assert "http://mistral-7b-predictor.mistral.svc" in asking["args"]
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    assert ("Pod", "mistral-7b-test") not in render()

@@ -6,6 +6,7 @@ A field that a client does not know is lost on the way through it: what comes ou
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import kserve.models
@@ -15,6 +16,7 @@ import pytest
 from kubernetes.client import ApiClient
 
 from charts.render_manifests import MANIFESTS, Object, load, render
+from tests.support.admission import objections
 from tests.support.helm import SCENARIOS, predictor
 
 TYPES = {
@@ -96,3 +98,25 @@ def test_what_the_cluster_gets_survives_its_typed_client(path: Any) -> None:
     for o in load(path.read_text()).values():
         assert through_the_client(o) == o
         kubernetes_validate.validate(o, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_cluster_has_no_objection_to_a_scenario(scenario: str) -> None:
+    assert not objections(list(load(render(scenario)).values()))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda predictor: predictor["containers"][0]["resources"]["limits"].pop("cpu"), "no limits.cpu"),
+        (lambda predictor: predictor["containers"][0]["env"].append({"name": "STORAGE_URI"}), "duplicate entries"),
+        (lambda predictor: predictor["volumes"].append({"name": "a", "hostPath": {"path": "/"}}), "is not mounted"),
+        (lambda predictor: predictor["nodeSelector"].update({"zone": "x" * 64}), "label 'zone'"),
+        (lambda predictor: predictor["tolerations"].append({"value": "a"}), "toleration"),
+        (lambda predictor: predictor.update({"scaleMetric": "qps"}), "must be one of"),
+    ],
+)
+def test_what_a_cluster_refuses_would_be_noticed(change: Callable[[Object], Any], words: str) -> None:
+    [service] = [o for (kind, _), o in load(render()).items() if kind == "InferenceService"]
+    change(service["spec"]["predictor"])
+    assert words in " ".join(objections([service]))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
-
 import pytest
 
-from tests.support.helm import container, environment, inference_service, predictor, render
+from tests.support.helm import (
+    NONE,
+    Values,
+    container,
+    environment,
+    helm_test_pod,
+    inference_service,
+    predictor,
+    render,
+)
 
 
 def test_the_weights_are_pinned_to_a_commit_by_default() -> None:
@@ -24,13 +30,68 @@ def test_the_download_has_memory_of_its_own_and_takes_the_weights_once() -> None
     assert '"consolidated*"' in storage["spec"]["container"]["env"][0]["value"]
 
 
+def prefixes(values: Values = NONE, scenario: str | None = None) -> list[str]:
+    [storage] = [o for (kind, _), o in render(values, scenario).items() if kind == "ClusterStorageContainer"]
+    return [uri["prefix"] for uri in storage["spec"]["supportedUriFormats"]]
+
+
 def test_the_download_settings_take_over_nobody_elses_downloads() -> None:
+    """KServe picks the first container that fits an address; a bare hf:// would fit everybody's."""
+    assert prefixes() == ["hf://mistralai/Mistral-7B-Instruct-v0.3"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("hf://a/b:c170c708", "hf://a/b:eeee1111"),
+        ("hf://a/b", "hf://a/b:main"),
+        ("s3://bucket/models/v1", "s3://bucket/models/v2/"),
+        ("https://host.example/models/v1.tar", "https://host.example/models/v2.tar"),
+    ],
+)
+def test_an_older_revision_of_the_model_can_still_start_pods(old: str, new: str) -> None:
+    """KServe refuses a pod whose address its ClusterStorageContainer does not list."""
+    assert any(old.startswith(prefix) for prefix in prefixes({"storage.uri": new}))
+
+
+def test_an_older_model_can_still_start_pods_when_it_is_listed() -> None:
+    listed = {"storage.uri": "hf://a/new:1", "storage.initializer.uriPrefixes": ["hf://a/old"]}
+    assert prefixes(listed) == ["hf://a/new", "hf://a/old"]
+
+
+def test_the_download_settings_outlive_a_change_to_a_cache() -> None:
+    """The revision before the cache still names them when it starts a pod."""
+    assert prefixes(scenario="pvc-cache") == prefixes()
+
+
+def test_the_download_settings_outlive_the_release() -> None:
     [storage] = [o for (kind, _), o in render().items() if kind == "ClusterStorageContainer"]
-    assert storage["spec"]["supportedUriFormats"] == [{"prefix": environment()["STORAGE_URI"]}]
+    assert storage["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
 
 
-@pytest.mark.parametrize("uri", ["pvc://claim/mistral", "oci://registry.example/mistral:1"])
-def test_weights_that_are_mounted_need_no_download_settings(uri: str) -> None:
+def test_the_download_has_the_environment_that_a_proxy_or_a_store_needs() -> None:
+    values = {
+        "storage.initializer.env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+        "storage.initializer.envFrom": [{"secretRef": {"name": "s3-keys"}}],
+    }
+    objects = render(values, "pvc-cache")
+    [storage] = [o["spec"]["container"] for (kind, _), o in objects.items() if kind == "ClusterStorageContainer"]
+    [job] = [o["spec"]["template"]["spec"]["containers"][0] for (kind, _), o in objects.items() if kind == "Job"]
+    for download in (storage, job):
+        assert {"name": "HTTPS_PROXY", "value": "http://proxy:3128"} in download["env"]
+        assert download["envFrom"] == [{"secretRef": {"name": "s3-keys"}}]
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "pvc://claim/mistral",
+        "oci://registry.example/mistral:1",
+        "oci+native://registry.example/mistral:1",
+        "oci+fetch://registry.example/mistral@sha256:" + "0" * 64,
+    ],
+)
+def test_weights_from_a_volume_or_an_image_take_no_download_settings(uri: str) -> None:
     values = {"storage.uri": uri}
     assert environment(values)["STORAGE_URI"] == uri
     assert "storageContainerName" not in predictor(values)
@@ -77,10 +138,33 @@ def test_the_cache_is_filled_with_what_the_server_mounts() -> None:
     [claim] = [o for (kind, _), o in objects.items() if kind == "PersistentVolumeClaim"]
     [job] = [o for (kind, _), o in objects.items() if kind == "Job"]
     pod = job["spec"]["template"]["spec"]
-    _script, uri, directory = pod["containers"][0]["args"]
+    _script, uri, target, _kept = pod["containers"][0]["args"]
+    directory = target.removeprefix("/cache/")
     assert environment(scenario="pvc-cache")["STORAGE_URI"] == f"pvc://{claim['metadata']['name']}/{directory}"
     assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     assert uri == environment()["STORAGE_URI"]
+
+
+def test_the_cache_is_filled_with_the_rights_and_at_the_place_that_the_download_needs() -> None:
+    values = {
+        "image.pullSecrets": ["regcred"],
+        "storage.cache.nodeSelector": {"topology.kubernetes.io/zone": "eu-1a"},
+        "storage.cache.tolerations": [{"key": "sku", "operator": "Exists"}],
+    }
+    [pod] = [o["spec"]["template"]["spec"] for (kind, _), o in render(values, "pvc-cache").items() if kind == "Job"]
+    assert pod["serviceAccountName"] == "mistral-7b"
+    assert pod["imagePullSecrets"] == [{"name": "regcred"}]
+    assert pod["nodeSelector"] == {"topology.kubernetes.io/zone": "eu-1a"}
+    assert pod["tolerations"] == [{"key": "sku", "operator": "Exists"}]
+    [token] = [e for e in pod["containers"][0]["env"] if e["name"] == "HF_TOKEN"]
+    assert token["valueFrom"] == {"secretKeyRef": {"name": "hf-token", "key": "HF_TOKEN"}}
+
+
+def test_no_mesh_keeps_the_cache_job_or_the_test_running() -> None:
+    [job] = [o for (kind, _), o in render(scenario="pvc-cache").items() if kind == "Job"]
+    for metadata in (job["spec"]["template"]["metadata"], helm_test_pod()["metadata"]):
+        assert metadata["labels"]["sidecar.istio.io/inject"] == "false"
+        assert metadata["annotations"]["linkerd.io/inject"] == "disabled"
 
 
 def test_the_cache_survives_an_uninstall() -> None:
@@ -96,33 +180,6 @@ def test_another_model_gets_another_job_and_another_directory() -> None:
     assert environment(other, "pvc-cache")["STORAGE_URI"] != mounted
 
 
-def fill(tmp_path: Path, initializer: str) -> subprocess.CompletedProcess[str]:
-    """Run the Job's own script against a directory, with a download of our making."""
-    [job] = [o for (kind, _), o in render(scenario="pvc-cache").items() if kind == "Job"]
-    script, uri, _directory = job["spec"]["template"]["spec"]["containers"][0]["args"]
-    download = tmp_path / "initializer"
-    download.write_text(f"#!/bin/sh\n{initializer}\n")
-    download.chmod(0o755)
-    script = script.replace("/storage-initializer/scripts/initializer-entrypoint", str(download))
-    (tmp_path / "cache").mkdir(exist_ok=True)
-    script = script.replace("/cache", str(tmp_path / "cache"))
-    return subprocess.run(["sh", "-euc", script, uri, "model"], capture_output=True, text=True)
-
-
-def test_the_cache_shows_the_weights_only_when_all_are_there(tmp_path: Path) -> None:
-    model = tmp_path / "cache" / "model"
-    model.mkdir(parents=True)  # the kubelet makes it for a replica that started first
-    assert fill(tmp_path, 'mkdir -p "$2"; touch "$2/config.json"; exit 1').returncode != 0
-    assert not list(model.iterdir())
-    assert fill(tmp_path, 'mkdir "$2"; touch "$2/config.json" "$2/model.safetensors"').returncode == 0
-    assert {p.name for p in model.iterdir()} == {"config.json", "model.safetensors"}
-
-
-def test_a_full_cache_is_not_filled_again(tmp_path: Path) -> None:
-    fill(tmp_path, 'mkdir "$2"; touch "$2/config.json"')
-    assert fill(tmp_path, "exit 1").returncode == 0
-
-
 # ---- Secrets ----
 
 
@@ -133,7 +190,7 @@ def test_an_existing_token_is_attached_to_the_service_account() -> None:
 
 
 def test_a_token_in_the_values_becomes_a_secret() -> None:
-    objects = render({"hfToken.token": "hf_x"})
+    objects = render({"hfToken.token": "hf_x", "hfToken.secretName": ""})
     assert objects[("Secret", "mistral-7b-hf-token")]["stringData"] == {"HF_TOKEN": "hf_x"}
     assert objects[("ServiceAccount", "mistral-7b")]["secrets"] == [{"name": "mistral-7b-hf-token"}]
 
@@ -151,5 +208,5 @@ def test_api_keys_are_mounted_so_that_a_rotation_arrives(values: dict[str, objec
 
 
 def test_secrets_never_stand_in_the_inference_service() -> None:
-    assert "hf_x" not in str(inference_service({"hfToken.token": "hf_x", "apiKeys.keys": ["a-long-key"]}))
+    assert "hf_x" not in str(inference_service({"hfToken.token": "hf_x", "hfToken.secretName": ""}))
     assert "a-long-key" not in str(inference_service({"apiKeys.keys": ["a-long-key"]}))

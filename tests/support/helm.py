@@ -15,11 +15,14 @@ SCENARIOS = sorted(scenarios())
 Values = Mapping[str, Any]
 """Dotted paths and what to set there, such as `{"scaling.minReplicas": 1}`."""
 NONE: Values = {}
+RELEASE_NAME = "mistral-7b"
 
 
-def render(values: Values = NONE, scenario: str | None = None, chart: Path = CHART) -> dict[Key, Object]:
-    """Return the objects by kind and name."""
-    return load(_render(json.dumps(values), scenario, chart))
+def render(
+    values: Values = NONE, scenario: str | None = None, chart: Path = CHART, release: str = RELEASE_NAME
+) -> dict[Key, Object]:
+    """Return the objects by kind and name; without a scenario of `gfd`, which are the chart's defaults and a token."""
+    return load(_render(json.dumps(values), scenario, chart, release))
 
 
 def inference_service(values: Values = NONE, scenario: str | None = None, chart: Path = CHART) -> Object:
@@ -44,6 +47,12 @@ def environment(values: Values = NONE, scenario: str | None = None) -> dict[str,
     return {e["name"]: e.get("value") for e in container(values, scenario)["env"]}
 
 
+def helm_test_pod(values: Values = NONE) -> Object:
+    """Return the pod of `helm test`, which is a hook and no part of `render`."""
+    shown = helm_template("--values", str(scenarios()["gfd"]), *_sets(values), hooks=True)
+    return load(shown)[("Pod", "mistral-7b-test")]
+
+
 def notes(values: Values = NONE, scenario: str | None = None) -> str:
     """Return NOTES.txt as `helm install` prints it; no other command does, so a template asks for it."""
     text = '{{ include "mistral-7b/templates/NOTES.txt" . | toJson }}'
@@ -51,18 +60,26 @@ def notes(values: Values = NONE, scenario: str | None = None) -> str:
     return render({**values, "extraObjects": [probe]}, scenario)[("Notes", "notes")]["text"]
 
 
-def refusal(values: Values, scenario: str | None = None) -> str:
+def refusal(values: Values, scenario: str | None = None, release: str = RELEASE_NAME) -> str:
     """Return what Helm says when it refuses the values."""
+    return _refusal(json.dumps(values), scenario, release)
+
+
+@cache
+def _refusal(values: str, scenario: str | None, release: str) -> str:
     try:
-        render(values, scenario)
+        _render(values, scenario, CHART, release)
     except subprocess.CalledProcessError as error:
-        return error.stderr
+        return str(error.stderr)
     raise AssertionError(f"Helm accepted {values}")
 
 
 @cache
-def _render(values: str, scenario: str | None, chart: Path) -> str:
-    arguments = ["--values", str(scenarios()[scenario])] if scenario else []
-    for path, value in json.loads(values).items():
-        arguments += ["--set-json", f"{path}={json.dumps(value)}"]
-    return helm_template(*arguments, chart=chart)
+def _render(values: str, scenario: str | None, chart: Path, release: str = RELEASE_NAME) -> str:
+    arguments = ["--values", str(scenarios()[scenario or "gfd"])]
+    return helm_template(*arguments, *_sets(json.loads(values)), chart=chart, release=release)
+
+
+def _sets(values: Values) -> list[str]:
+    """Return the arguments of Helm that set the values."""
+    return [part for path, value in values.items() for part in ("--set-json", f"{path}={json.dumps(value)}")]

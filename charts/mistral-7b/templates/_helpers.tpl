@@ -1,23 +1,23 @@
-{{/* Names, labels, and every figure that more than one object uses. */}}
+{{/* Names, labels, image and secrets. */}}
 
 {{- define "mistral.fullname" -}}
 {{- /* 40 characters: Knative appends to it and the result must stay a DNS label. */ -}}
 {{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- .Values.fullnameOverride | trunc 40 | regexFind "^.*[^-]" -}}
 {{- else -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
 {{- if contains $name .Release.Name -}}
-{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- .Release.Name | trunc 40 | regexFind "^.*[^-]" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | regexFind "^.*[^-]" -}}
 {{- end -}}
 {{- end -}}
 {{- end }}
 
 {{/* For ever the same: nothing versioned, since these reach the pods and a change would be a new revision. */}}
 {{- define "mistral.selectorLabels" -}}
-app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{/* For objects that make no pods. */}}
@@ -26,6 +26,13 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- include "mistral.commonLabels" . }}
+{{- end }}
+
+{{- define "mistral.commonLabels" -}}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{/* How the pods of the InferenceService are found, in both modes: KServe sets it. */}}
@@ -33,11 +40,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 serving.kserve.io/inferenceservice: {{ include "mistral.fullname" . }}
 {{- end }}
 
+{{/* A digest decides; a tag beside it is for people. */}}
 {{- define "mistral.image" -}}
-{{- if .Values.image.digest -}}
-{{- printf "%s@%s" .Values.image.repository .Values.image.digest -}}
+{{- $image := .Values.image -}}
+{{- if and $image.digest $image.tag -}}
+{{- printf "%s:%s@%s" $image.repository $image.tag $image.digest -}}
+{{- else if $image.digest -}}
+{{- printf "%s@%s" $image.repository $image.digest -}}
 {{- else -}}
-{{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
+{{- printf "%s:%s" $image.repository (default .Chart.AppVersion $image.tag) -}}
 {{- end -}}
 {{- end }}
 
@@ -65,110 +76,10 @@ serving.kserve.io/inferenceservice: {{ include "mistral.fullname" . }}
 {{- if include "mistral.apiKeysSecretName" . -}}/etc/mistral/api-keys{{- else -}}{{ default "" .Values.server.apiKeyFile }}{{- end -}}
 {{- end }}
 
-{{/* The cached weights have their own directory for each uri: a new revision of the model never meets the old files. */}}
-{{- define "mistral.cacheDirectory" -}}
-{{- .Values.storage.uri | sha256sum | trunc 12 -}}
-{{- end }}
-
-{{- define "mistral.cacheClaim" -}}
-{{- printf "%s-weights" (include "mistral.fullname" .) -}}
-{{- end }}
-
-{{/* What KServe mounts at /mnt/models: the volume that the Job fills, or the place itself. */}}
-{{- define "mistral.storageUri" -}}
-{{- if .Values.storage.cache.enabled -}}
-{{- printf "pvc://%s/%s" (include "mistral.cacheClaim" .) (include "mistral.cacheDirectory" .) -}}
-{{- else -}}
-{{- .Values.storage.uri -}}
-{{- end -}}
-{{- end }}
-
-{{/* "true" when KServe's storage initializer downloads in the pod: not from a volume, not from an image. */}}
-{{- define "mistral.downloads" -}}
-{{- if and .Values.storage.uri (not (regexMatch "^(pvc|oci)" (include "mistral.storageUri" .))) -}}true{{- end -}}
-{{- end }}
-
-{{- define "mistral.storageContainerName" -}}
-{{- if .Values.storage.initializer.name -}}
-{{- .Values.storage.initializer.name -}}
-{{- else if .Values.storage.initializer.create -}}
-{{- printf "%s-%s" .Release.Namespace (include "mistral.fullname" .) -}}
-{{- end -}}
-{{- end }}
-
-{{/* Knative's cut, and KServe's: the server's own limit and the time a request may wait for a replica. */}}
-{{- define "mistral.timeout" -}}
-{{- add (int64 .Values.server.requestTimeoutSeconds) (int64 .Values.scaling.coldStartSeconds) -}}
-{{- end }}
-
-{{- define "mistral.drainSeconds" -}}
-{{- if kindIs "invalid" .Values.server.drainSeconds -}}
-{{- int64 .Values.server.requestTimeoutSeconds -}}
-{{- else -}}
-{{- int64 .Values.server.drainSeconds -}}
-{{- end -}}
-{{- end }}
-
-{{/* As many requests as the server has places for: running and waiting. */}}
-{{- define "mistral.containerConcurrency" -}}
-{{- add (int64 .Values.server.maxBatchSize) (int64 .Values.server.maxQueueSize) -}}
-{{- end }}
-
-{{- define "mistral.scaleTarget" -}}
-{{- if kindIs "invalid" .Values.scaling.target -}}
-{{- int64 .Values.server.maxBatchSize -}}
-{{- else -}}
-{{- int64 .Values.scaling.target -}}
-{{- end -}}
-{{- end }}
-
-{{- define "mistral.nodeSelector" -}}
-{{- $presets := dict
-  "gfd" (dict "nvidia.com/gpu.product" "NVIDIA-A10G")
-  "eks" (dict "node.kubernetes.io/instance-type" "g5.2xlarge")
-  "karpenter" (dict "karpenter.k8s.aws/instance-gpu-name" "a10g")
-  "eks-auto" (dict "eks.amazonaws.com/instance-gpu-name" "a10g")
-  "none" (dict) -}}
-{{- $selector := merge (deepCopy .Values.nodeSelector) (get $presets .Values.gpu.preset) -}}
-{{- with $selector }}{{ toYaml . }}{{ end -}}
-{{- end }}
-
-{{- define "mistral.tolerations" -}}
-{{- $tolerations := .Values.tolerations -}}
-{{- if .Values.gpu.count -}}
-{{- $tolerations = prepend $tolerations (dict "key" "nvidia.com/gpu" "operator" "Exists" "effect" "NoSchedule") -}}
-{{- end -}}
-{{- with $tolerations }}{{ toYaml . }}{{ end -}}
-{{- end }}
-
-{{/* The Knative flags without which Knative refuses this pod, one a line. */}}
-{{- define "mistral.neededKnativeFlags" -}}
-{{- if include "mistral.nodeSelector" . }}
-kubernetes.podspec-nodeselector
-{{- end }}
-{{- if include "mistral.tolerations" . }}
-kubernetes.podspec-tolerations
-{{- end }}
-{{- if .Values.affinity }}
-kubernetes.podspec-affinity
-{{- end }}
-{{- if .Values.runtimeClassName }}
-kubernetes.podspec-runtimeclassname
-{{- end }}
-{{- if .Values.priorityClassName }}
-kubernetes.podspec-priorityclassname
-{{- end }}
-{{- if .Values.topologySpreadConstraints }}
-kubernetes.podspec-topologyspreadconstraints
-{{- end }}
-{{- if .Values.podSecurityContext }}
-kubernetes.podspec-securitycontext
-{{- end }}
-{{- end }}
-
-{{/* The address inside the cluster. */}}
+{{/* The address inside the cluster; in Standard mode KServe puts the predictor's name into it. */}}
 {{- define "mistral.internalHost" -}}
-{{- printf "%s-predictor.%s.svc" (include "mistral.fullname" .) .Release.Namespace -}}
+{{- $predictor := list (include "mistral.fullname" .) .Values.rollout.standard.predictorName "predictor" | compact | join "-" -}}
+{{- printf "%s.%s.svc" $predictor .Release.Namespace -}}
 {{- end }}
 
 {{/* The series of this release, as the PodMonitor labels them. */}}
@@ -178,7 +89,23 @@ namespace={{ .Release.Namespace | quote }},inferenceservice={{ include "mistral.
 
 {{/* Secrets of the service account as a list of names. */}}
 {{- define "mistral.serviceAccountSecrets" -}}
-{{- range compact (prepend .Values.serviceAccount.secrets (include "mistral.hfSecretName" .)) }}
-- name: {{ . }}
+{{- range compact (prepend .Values.serviceAccount.secrets (include "mistral.hfSecretName" .)) | uniq }}
+- name: {{ . | quote }}
+{{- end }}
+{{- end }}
+
+{{/* The pods of a Job or a test finish, and a mesh's sidecar would not: labels. */}}
+{{- define "mistral.meshOptOutLabels" -}}
+sidecar.istio.io/inject: "false"
+{{- end }}
+
+{{- define "mistral.meshOptOutAnnotations" -}}
+sidecar.istio.io/inject: "false"
+linkerd.io/inject: disabled
+{{- end }}
+
+{{- define "mistral.imagePullSecrets" -}}
+{{- range .Values.image.pullSecrets }}
+- name: {{ . | quote }}
 {{- end }}
 {{- end }}

@@ -45,7 +45,7 @@ env:
   - name: HF_TOKEN
     valueFrom:
       secretKeyRef:
-        name: {{ . }}
+        name: {{ . | quote }}
         key: HF_TOKEN
   {{- end }}
   {{- else }}
@@ -59,7 +59,7 @@ env:
 resources:
   {{- $resources := deepCopy .Values.resources }}
   {{- if .Values.gpu.count }}
-  {{- $gpu := dict "nvidia.com/gpu" (.Values.gpu.count | toString) }}
+  {{- $gpu := dict .Values.gpu.resourceName (.Values.gpu.count | toString) }}
   {{- $resources = mustMergeOverwrite $resources (dict "requests" $gpu) (dict "limits" (deepCopy $gpu)) }}
   {{- end }}
   {{- toYaml $resources | nindent 2 }}
@@ -75,6 +75,8 @@ livenessProbe:
   httpGet: {{ toJson (dict "path" "/v2/health/live" "port" 8080) }}
   {{- toYaml .Values.probes.liveness | nindent 2 }}
 {{- if not $knative }}
+  # A server that no longer answers has nothing to drain; Knative knows no such field.
+  terminationGracePeriodSeconds: 10
 lifecycle:
   preStop:
     sleep:
@@ -98,27 +100,38 @@ volumeMounts:
     mountPath: /etc/mistral
     readOnly: true
   {{- end }}
+  {{- $writable := list }}
+  {{- range .Values.extraVolumes }}
+  {{- if hasKey . "emptyDir" }}{{ $writable = append $writable .name }}{{ end }}
+  {{- end }}
+  {{- range .Values.extraVolumeMounts }}
+  {{- /* Knative wants every mount of a Secret, a ConfigMap or a projection read-only. */}}
+  - {{ merge (dict) . (dict "readOnly" (not (has .name $writable))) | toYaml | nindent 4 | trim }}
+  {{- end }}
 {{- end }}
 
 {{- define "mistral.volumes" -}}
 - name: tmp
   emptyDir:
-    sizeLimit: {{ .Values.tmpSize }}
+    sizeLimit: {{ include "mistral.quantityText" .Values.tmpSize | quote }}
 - name: shm
   emptyDir:
     medium: Memory
-    sizeLimit: {{ .Values.shmSize }}
+    sizeLimit: {{ include "mistral.quantityText" .Values.shmSize | quote }}
 {{- if .Values.server.modelId }}
 - name: hub
   emptyDir:
-    sizeLimit: {{ .Values.hubCacheSize }}
+    sizeLimit: {{ include "mistral.quantityText" .Values.hubCacheSize | quote }}
 {{- end }}
 {{- with include "mistral.apiKeysSecretName" . }}
 - name: api-keys
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
     items:
       - key: api-keys
         path: api-keys
+{{- end }}
+{{- with .Values.extraVolumes }}
+{{ toYaml . }}
 {{- end }}
 {{- end }}

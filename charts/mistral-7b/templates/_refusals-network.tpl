@@ -1,0 +1,23 @@
+{{/* Refusals: network and monitoring. */}}
+
+{{- define "mistral.refusals.network" -}}
+{{- $v := .Values -}}
+{{- if $v.networkPolicy.enabled }}
+{{- if and (include "mistral.fetchesOverNetwork" .) (not $v.networkPolicy.egressPorts) (not $v.networkPolicy.extraEgress) }}
+- networkPolicy.egressPorts is empty, so the weights could not be downloaded; allow 443, or use a pvc:// or oci+native:// storage.uri.
+{{- end }}
+{{- if and (eq $v.inferenceService.mode "Knative") (not (has "knative-serving" $v.networkPolicy.ingressNamespaces)) }}
+- networkPolicy.ingressNamespaces does not list knative-serving, whose activator brings the requests; add it.
+{{- end }}
+{{- end }}
+{{- if and $v.logger.enabled (not $v.logger.url) }}
+- logger.enabled sends requests and answers away, and logger.url does not say where; set it.
+{{- end }}
+{{- end }}
+
+{{- define "mistral.refusals.monitoring" -}}
+{{- $v := .Values -}}
+{{- if and $v.monitoring.prometheusRule.enabled (not $v.monitoring.podMonitor.enabled) }}
+- monitoring.prometheusRule.enabled watches series that nothing would collect; set monitoring.podMonitor.enabled as well.
+{{- end }}
+{{- end }}
