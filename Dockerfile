@@ -15,8 +15,8 @@ RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /build
 COPY pyproject.toml requirements.lock ./
-# What pyproject.toml names, at the lock's versions. Wheels only: nothing here could compile.
-RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > runtime.txt \
+# What the extra `server` names, at the lock's versions. Wheels only: nothing here could compile.
+RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["server"], sep="\n")' > runtime.txt \
  && pip install --no-cache-dir --no-compile --only-binary :all: --constraint requirements.lock --requirement runtime.txt \
  && pip uninstall --yes pip
 # The bytecode is made here and never compared with its source again, so that a cold start neither compiles thousands of

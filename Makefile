@@ -8,7 +8,7 @@ DEMO = MISTRAL_MODEL_DIR="$$($(BIN)/python -m demo.make)"
 SERVE = $(BIN)/python -m model_server --model_name mistral-7b --http_port $(PORT)
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test fuzz check bench bench-quick promises soak lock image manifests
+.PHONY: help run dev test fuzz check bench bench-quick load soak gpu lock image manifests
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -26,10 +26,12 @@ fuzz: .venv/installed ## try thousands of requests on the server that runs on PO
 	$(BIN)/schemathesis run http://localhost:$(PORT)/openapi.json -H "Authorization: Bearer $${MISTRAL_API_KEY:-none}" \
 	  --exclude-checks positive_data_acceptance --max-time 300 --continue-on-failure
 
-check: .venv/installed ## what CI runs: format, lint, types, tests (chart and manifests among them)
+check: .venv/installed ## what CI runs: format, lint, types, imports, tests (chart and manifests among them)
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry .
+	$(BIN)/python -m charts.render_server --check
 	$(BIN)/python -m pytest -q
 
 bench: .venv/installed ## run the benchmarks: about 12 minutes on a quiet machine
@@ -38,11 +40,15 @@ bench: .venv/installed ## run the benchmarks: about 12 minutes on a quiet machin
 bench-quick: .venv/installed ## the same in two minutes, and less exact
 	$(BIN)/python -m benchmarks --quick
 
-promises: .venv/installed ## hold a server to its promises under load and faults: about ten minutes
-	$(BIN)/python -m benchmarks.promises
+load: .venv/installed ## test a server under load and faults: 15 minutes on a quiet machine
+	$(BIN)/python -m pytest -m load tests/load
 
-soak: .venv/installed ## twenty minutes at full load with clients that leave
-	$(BIN)/python -m benchmarks.promises --only soak --minutes 20
+soak: .venv/installed ## twenty minutes at full load with clients that disconnect
+	SOAK_MINUTES=20 $(BIN)/python -m pytest -m load tests/load -k memory_stays_flat -o timeout=3000
+
+gpu: .venv/installed ## the tests and figures that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m benchmarks roofline
 
 lock: ## make requirements.lock anew from pyproject.toml, in an environment of its own
 	rm -rf build/lock && python3.11 -m venv build/lock && build/lock/bin/pip install -q '.[dev]'
@@ -51,7 +57,8 @@ lock: ## make requirements.lock anew from pyproject.toml, in an environment of i
 image: ## build the container image with docker, podman or buildah
 	$$(docker info >/dev/null 2>&1 && echo docker || command -v podman || command -v buildah) build -t mistral-7b-kserve .
 
-manifests: .venv/installed ## render manifests/ from the chart
+manifests: .venv/installed ## write what is generated: the flags in chart and docs, manifests/, the chart's README
+	$(BIN)/python -m charts.render_server
 	$(BIN)/python -m charts.render_manifests
 
 .venv/installed: requirements.lock pyproject.toml

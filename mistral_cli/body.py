@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .failures import Misused
+from .exit_codes import Misused
 
 Body = dict[str, Any]
 
@@ -34,13 +34,13 @@ def build(prompt: str | None, data: str | None, file: Path | None, chat: bool, p
     return body | dict(map(_parameter, parameters))
 
 
-def streams(body: Body, wanted: bool | None, screen_is_live: bool) -> bool:
+def streams(body: Body, wanted: bool | None, on_terminal: bool) -> bool:
     """Tell whether to stream: as the flag says, else as the body says, else for a person and one answer."""
     if wanted is not None:
         return wanted
     if "stream" in body:
         return bool(body["stream"])
-    return screen_is_live and "instances" not in body and body.get("num_return_sequences", 1) == 1
+    return on_terminal and "instances" not in body and body.get("num_return_sequences", 1) == 1
 
 
 def _object(text: str, source: str) -> Body:

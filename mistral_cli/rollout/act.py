@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
 from ..cluster import INFERENCE_SERVICE, REVISION, Conflict, Kind, Object, Rejected, Unreachable
-from ..failures import Failure
+from ..exit_codes import Failure
 from . import changes, drift, knative, plan
 from .gates import Judgement, line
 from .goals import Goal, Parked

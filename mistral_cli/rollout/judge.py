@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..failures import Failure
+from ..exit_codes import Failure
 from .gates import Answer, Figures, Gates, Judgement, judge, judge_query
 from .measure import Endpoint, Meter, endpoint
 from .status import Status

@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from .. import answer as wire
-from ..failures import Failure, Incomplete
+from ..exit_codes import Failure, Incomplete
 from .gates import Answer, Figures, Gates
 
 CONNECT_S = 10.0

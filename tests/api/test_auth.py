@@ -15,7 +15,7 @@ import pytest
 
 from model_server.api.auth import ApiKeys
 from model_server.errors import StartupError
-from tests.conftest import ServerProcess
+from tests.support.server_process import ServerProcess
 
 KEY = "s3cret-Key.of+ours/1="
 OTHER = "another-key-of-ours"

@@ -56,7 +56,7 @@ def test_dependencies_have_a_layer_that_a_change_of_the_code_leaves_alone() -> N
 
 def test_dependencies_are_the_projects_at_the_versions_of_the_lock() -> None:
     [install] = [run for run in stages()["dependencies"].all("RUN") if "pip install" in run]
-    assert '["project"]["dependencies"]' in install
+    assert '["project"]["optional-dependencies"]["server"]' in install
     assert "--constraint requirements.lock" in install
     assert "--no-cache-dir" in install
     assert "--only-binary :all:" in install

@@ -11,7 +11,7 @@ from model_server.compute.fused_linear import MOST_ROWS, PADDED_SIZES, Projectio
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.kv_cache.dense import DenseKVCache
 from model_server.compute.runner import Runner
-from tests.conftest import tiny_mistral
+from tests.support.tiny_model import tiny_mistral
 
 pytestmark = pytest.mark.skipif(
     not packable(torch.float32, torch.device("cpu")), reason="oneDNN does not pack weights on this machine"

@@ -17,7 +17,7 @@ from model_server.compute.host_device import AsyncHostCopy, to_device
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.kv_cache.contiguous import ContiguousKVCache, flash_attention_unavailable_reason
 from model_server.compute.runner import Runner
-from tests.conftest import tiny_mistral
+from tests.support.tiny_model import tiny_mistral
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 

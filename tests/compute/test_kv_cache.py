@@ -25,9 +25,9 @@ from model_server.compute.kv_cache.contiguous import (
 )
 from model_server.engine.engine import Engine
 from model_server.errors import BadRequest, QueueFull, StartupError
-from tests.conftest import tiny_mistral
 from tests.engine.test_oracle import GREEDY, OWN_LANE, SHARED_LANE, answer, expected, prompt
 from tests.support.engine_requests import Gate, events, request, until
+from tests.support.tiny_model import tiny_mistral
 
 CPU = torch.device("cpu")
 MakeEngine = Callable[..., Engine]

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.promises import served
 from model_server.compute.fused_linear import PADDED_SIZES, Projection, packable
 from model_server.engine import idle
 from model_server.engine.engine import Engine
@@ -74,10 +73,6 @@ async def test_a_request_does_not_wait_until_everything_is_compiled(
     assert engine._pauses._compilations
     for _ in range(len(engine._pauses._compilations) + 1):
         once.release()
-
-
-def test_the_promises_about_memory_wait_for_the_rest() -> None:
-    assert idle.REST_S + 1 < served.AT_REST_S < idle.REST_S + 5
 
 
 async def test_after_a_rest_memory_is_handed_back_and_what_was_kept_with_it(

@@ -17,8 +17,8 @@ from model_server.compute.kv_cache.contiguous import ContiguousKVCache
 from model_server.compute.runner import Runner
 from model_server.compute.sampling import sample, sequence_sampler
 from model_server.request import SamplingParams
-from tests.conftest import tiny_mistral
 from tests.support.engine_requests import GREEDY
+from tests.support.tiny_model import tiny_mistral
 
 META = torch.device("meta")
 

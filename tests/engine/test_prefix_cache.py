@@ -16,9 +16,9 @@ from model_server.engine.engine import Engine
 from model_server.engine.prefix_cache import MIN_TOKENS, PrefixCache, num_common
 from model_server.request import Request
 from tests.compute.test_kv_cache import over_spans, spans_for  # noqa: F401 - a fixture
-from tests.conftest import tiny_mistral
 from tests.engine.test_oracle import SEED, expected, prompt
 from tests.support.engine_requests import GREEDY, Gate, events, request, until
+from tests.support.tiny_model import tiny_mistral
 
 MakeEngine = Callable[..., Engine]
 SHARED = prompt(100)

@@ -17,8 +17,8 @@ import httpx
 import pytest
 
 from benchmarks.process import Program, free_port
-from tests.conftest import ServerProcess
 from tests.support.faulty_server import HANG, KILL, MAX_ROWS, POISON
+from tests.support.server_process import ServerProcess
 
 PREDICT = "/v1/models/mistral-7b:predict"
 LONG = {"max_new_tokens": 400, "min_new_tokens": 400, "temperature": 0}

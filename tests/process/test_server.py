@@ -16,8 +16,8 @@ import httpx
 import pytest
 from kserve import InferenceRESTClient, RESTConfig
 
-from tests.conftest import ServerProcess
 from tests.support.malformed import MALFORMED
+from tests.support.server_process import ServerProcess
 
 PREDICT = "/v1/models/mistral-7b:predict"
 FOREVER = {"max_new_tokens": 4000, "min_new_tokens": 4000, "temperature": 0}

@@ -244,7 +244,7 @@ def _table() -> list[Malformed]:
         rows.append(Malformed(ascii(fields)[:60], json.dumps({"prompt": "Hello"} | fields).encode(), word))
     for word, body in _WRONG_BODIES:
         rows.append(Malformed(ascii(body)[:60], json.dumps(body).encode(), word))
-    rows += [Malformed(name, body, word) for name, word, body in _WRONG_BYTES]
+    rows += [Malformed(name, content, word) for name, word, content in _WRONG_BYTES]
     return rows
 
 

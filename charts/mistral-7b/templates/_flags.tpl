@@ -1,0 +1,20 @@
+{{/* Generated from model_server/settings.py by `python -m charts.render_server`. */}}
+{{- define "mistral.serverFlags" -}}
+modelDir
+modelId
+modelRevision
+dtype
+maxModelLen
+maxBatchSize
+maxQueueSize
+prefixCaching
+maxRequestBytes
+apiKeyFile
+drainSeconds
+requestTimeoutSeconds
+stallSeconds
+clientStallSeconds
+corsOrigins
+playground
+logFormat
+{{- end }}
