@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from ..rollout.capacity import quantity
 from ..rollout.observed import dig
-from .answer import Object, Seen
+from .answer import Answer, Object, Seen
 from .finding import Finding, missing, ok, unknown
 from .knative import needed_flags
 from .release import Release
@@ -31,8 +31,7 @@ def _service(release: Release, seen: Seen, where: Where) -> Finding:
     if tried.refused:
         return missing(name, tried.refused, _mend(tried.refused, release, where))
     if tried.value is None:
-        why = tried.unknown or "It cannot be tried before KServe and the namespace are there."
-        return unknown(name, why, where.rights())
+        return _untried(name, tried, "serving.kserve.io", seen, where)
     return ok(name, "accepted by KServe")
 
 
@@ -42,9 +41,17 @@ def _pod(release: Release, seen: Seen, where: Where) -> Finding:
     if tried.refused:
         return missing(name, tried.refused, _mend(tried.refused, release, where))
     if tried.value is None:
-        why = tried.unknown or "It cannot be tried before Knative and the namespace are there."
-        return unknown(name, why, where.rights())
+        return _untried(name, tried, "serving.knative.dev", seen, where)
     return ok(name, "accepted, and its pod too" if release.knative else "accepted")
+
+
+def _untried(name: str, tried: Answer[Object], group: str, seen: Seen, where: Where) -> Finding:
+    if tried.unknown:
+        return unknown(name, tried.unknown, where.rights())
+    if seen.namespace.value is None:
+        why = f"It cannot be tried before namespace {where.namespace} is there."
+        return unknown(name, why, where.kubectl("create", "namespace", where.namespace))
+    return unknown(name, f"It cannot be tried before {group} is installed.", where.install(group))
 
 
 def _resources(release: Release, answered: Object, where: Where) -> Finding:
@@ -75,10 +82,9 @@ def _resources(release: Release, answered: Object, where: Where) -> Finding:
 
 
 def _mend(sentence: str, release: Release, where: Where) -> str:
-    for pattern, mend in MENDS:
-        if found := re.search(pattern, sentence):
-            return mend(found, release, where)
-    return where.here("apply", "--dry-run=server", "-f", "RENDERED.yaml")
+    """Return the commands for everything that the sentence names: a webhook lists several objections at once."""
+    mends = [mend(found, release, where) for pattern, mend in MENDS if (found := re.search(pattern, sentence))]
+    return " && ".join(dict.fromkeys(mends)) or where.here("apply", "--dry-run=server", "-f", "RENDERED.yaml")
 
 
 def _flags(found: re.Match[str], release: Release, where: Where) -> str:

@@ -11,12 +11,16 @@ ENDPOINT = "https://huggingface.co"
 TIMEOUT_S = 15
 
 
-def look(address: str, token: str, endpoint: str) -> Answer[int]:
-    """Return the status that the hub answers for `hf://owner/model[:revision]`."""
+def url(address: str, endpoint: str = "") -> str:
+    """Return where the hub keeps the `config.json` of `hf://owner/model[:revision]`."""
     repository, _, revision = address.removeprefix(HUB).partition(":")
-    url = f"{(endpoint or ENDPOINT).rstrip('/')}/{repository}/resolve/{revision or 'main'}/config.json"
+    return f"{(endpoint or ENDPOINT).rstrip('/')}/{repository}/resolve/{revision or 'main'}/config.json"
+
+
+def look(address: str, token: str, endpoint: str) -> Answer[int]:
+    """Return the status that the hub answers."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        return Answer(httpx.head(url, headers=headers, timeout=TIMEOUT_S).status_code)
+        return Answer(httpx.head(url(address, endpoint), headers=headers, timeout=TIMEOUT_S).status_code)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return Answer(unknown=f"{endpoint or ENDPOINT} does not answer this machine: {error or type(error).__name__}")

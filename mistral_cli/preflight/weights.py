@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable
 
 from ..rollout.observed import dig
+from . import hub
 from .answer import Answer, Object, Outside, Seen
 from .finding import Finding, missing, ok, unknown
-from .release import HUB, Release, SecretUse
+from .release import Release, SecretUse
 from .where import Where
 
 TOKEN = "HF_TOKEN"
@@ -89,8 +90,7 @@ def _supports(each: Object, uri: str) -> bool:
 
 def _repository(address: str, answer: Answer[int], release: Release, seen: Seen, where: Where) -> Finding:
     name = "Model repository"
-    repository = address.removeprefix(HUB).partition(":")[0]
-    ask = f'curl -sI -H "Authorization: Bearer ${TOKEN}" HUB/{repository}/resolve/main/config.json'
+    ask = f'curl -sI -H "Authorization: Bearer ${TOKEN}" {hub.url(address, release.hub_endpoint)}'
     if answer.unknown or answer.value is None:
         return unknown(name, answer.unknown or "The hub was not asked.", ask)
     if answer.value < 400:
