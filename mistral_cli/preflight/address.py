@@ -46,6 +46,8 @@ def check(release: Release, seen: Seen, outside: Outside, where: Where) -> Itera
                 f"{asked} does not resolve from here: send requests to the gateway, with the service's host in `Host`."
             )
             yield unknown(NAME, said, look)
+    elif (config := seen.configs.get("config-domain", Answer())).unknown:
+        yield unknown(NAME, config.unknown, where.cluster_rights())
     elif release.knative:
         said = "Knative has no domain that is known outside the cluster (config-domain)."
         yield unknown(NAME, said, where.configure("config-domain", **{"models.example.com": ""}))

@@ -129,7 +129,7 @@ OBSTACLES = [
     Obstacle("the GPU is of another kind", "Nodes", 'nodeSelector={"nvidia.com/gpu.product": "NVIDIA-L4"}',
              lambda s: s.store.put(NODE, cluster.node({"nvidia.com/gpu.product": "NVIDIA-L4"}))),
     Obstacle("the device plugin is missing", "Nodes", "gpu-operator",
-             lambda s: s.store.put(NODE, cluster.node(**{"nvidia.com/gpu": "0"}))),
+             lambda s: s.store.put(NODE, cluster.node(None, **{"nvidia.com/gpu": "0"}))),
     Obstacle("the node is too small", "Nodes", "resources.requests.memory=8Gi",
              lambda s: s.store.put(NODE, cluster.node(memory="8Gi"))),
     Obstacle("the node's taint is not tolerated", "Nodes", '"key": "team"',

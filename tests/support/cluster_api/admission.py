@@ -7,6 +7,7 @@ The rules are KServe 0.20's defaults (`inference_service_defaults.go`) and Knati
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +111,7 @@ def cluster_that_lacks_nothing() -> AdmittingStore:
     return store
 
 
-def node(labels: Object | None = None, **allocatable: str) -> Object:
+def node(labels: Mapping[str, str] | None = None, **allocatable: str) -> Object:
     """Return a node with two A10Gs, as NVIDIA's operator labels it."""
     own = {
         "nvidia.com/gpu.product": "NVIDIA-A10G",
