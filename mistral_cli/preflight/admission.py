@@ -12,7 +12,7 @@ from .answer import Answer, Object, Seen
 from .finding import Finding, missing, ok, unknown
 from .knative import needed_flags
 from .release import Release
-from .where import Where
+from .where import KNATIVE_NAMESPACE, Where
 
 MENDABLE = ("cpu", "memory")
 Mend = Callable[[re.Match[str], Release, Where], str]
@@ -108,13 +108,13 @@ def _amounts(said: str) -> dict[str, str]:
 
 
 def _webhook(found: re.Match[str], release: Release, where: Where) -> str:
-    deployment = "kserve-controller-manager" if "kserve" in found[1] else "webhook"
-    namespace = found[2] if found[2] else ("kserve" if "kserve" in found[1] else "knative-serving")
+    kserve = "kserve" in found[1]
+    namespace, deployment = ("kserve", "kserve-controller-manager") if kserve else (KNATIVE_NAMESPACE, "webhook")
     return where.kubectl("-n", namespace, "rollout", "status", f"deployment/{deployment}")
 
 
 MENDS: tuple[tuple[str, Mend], ...] = (
-    (r"failed calling webhook \"([^\"]+)\".*?(?:\.([a-z0-9-]+)\.svc)?", _webhook),
+    (r"failed calling webhook \"([^\"]+)\"", _webhook),
     (r"exceeded quota: (\S+), requested: (\S+), used: (\S+), limited", _quota),
     (r"must not set the field|is disabled|feature is disabled", _flags),
     (r"expected 0 <= (\d+) <= \d+", _timeout),
