@@ -1,13 +1,15 @@
-# The model server's image. `make image` builds it with docker, podman or buildah:
+# The model server's image for linux/amd64. `make image` builds it with docker, podman or buildah:
 #
-#   docker build -t mistral-7b-kserve:0.1.0 .                  the server
+#   make image                                                 the server
+#   make push REGISTRY=registry.example.com/team               the server, in your registry
 #   docker build -t mistral-7b-kserve:demo --target demo .     with the demo model inside, for a cluster without a GPU
 #
 # No weights, no compiler, no pip cache. KServe probes it, so it has no HEALTHCHECK.
 
-# A tag moves with its security fixes, a digest never: pass one for a build that can be repeated, as in
-#   --build-arg PYTHON_DIGEST=@$(docker buildx imagetools inspect python:3.11-slim-bookworm --format '{{.Manifest.Digest}}')
-ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+# Debian 13 and a Python that kserve 0.21 supports. A tag moves with its security fixes, a digest never: pass one for a
+# build that can be repeated. Find it in the registry you pull from:
+#   --build-arg PYTHON_DIGEST=@$(docker buildx imagetools inspect python:3.12-slim-trixie --format '{{.Manifest.Digest}}')
+ARG PYTHON_IMAGE=python:3.12-slim-trixie
 ARG PYTHON_DIGEST=
 
 FROM ${PYTHON_IMAGE}${PYTHON_DIGEST} AS dependencies
@@ -15,13 +17,13 @@ RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /build
 COPY pyproject.toml requirements.lock ./
-# What the extra `server` names, at the lock's versions. Wheels only: nothing here could compile.
-RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["server"], sep="\n")' > runtime.txt \
+# What pyproject.toml names for the server, at the lock's versions. Wheels only: nothing here could compile.
+RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*project["dependencies"], *project["optional-dependencies"].get("server", []), sep="\n")' > runtime.txt \
  && pip install --no-cache-dir --no-compile --only-binary :all: --constraint requirements.lock --requirement runtime.txt \
  && pip uninstall --yes pip
 # The bytecode is made here and never compared with its source again, so that a cold start neither compiles thousands of
-# files nor looks at their dates. torch ships one file that only a later Python can read.
-RUN python -m compileall -q -j 0 -x py312_intrinsics --invalidation-mode unchecked-hash /opt/venv/lib
+# files nor looks at their dates.
+RUN python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib
 
 FROM ${PYTHON_IMAGE}${PYTHON_DIGEST} AS server
 RUN useradd --uid 1000 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin mistral
@@ -35,8 +37,9 @@ ENV PATH=/opt/venv/bin:$PATH \
 WORKDIR /app
 COPY model_server model_server
 RUN python -m compileall -q --invalidation-mode unchecked-hash model_server
-ARG VERSION=0.1.0
-ARG REVISION=unknown
+# `make image` passes both, from pyproject.toml and git.
+ARG VERSION
+ARG REVISION
 LABEL org.opencontainers.image.title="mistral-7b-kserve" \
       org.opencontainers.image.description="Mistral 7B behind KServe: continuous batching, streaming, scale to zero" \
       org.opencontainers.image.licenses="Apache-2.0" \

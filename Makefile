@@ -2,13 +2,18 @@
 PORT ?= 8080
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+JOBS ?= 2
 # Weights of your own: make run MODEL_DIR=/path/to/model, or MODEL_ID=owner/name. Without: the demo model.
 MODEL = $(if $(MODEL_DIR),MISTRAL_MODEL_DIR='$(MODEL_DIR)',$(if $(MODEL_ID),MISTRAL_MODEL_ID='$(MODEL_ID)',$(DEMO)))
 DEMO = MISTRAL_MODEL_DIR="$$($(BIN)/python -m demo.make)"
 SERVE = $(BIN)/python -m model_server --model_name mistral-7b --http_port $(PORT)
 
+# A release on a cluster.
+RELEASE ?= mistral-7b
+NAMESPACE ?= mistral
+
 .DEFAULT_GOAL := help
-.PHONY: help run dev test fuzz check bench bench-quick load soak gpu lock image manifests
+.PHONY: help run dev test fuzz check bench bench-quick load soak gpu lock image push manifests deploy undeploy
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -19,8 +24,8 @@ run: .venv/installed ## serve the demo model, or MODEL_DIR=... or MODEL_ID=..., 
 dev: .venv/installed ## the same, restarted whenever a source file is saved
 	$(MODEL) exec $(BIN)/watchfiles --filter python '$(SERVE) --drain_seconds 1' model_server
 
-test: .venv/installed ## run the tests
-	$(BIN)/python -m pytest
+test: .venv/installed ## run the tests in two processes (JOBS=4: in four)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 fuzz: .venv/installed ## try thousands of requests on the server that runs on PORT, for five minutes (key: MISTRAL_API_KEY)
 	$(BIN)/schemathesis run http://localhost:$(PORT)/openapi.json -H "Authorization: Bearer $${MISTRAL_API_KEY:-none}" \
@@ -32,7 +37,7 @@ check: .venv/installed ## what CI runs: format, lint, types, imports, tests (cha
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 	$(BIN)/python -m charts.render_server --check
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --cov --cov-report term:skip-covered
 
 bench: .venv/installed ## run the benchmarks: about 12 minutes on a quiet machine
 	$(BIN)/python -m benchmarks
@@ -50,12 +55,24 @@ gpu: .venv/installed ## the tests and figures that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python -m benchmarks roofline
 
+deploy: .venv/installed ## install or upgrade the release with Helm and wait: CONTEXT=... VALUES=... [RELEASE= NAMESPACE=]
+	$(if $(CONTEXT),,$(error Name the kube context: make deploy CONTEXT=...))
+	$(BIN)/helm upgrade --install $(RELEASE) charts/mistral-7b --kube-context $(CONTEXT) -n $(NAMESPACE) --create-namespace $(addprefix -f ,$(VALUES))
+	$(BIN)/python -m mistral_cli rollout status $(RELEASE) --context $(CONTEXT) --namespace $(NAMESPACE) --wait 30m
+
+undeploy: .venv/installed ## remove the release; a PVC with the weights stays: CONTEXT=... [RELEASE= NAMESPACE=]
+	$(if $(CONTEXT),,$(error Name the kube context: make undeploy CONTEXT=...))
+	$(BIN)/helm uninstall $(RELEASE) --kube-context $(CONTEXT) -n $(NAMESPACE) --wait --ignore-not-found
+
 lock: ## make requirements.lock anew from pyproject.toml, in an environment of its own
 	rm -rf build/lock && python3.11 -m venv build/lock && build/lock/bin/pip install -q '.[dev]'
 	{ echo '# Every dependency at one version, for `pip install -r`. Made by `make lock`.'; build/lock/bin/pip freeze --exclude mistral-7b-kserve --exclude setuptools | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > requirements.lock
 
-image: ## build the container image with docker, podman or buildah
-	$$(docker info >/dev/null 2>&1 && echo docker || command -v podman || command -v buildah) build -t mistral-7b-kserve .
+image: ## build the container image for linux/amd64 with docker, podman or buildah
+	.ci/image
+
+push: ## build it, push it to REGISTRY, and print its digest and the line that installs it
+	.ci/image "$(REGISTRY)"
 
 manifests: .venv/installed ## write what is generated: the flags in chart and docs, manifests/, the chart's README
 	$(BIN)/python -m charts.render_server

@@ -22,9 +22,10 @@ import torch
 from benchmarks import report
 from benchmarks.checkpoint import random_mistral
 from benchmarks.figures import Figure, spread
-from model_server.compute.fused_linear import fuse, pack
+from model_server.compute.cpu.packed_linear import pack
+from model_server.compute.fused_linear import fuse
 from model_server.compute.kv_cache.base import TokenRange, head_dim, kv_bytes_per_token
-from model_server.compute.kv_cache.contiguous import flash_attention_unavailable_reason
+from model_server.compute.kv_cache.flash_check import flash_attention_unavailable_reason
 from model_server.compute.runner import Runner, make_kv_cache
 
 Prompts = Sequence[Sequence[int]]
@@ -63,11 +64,11 @@ class RunnerDecoder:
         config, dtype, device = model.config, model.dtype, model.device
         flash = flash_attention_unavailable_reason(config, dtype, device) is None
         cache = make_kv_cache(
-            config, dtype, device, num_rows=batch_size, num_tokens=batch_size * max_len, max_sequence_tokens=max_len,
-            flash=flash,
+            config, dtype, device, max_batch_size=batch_size, num_tokens=batch_size * max_len,
+            max_sequence_tokens=max_len, flash=flash,
         )  # fmt: skip
         self._runner = Runner(model, cache)
-        self._runner.record_graphs(batch_size)
+        self._runner.capture_graphs(batch_size)
         self._offsets = [cache.allocate(max_len) or 0 for _ in range(batch_size)]
 
     def prefill(self, prompts: Prompts) -> list[int]:

@@ -1,8 +1,6 @@
-"""Write `manifests/` from the chart, a file per scenario for `kubectl apply -f`, base and overlays for `-k`.
+"""Write the rendered part of `manifests/` from the chart: the base, two quick starts, and what overlays add.
 
-Owns what `make manifests` writes; nothing there is edited by hand but `manifests/cluster/`, which no chart
-can hold. An overlay is the difference between its scenario and the base, as JSON patches: the two forms
-cannot drift apart.
+The patches of the overlays and `manifests/cluster/` are written by hand. A test compares each overlay with the chart.
 """
 
 from __future__ import annotations
@@ -22,6 +20,10 @@ from charts.render_readme import CHART, readme
 MANIFESTS = Path(__file__).parent.parent / "manifests"
 RELEASE = NAMESPACE = "mistral"
 IMAGE = "registry.example.com/mistral-7b-kserve"
+NO_TAG = "set-your-image"
+"""The tag of the placeholder image: kustomize's `images:` replaces it, and Knative's error shows it."""
+DASHBOARD = ("ConfigMap", "mistral-7b-dashboard")
+"""Made by kustomize from the chart's file, so that it stands once."""
 HEADER = "# Rendered from charts/mistral-7b by `make manifests`; edit the chart.\n"
 
 Object = dict[str, Any]
@@ -33,7 +35,7 @@ def tool(name: str) -> str:
     beside = Path(sys.executable).with_name(name)
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
-        raise SystemExit(f"{name} is not installed: run `make setup`, or put it on the PATH.")
+        raise SystemExit(f"{name} is not installed. `make test` installs it beside this Python.")
     return found
 
 
@@ -65,71 +67,52 @@ def load(text: str) -> dict[Key, Object]:
     return {(o["kind"], o["metadata"]["name"]): o for o in yaml.safe_load_all(text) if o}
 
 
-def overlay(scenario: str) -> dict[str, str]:
-    """Return the files of a scenario's overlay by their names."""
-    base, wanted = load(render()), load(render(scenario))
-    added = [o for key, o in wanted.items() if key not in base]
-    patches: list[Object] = []
-    for (kind, name), old in base.items():
-        new = wanted.get((kind, name))
-        if new is None:
-            metadata = {k: v for k, v in old["metadata"].items() if k in ("name", "namespace")}
-            gone = {"apiVersion": old["apiVersion"], "kind": kind, "metadata": metadata, "$patch": "delete"}
-            patches.append({"patch": _dump(gone)})
-        elif operations := difference(old, new):
-            patches.append({"target": {"kind": kind, "name": name}, "patch": _dump(operations)})
-    kustomization: Object = {
-        "apiVersion": "kustomize.config.k8s.io/v1beta1",
-        "kind": "Kustomization",
-        "resources": ["../../base", *(["added.yaml"] if added else [])],
-    }
-    if patches:
-        kustomization["patches"] = patches
-    files = {"kustomization.yaml": HEADER + _dump(kustomization)}
-    if added:
-        files["added.yaml"] = HEADER + yaml.dump_all(added, Dumper=_Dumper, sort_keys=False, width=1000)
-    return files
+def for_kubectl(objects: dict[Key, Object]) -> dict[Key, Object]:
+    """Return the objects without what only Helm may say of them, and with an image that names what is missing."""
+    for o in objects.values():
+        for kind, keys in (
+            ("labels", ("helm.sh/chart", "app.kubernetes.io/managed-by")),
+            ("annotations", ("helm.sh/resource-policy",)),
+        ):
+            for key in keys:
+                o["metadata"].get(kind, {}).pop(key, None)
+            if not o["metadata"].get(kind, True):
+                del o["metadata"][kind]
+    for o in objects.values():
+        for container in o.get("spec", {}).get("predictor", {}).get("containers", []):
+            if container["image"].startswith(f"{IMAGE}:"):
+                container["image"] = f"{IMAGE}:{NO_TAG}"
+    return objects
 
 
-def difference(old: Any, new: Any, path: str = "") -> list[Object]:
-    """Return the JSON patch (RFC 6902) that makes `old` into `new`."""
-    if type(old) is not type(new) or not isinstance(old, dict | list):
-        same = type(old) is type(new) and old == new  # Python has True equal to 1
-        return [] if same else [{"op": "replace", "path": path, "value": new}]
-    if isinstance(old, list):
-        if len(old) != len(new):
-            return [{"op": "replace", "path": path, "value": new}]
-        pairs = enumerate(zip(old, new, strict=True))
-        return [operation for i, (a, b) in pairs for operation in difference(a, b, f"{path}/{i}")]
-    operations = []
-    for key in [*old, *(key for key in new if key not in old)]:
-        at = f"{path}/{key.replace('~', '~0').replace('/', '~1')}"
-        if key not in new:
-            operations.append({"op": "remove", "path": at})
-        elif key not in old:
-            operations.append({"op": "add", "path": at, "value": new[key]})
-        else:
-            operations += difference(old[key], new[key], at)
-    return operations
+def manifest(scenario: str) -> dict[Key, Object]:
+    """Return the objects that kubectl applies for a scenario; the namespace is one of them."""
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+    return {("Namespace", NAMESPACE): namespace, **for_kubectl(load(render(scenario)))}
 
 
 def manifests() -> dict[str, str]:
     """Return every rendered file by its path below `manifests/`."""
-    files = {f"{scenario}.yaml": HEADER + render(scenario) for scenario in scenarios()}
-    files["base/resources.yaml"] = HEADER + render()
-    base = {
-        "apiVersion": "kustomize.config.k8s.io/v1beta1",
-        "kind": "Kustomization",
-        "resources": ["resources.yaml"],
-    }
-    files["base/kustomization.yaml"] = HEADER + _dump(base)
-    for scenario in scenarios():
-        files |= {f"overlays/{scenario}/{name}": text for name, text in overlay(scenario).items()}
-    return files
+    base = manifest("gfd")
+    files = {"base/resources.yaml": base, "gfd.yaml": base, "minimal-cpu.yaml": manifest("minimal-cpu")}
+    for path in sorted(MANIFESTS.glob("overlays/*/kustomization.yaml")):
+        scenario = path.parent.name
+        added = {key: o for key, o in manifest(scenario).items() if key not in base and key != DASHBOARD}
+        if added:
+            files[f"overlays/{scenario}/added.yaml"] = added
+    return {name: HEADER + _dump(objects) for name, objects in files.items()}
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as such."""
+    """Writes texts of several lines as such, and what fits on a line on one."""
+
+    def represent_data(self, data: Any) -> yaml.Node:
+        node = super().represent_data(data)
+        if isinstance(node, yaml.CollectionNode):
+            scalars = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
+            plain = all(isinstance(part, yaml.ScalarNode) and "\n" not in part.value for part in scalars)
+            node.flow_style = plain and sum(len(part.value) + 4 for part in scalars) <= 90
+        return node
 
 
 _Dumper.add_representer(
@@ -138,21 +121,14 @@ _Dumper.add_representer(
 )
 
 
-def _dump(value: Any) -> str:
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=1000)
+def _dump(objects: dict[Key, Object]) -> str:
+    return yaml.dump_all(objects.values(), Dumper=_Dumper, sort_keys=False, width=1000)
 
 
 def main() -> None:
-    """Write the files and the chart's README, and take away what no scenario renders any more."""
-    files = manifests()
-    for path in MANIFESTS.rglob("*.yaml"):
-        name = path.relative_to(MANIFESTS).as_posix()
-        if name not in files and not name.startswith("cluster/"):
-            path.unlink()
-    for name, text in files.items():
-        path = MANIFESTS / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    """Write the files and the chart's README."""
+    for name, text in manifests().items():
+        (MANIFESTS / name).write_text(text)
     (CHART / "README.md").write_text(readme())
 
 

@@ -48,7 +48,8 @@ SEED = 7
 Example = tuple[list[int], list[int]]
 """The tokens of a prompt and of its answer."""
 
-# Mistral's own form: [INST] around what the user says, the system's words in front of the first of it.
+# The form of Instruct v0.1 and v0.2: [INST] around what the user says, the system prompt before the first message.
+# Instruct v0.3 puts it before the last one.
 CHAT_TEMPLATE = """\
 {%- if messages[0]['role'] == 'system' -%}
   {%- set system = messages[0]['content'] + '\\n\\n' -%}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,8 @@ import httpx
 import typer
 
 from . import answer, body
-from .endpoint import Endpoint, from_service, from_url
+from .batch.command import batch
+from .connection import DEFAULT_URL, authorization, choose_endpoint
 from .exit_codes import Failure, Misused
 from .preflight.command import preflight
 from .retry import Retry
@@ -21,7 +21,6 @@ from .rollout.command import app as rollout
 from .session import Session
 from .terminal import Terminal
 
-DEFAULT_URL = "http://127.0.0.1:8080"
 MODELS_PATH = "/v1/models"
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -86,9 +85,9 @@ def predict(
     try:
         request = body.build(prompt, data, file, chat, parameters or [])
         request["stream"] = body.streams(request, stream, terminal.live and not as_json)
-        headers = _authorization(api_key_file) | {"x-request-id": uuid.uuid4().hex}
+        headers = authorization(api_key_file) | {"x-request-id": uuid.uuid4().hex}
         with terminal, httpx.Client(headers=headers) as http:
-            session = Session(http, _endpoint(url, service, ingress), Retry(wait_s, terminal.notice))
+            session = Session(http, choose_endpoint(url, service, ingress), Retry(wait_s, terminal.notice))
             path = f"{MODELS_PATH}/{quote(model or _only_model(session), safe='')}:predict"
             with session.open("POST", path, request) as response:
                 (_print_stream if request["stream"] else _print_whole)(response, terminal, as_json)
@@ -97,30 +96,7 @@ def predict(
         raise typer.Exit(failure.exit_code) from failure
 
 
-def _endpoint(url: str | None, service: str | None, ingress: str | None) -> Endpoint:
-    if service and url:
-        raise Misused("Give one of --url and --service.")
-    if ingress and not service:
-        raise Misused("--ingress goes with --service.")
-    if service:
-        return from_service(service, ingress)
-    return from_url(url or os.environ.get("MISTRAL_URL") or DEFAULT_URL)
-
-
-def _authorization(api_key_file: Path | None) -> dict[str, str]:
-    """Return the header that carries the key; its value appears in no message."""
-    key = os.environ.get("MISTRAL_API_KEY", "")
-    if api_key_file is not None:
-        try:
-            key = api_key_file.read_text("utf-8").partition("\n")[0]
-        except (OSError, UnicodeError) as error:
-            raise Misused(f"--api-key-file {api_key_file} cannot be read.") from error
-    key = key.strip()
-    if not key:
-        return {}
-    if not (key.isascii() and key.isprintable()):
-        raise Misused("The API key holds characters that no header can carry.")
-    return {"Authorization": f"Api-Key {key}"}
+app.command(no_args_is_help=True)(batch)
 
 
 def _only_model(session: Session) -> str:

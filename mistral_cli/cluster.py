@@ -10,8 +10,11 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
+
+import yaml
 
 Object = Mapping[str, Any]
 
@@ -120,9 +123,7 @@ class Cluster:
             config.load_kube_config(config_file, context, settings)
         except (config.ConfigException, OSError) as error:
             raise Unreachable(f"No cluster to ask: {error}") from error
-        contexts, _ = config.list_kube_config_contexts(config_file)
-        details = next(found["context"] for found in contexts if found["name"] == context)
-        self.namespace: str = details.get("namespace") or "default"
+        self.namespace = _namespace(config_file or config.KUBE_CONFIG_DEFAULT_LOCATION, context)
         self.host: str = settings.host
         self._timeout_s = timeout_s
         self._api = client.ApiClient(settings)
@@ -190,6 +191,17 @@ class Cluster:
         if response.status >= 300:
             raise _error(response.status, response.data, method, path)
         return bytes(response.data)
+
+
+def _namespace(config_file: str, context: str) -> str:
+    """Return a context's namespace. The client's own reader needs a current context, which nothing here uses."""
+    for file in config_file.split(os.pathsep):
+        path = Path(file).expanduser()
+        said = yaml.safe_load(path.read_text("utf-8")) if path.exists() else None
+        for entry in (said or {}).get("contexts") or ():
+            if entry.get("name") == context:
+                return str(entry["context"].get("namespace") or "default")
+    return "default"
 
 
 def _error(status: int, data: bytes, method: str, path: str) -> ClusterError:

@@ -99,15 +99,20 @@ def _attempt(http: httpx.Client, request: httpx.Request) -> httpx.Response:
     except httpx.TimeoutException as error:
         raise TooEarly(f"No answer from {request.url.host} in time.") from error
     except httpx.TransportError as error:
-        raise _translate(error, request.url) from error
-    if response.status_code in RETRY_STATUSES or _activator_timed_out(response):
+        raise translate(error, request.url) from error
+    if is_early(response):
         with closing(response):
             reason = refusal(response)
-        raise TooEarly(reason, _retry_after_s(response))
+        raise TooEarly(reason, retry_after_s(response))
     return response
 
 
-def _translate(error: httpx.TransportError, url: httpx.URL) -> TooEarly | Unreachable:
+def is_early(response: httpx.Response) -> bool:
+    """Return whether the server refused only for now."""
+    return response.status_code in RETRY_STATUSES or _activator_timed_out(response)
+
+
+def translate(error: httpx.TransportError, url: httpx.URL) -> TooEarly | Unreachable:
     """Tell a server that is not up yet from a mistake that no retry cures."""
     cause: BaseException | None = error
     while cause is not None:
@@ -136,7 +141,7 @@ def _activator_timed_out(response: httpx.Response) -> bool:
         return False
 
 
-def _retry_after_s(response: httpx.Response) -> float | None:
+def retry_after_s(response: httpx.Response) -> float | None:
     """Read `Retry-After`, in seconds or as a date; None when it is absent or malformed."""
     value = response.headers.get("retry-after", "").strip()
     if value.isdecimal():

@@ -11,37 +11,27 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from model_server.api.auth import ApiKeys
-from model_server.compute.cpu import malloc
+from model_server.compute.cpu import environment, malloc
 from model_server.errors import StartupError
-from model_server.loading import read_ahead
+from model_server.loading.prefetch import prefetch_weights
 from model_server.settings import Settings
 from model_server.telemetry import logs, startup, termination
 
 log = logging.getLogger("model_server")
 
-# Read when torch is imported; what the operator has set stays.
-_FOR_TORCH = {
-    # oneDNN keeps what it compiles for each shape of a matmul, 1,024 by default: hundreds of megabytes. Steps have few
-    # shapes (`fusion.padded`), so fewer do.
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
-    "LRU_CACHE_CAPACITY": "256",
-    # Weights in pages of 2 MB: a page fault for each 4 KB of them was half of what loading took.
-    "THP_MEM_ALLOC_ENABLE": "1",
-}
-for _name, _value in _FOR_TORCH.items():
-    os.environ.setdefault(_name, _value)
+environment.set_defaults(os.environ)
 
 
 def main() -> int:
-    """Serve until told to stop; return the exit code."""
+    """Serve until a signal ends the process; return the exit code."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        # While loading there is nothing to drain; and a container's first process has no default action.
+        # While loading there is nothing to drain, and a container's first process has no default signal action.
         signal.signal(number, lambda sig, frame: os._exit(128 + sig))
     try:
         serve(sys.argv[1:], os.environ)
     except StartupError as error:
         print(f"error: {error}", file=sys.stderr)
-        termination.leave(str(error))
+        termination.write(str(error))
         return 1
     return 0
 
@@ -52,33 +42,35 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> None:
     Raises:
         StartupError: the settings, the model or the port do not allow it.
     """
-    # What imports and loading make is here to stay: looking through it for garbage took a fifth of the imports.
+    # What imports and loading allocate is permanent: collecting garbage in it took a fifth of the import time.
     gc.disable()
     malloc.use_one_arena()
     settings = _settings(argv, environ)
     if settings.model_dir is not None:
-        read_ahead.start(settings.model_dir)
-    if reason := termination.take():
+        prefetch_weights(settings.model_dir)
+    if reason := termination.pop_reason():
         log.warning("the last process died: %s", reason)
     _check_port(settings.http_port)
 
     keys = ApiKeys(settings.api_key_file) if settings.api_key_file else None
 
-    # Only now, because torch takes seconds to import and a wrong flag should not.
+    # Imported only now: torch takes seconds to import, and a wrong flag should be reported at once.
     from model_server.api import openapi, playground
     from model_server.api.middleware import wrap
     from model_server.api.openai.endpoints import openai_router
     from model_server.api.routes import create_app, public_paths
+    from model_server.api.truss import truss_router
     from model_server.model import MistralModel
     from model_server.server import Server
 
-    startup.ended("imports")
+    startup.phase_ended("imports")
     model = MistralModel(settings)
     model.load()
     gc.freeze()
     gc.enable()
     app = create_app(model, docs=settings.kserve.enable_docs_url)
     app.include_router(openai_router(model))
+    app.include_router(truss_router(model))
     if settings.playground:
         app.router.routes.append(playground.route())
     openapi.describe(app, model.name, free=public_paths(model.name), keyed=keys is not None)
@@ -98,7 +90,7 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> None:
 
 
 def _settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
-    # KServe reads the command line when it is imported, and would leave in its own words where it is wrong.
+    # KServe parses the command line when it is imported, and would exit with its own message if a flag is wrong.
     real_argv, sys.argv = sys.argv, sys.argv[:1]
     try:
         import kserve.logging
@@ -110,12 +102,12 @@ def _settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
         config = logs.configuration(kserve.logging.KSERVE_LOG_CONFIG, settings.log_format)
         kserve.logging.configure_logging(settings.kserve.log_config_file or config)
     if "MISTRAL_API_KEY" in environ and settings.api_key_file is None:
-        log.warning("MISTRAL_API_KEY is the client's; the server asks for no key without --api_key_file.")
+        log.warning("MISTRAL_API_KEY is for the command line; the server requires a key only with --api_key_file.")
     return settings
 
 
 def _check_port(port: int) -> None:
-    """Find out before the model is loaded, which takes minutes, not after."""
+    """Check the port before the model is loaded, which takes minutes."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -130,5 +122,5 @@ if __name__ == "__main__":
     exit_code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not `sys.exit`: taking torch down costs seconds, and a thread that hangs would hold it up for ever.
+    # Not `sys.exit`: unloading torch takes seconds, and a thread that hangs would block the exit.
     os._exit(exit_code)

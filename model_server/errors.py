@@ -2,25 +2,25 @@
 
 ServeError                     the root: an HTTP status, a code word, one sentence
  ├─ BadRequest          400    bad_request          a field is wrong; the sentence names it
- ├─ Unauthorized        401    unauthorized         no key, or not one of ours
+ ├─ Unauthorized        401    unauthorized         no key, or an unknown one
  ├─ UnknownRoute        404    not_found            no such path
  │   └─ UnknownModel    404    model_not_found      no such model here
  ├─ MethodNotAllowed    405    method_not_allowed   the path exists, the method does not
- ├─ TooSlow             408    too_slow             the body dribbles in
+ ├─ TooSlow             408    too_slow             the body arrives too slowly
  ├─ BodyTooLarge        413    body_too_large       larger than --max_request_bytes
- ├─ QueueFull           429    queue_full           as many requests wait as may; come back later
+ ├─ QueueFull           429    queue_full           the queue is full; try again later
  ├─ HeadersTooLarge     431    headers_too_large    too many headers, or too long ones
  ├─ Unavailable         503    unavailable          not now, though the request was fine
  │   ├─ NotReady        503    not_ready            still loading
  │   ├─ Draining        503    draining             shutting down
- │   ├─ OutOfMemory     503    out_of_memory        shed to keep the older requests running
+ │   ├─ OutOfMemory     503    out_of_memory        preempted to keep older requests running
  │   ├─ TimedOut        503    timed_out            --request_timeout_seconds passed before the first token
- │   └─ EngineDead      503    engine_dead          the generation thread is gone; the kubelet restarts us
- └─ InternalError       500    internal             ours, not the client's; details are in the log
+ │   └─ EngineDead      503    engine_dead          the generation thread has died; the kubelet restarts the server
+ └─ InternalError       500    internal             the server's fault; details are in the log
 
 StartupError                   the process cannot start; `__main__` prints the sentence and exits with 1
 
-Status and code sit on the class. One handler (`http.py`) turns the tree into JSON; once a stream has begun the
+Status and code sit on the class. One handler (`middleware.py`) turns the tree into JSON; once a stream has begun the
 same error becomes one `event: error`. This module imports nothing of ours.
 """
 
@@ -28,7 +28,7 @@ from __future__ import annotations
 
 
 class ServeError(Exception):
-    """Base of what is answered to a client: `str(error)` is the sentence the client reads."""
+    """Base of the errors that a client gets: `str(error)` is the sentence it reads."""
 
     status: int = 500
     code: str = "internal"

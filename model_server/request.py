@@ -1,7 +1,7 @@
-"""The one object that travels the whole path: a `Request`, and the channel its answer comes home by.
+"""A request to generate, its events, and the channel that carries the events to the reader.
 
-A wire format (`predict.py`, `openai.py`) parses a body once into `Request`s that cannot be invalid; the engine
-generates; the reader iterates `Request.answer()`. Owns the vocabulary, knows neither HTTP nor torch nor text.
+The API parses a body once into valid `Request`s, the engine generates, and the reader iterates `Request.answer()`.
+This module knows neither HTTP nor torch nor tokenizers.
 """
 
 from __future__ import annotations
@@ -11,57 +11,47 @@ import enum
 import itertools
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from model_server.errors import ServeError
 
 
-class Lane(enum.StrEnum):
-    """Where a request is generated."""
-
-    SHARED = "shared"
-    """The step loop: one forward for all rows."""
-    OWN = "own"
-    """One `model.generate` call for what cannot share a step."""
-
-
 class FinishReason(enum.StrEnum):
-    """Why an answer ended; set once, by whoever ended it."""
+    """Why generation ended."""
 
     STOP = "stop"
     """An end-of-sequence token or one of the request's stop strings."""
     LENGTH = "length"
-    """A limit was used up: `max_new_tokens`, `max_length`, the model's window, `max_time`, the server's time."""
+    """A limit was reached: `max_new_tokens`, `max_length`, the context length, `max_time`, the request timeout."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to generate, validated: what `generate` is told, and what we do beyond it."""
+    """How to generate, validated."""
 
     generate: Mapping[str, Any]
     """Keyword arguments for `GenerationConfig` (`do_sample`, `temperature`, `num_beams`, ...), lengths excluded."""
     max_new_tokens: int
-    """Tokens this answer may have; already cut to the room that the prompt leaves in `--max_model_len`."""
-    lane: Lane = Lane.SHARED
+    """Maximum number of new tokens; prompt and new tokens together fit into `--max_model_len`."""
     seed: int | None = None
     stop: tuple[str, ...] = ()
     """The text ends before the first of these."""
     num_choices: int = 1
-    """Sequences wanted from one call; more than 1 only in the own lane."""
+    """Sequences to return from one `generate` call; more than 1 only with beam search."""
     logprobs: int | None = None
-    """Report each token's log-probability and this many of the likeliest alternatives; None reports none."""
+    """Return each token's log-probability and this many of the likeliest alternatives; None returns none."""
     prompt_logprobs: bool = False
-    """Report the prompt's tokens the same way before the answer (completions with `echo`)."""
+    """Return the prompt's tokens with their log-probabilities first (completions with `echo`)."""
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
-    """OpenAI's penalties on the answer's own tokens, in logits: -2 to 2."""
+    """OpenAI's penalties on the generated tokens, in logits: -2 to 2."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One token with what the model thought of it."""
+    """A token with its log-probability."""
 
     id: int
     logprob: float | None = None
@@ -72,25 +62,25 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """Some more of one answer."""
+    """The text that one choice has gained."""
 
     text: str
     index: int = 0
-    """Which answer, 0 to `num_answers` - 1."""
+    """The choice, 0 to `num_choices` - 1."""
     tokens: tuple[Token, ...] = ()
-    """The tokens since the last chunk, when `Sampling.logprobs` asks for them."""
+    """The tokens since the last event, if `SamplingParams.logprobs` is set."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptLogprobs:
-    """The prompt's own tokens with their log-probabilities, before the first chunk, when `prompt_logprobs` asks."""
+    """The prompt's tokens with their log-probabilities, before the first text."""
 
     tokens: tuple[Token, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of one answer."""
+    """The end of one choice."""
 
     finish_reason: FinishReason
     prompt_tokens: int
@@ -102,17 +92,17 @@ Event: TypeAlias = TextDelta | PromptLogprobs | Finished
 
 
 class Detokenizer(Protocol):
-    """Tokens in, text out; `text.TextStream` is the real one. One per answer."""
+    """Turns the tokens of one choice into text; `text.detokenizer.IncrementalDetokenizer` implements it."""
 
     stopped: bool
-    """A stop string was met: the rest of the answer is not wanted."""
+    """A stop string was found: no more text follows."""
 
     def push(self, token_id: int) -> str:
-        """Return the text that has become certain with this token, often ''."""
+        """Return the text that this token completes, often ''."""
         ...
 
     def flush(self) -> str:
-        """Return what is left at the end."""
+        """Return the text that was held back; call it after the last token."""
         ...
 
 
@@ -121,26 +111,28 @@ _ids = itertools.count(1)
 
 @dataclass(eq=False)
 class Request:
-    """One prompt on its way to an answer. Compared by identity."""
+    """One prompt and its generation. Compared by identity."""
 
     prompt_ids: list[int]
     sampling: SamplingParams
     detokenizers: list[Detokenizer]
-    """One for each answer."""
+    """One for each choice."""
     group: object = None
     """Requests of one HTTP call share a group; the scheduler is fair between groups."""
     request_id: str = ""
-    """The caller's `x-request-id` or ours, for the log."""
+    """The client's `x-request-id`, or a generated one; for the log."""
     deadline_s: float | None = None
-    """`time.monotonic()` after which the answer ends with what it has."""
+    """`time.monotonic()` at which generation ends with the tokens it has."""
     number: int = field(default_factory=lambda: next(_ids))
+    """Requests are numbered in order of arrival."""
     arrived_s: float = field(default_factory=time.monotonic)
     first_token_s: float | None = None
     last_token_s: float = 0.0
-    """When tokens came, by `time.monotonic()`."""
-    num_generated: int = 0
-    num_cached: int = 0
-    """Prompt tokens that another request had read already (`prefixes.py`)."""
+    """`time.monotonic()` of the first and of the latest token; the engine sets them."""
+    num_output_tokens: int = 0
+    """Tokens sent so far, all choices together."""
+    num_cached_tokens: int = 0
+    """Prompt tokens whose keys and values came from the prefix cache."""
 
     def __post_init__(self) -> None:
         self.channel = Channel(len(self.detokenizers))
@@ -153,89 +145,80 @@ class Request:
 
     @property
     def max_tokens(self) -> int:
-        """Prompt and answer together: the KV memory this request may need, in tokens."""
+        """The number of tokens, prompt included, that the KV cache must have room for."""
         return len(self.prompt_ids) + self.sampling.max_new_tokens
 
     def cancel(self) -> None:
-        """Stop wanting the answer. The engine frees its place before its next step."""
-        self.channel.closed = True
+        """Cancel the request. The engine frees its KV cache before the next step."""
+        self.channel.cancelled = True
 
     @property
     def cancelled(self) -> bool:
-        return self.channel.closed
+        return self.channel.cancelled
 
-    async def answer(self) -> AsyncIterator[Event]:
-        """Yield chunks as they are made and one `Final` for each answer, then end.
+    def is_late(self, now_s: float) -> bool:
+        """Return whether the deadline has passed."""
+        return self.deadline_s is not None and now_s >= self.deadline_s
+
+    async def answer(self) -> AsyncGenerator[Event, None]:
+        """Yield the events of all choices, each choice's `Finished` last.
 
         Raises:
-            ServeError: the request failed; nothing follows.
+            ServeError: the request failed; no event follows.
         Leaving the iteration early, by any exception, cancels the request.
         """
+        num_unfinished = len(self.detokenizers)
         try:
-            while True:
+            while num_unfinished > 0:
                 for event in await self.channel.receive():
                     if isinstance(event, ServeError):
                         raise event
+                    num_unfinished -= isinstance(event, Finished)
                     yield event
-                if self.channel.finished:
-                    return
         finally:
             self.cancel()
 
 
 class Channel:
-    """One writer (a generation thread), one reader (the event loop): events cross in batches, one wake-up each.
+    """Carries events from one writer (an engine thread) to one reader (the event loop).
 
-    The writer calls `send` and then, once for all the channels of a step, has the loop call `wake`. Every channel gets
-    exactly one ending: `num_answers` `Final`s, or one error. What is sent after the ending is dropped.
+    The writer calls `send` for each event of a step, then has the event loop call `wake` once. A channel is finished by
+    a `Finished` event for each choice, or by one error. Events sent after that are dropped.
     """
 
     def __init__(self, num_choices: int = 1) -> None:
-        self.closed = False
-        """The reader has gone: nobody will read what is sent."""
+        self.cancelled = False
+        """Set by the reader: it reads no more events."""
+        self._num_unfinished = num_choices
         self._events: deque[Event | ServeError] = deque()
-        self._endings_to_send = num_choices
-        self._endings_to_read = num_choices
         self._waiter: asyncio.Future[None] | None = None
 
     @property
-    def ended(self) -> bool:
-        """The writer has sent the ending."""
-        return self._endings_to_send <= 0
-
-    @property
     def finished(self) -> bool:
-        """The reader has read the ending."""
-        return self._endings_to_read <= 0
+        """Set by the writer: every choice has ended, or the request has failed."""
+        return self._num_unfinished <= 0
 
     def send(self, event: Event | ServeError) -> None:
-        """Append an event; the reader sees it after the next `wake`."""
-        if self.ended:
+        """Append an event; the reader receives it after the next `wake`."""
+        if self.finished:
             return
-        self._endings_to_send -= _endings_in(event, self._endings_to_send)
+        if isinstance(event, Finished):
+            self._num_unfinished -= 1
+        elif isinstance(event, ServeError):
+            self._num_unfinished = 0
         self._events.append(event)
 
     def wake(self) -> None:
-        """Let the reader look; called in the reader's event loop."""
+        """Wake the reader; call it in the reader's event loop."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     async def receive(self) -> list[Event | ServeError]:
-        """Wait for events and take all there are."""
+        """Wait for events and return all that have been sent."""
         while not self._events:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-        events = [self._events.popleft() for _ in range(len(self._events))]
-        for event in events:
-            self._endings_to_read -= _endings_in(event, self._endings_to_read)
-        return events
-
-
-def _endings_in(event: Event | ServeError, open_endings: int) -> int:
-    """Return how many of a channel's open endings an event settles: an error settles all of them."""
-    if isinstance(event, Finished):
-        return 1
-    return open_endings if isinstance(event, ServeError) else 0
+        return [self._events.popleft() for _ in range(len(self._events))]

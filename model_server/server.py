@@ -1,8 +1,7 @@
-"""KServe's `ModelServer`, except for what it serves and how it ends.
+"""KServe's `ModelServer` with this server's app and a drain.
 
-Serves our app in place of KServe's, and drains: at the first SIGTERM or SIGINT no new requests are taken,
-while the port stays open to say so; running ones finish; then the process ends. The second signal ends it at
-once. KServe would close the port first: a refused connection instead of 503 with `Retry-After`.
+At the first SIGTERM or SIGINT the server refuses new requests with 503 and `Retry-After`, finishes the running ones and
+exits. A second signal ends it at once. KServe would close the port first, and clients would see a refused connection.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 5
-"""After the drain, how long slow readers have for the last bytes."""
+"""How long slow clients have for their last bytes after the drain."""
 
 
 class Server(ModelServer):
-    """Serves one model until it is told to stop."""
+    """Serves one model until a signal ends the process."""
 
     def __init__(self, model: MistralModel, app: ASGIApp, settings: Settings) -> None:
         kserve = settings.kserve
@@ -57,12 +56,12 @@ class Server(ModelServer):
         self.start([self._model])
 
     def setup_event_loop(self) -> None:
-        """Choose the loop that serves; KServe would set up one that is never run, and run asyncio's own."""
+        """Choose the event loop; KServe would set up one that never runs, and run asyncio's own."""
         if self.event_loop != "asyncio":
             uvloop.install()
 
     def register_signal_handler(self) -> None:
-        """Take over the HTTP server that KServe has just made and not yet started."""
+        """Configure the HTTP server that KServe has made and not yet started."""
         self._uvicorn = self._rest_server._server
         self._uvicorn.handle_exit = self._handle_exit
         config = self._uvicorn.config
@@ -72,9 +71,9 @@ class Server(ModelServer):
         config.callback_notify = self._announce
 
     async def _announce(self) -> None:
-        """Log, once the port is open, what to call."""
+        """Log the URL once the port is open."""
         self._uvicorn.config.callback_notify = None
-        startup.ended("listen")
+        startup.phase_ended("listen")
         scheme = "https" if self._uvicorn.config.is_ssl else "http"
         log.info("ready: POST %s://localhost:%d/v1/models/%s:predict", scheme, self.http_port, self._model.name)
 

@@ -1,7 +1,7 @@
-"""What the operator chose: one frozen `Settings`, built once from the command line and the environment.
+"""The server's settings: one frozen `Settings`, built once from the command line and the environment.
 
-Owns the flags, their defaults and their bounds. Whatever is wrong stops the start with one sentence that
-names the key, the value and what is allowed. What only the model can tell is resolved in `weights.py`.
+Owns the flags, their defaults and their bounds. A bad value stops the start with one sentence that names the key, the
+value and what is allowed. Values that depend on the model are resolved in `loading.weights`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from model_server.errors import StartupError
 
 PREFIX = "MISTRAL_"
 CLIENT_VARIABLES = frozenset({"MISTRAL_API_KEY", "MISTRAL_URL"})
-"""Read by the command-line client; no concern of the server's, though a shell may export them for both."""
+"""Settings of the command line, which a shell may export for both."""
 SERVICE_LINK = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
-"""What Kubernetes injects for every Service of the namespace: one called `mistral-7b` looks like ours."""
+"""Variables that Kubernetes injects for every Service of the namespace; a Service `mistral-7b` has this prefix too."""
 
 MOUNTED_MODEL = Path("/mnt/models")
 """Where KServe's storage initializer puts the model."""
@@ -101,13 +101,13 @@ _described(_origins, type="array", items={"type": "string", "pattern": r"^(\*|ht
 
 
 def flag(convert: Callable[[str], Any], default: Any, help: str) -> Any:
-    """Declare a flag: a `Settings` field with what the parser and the docs need to know of it."""
+    """Declare a flag: a `Settings` field with its converter and its help."""
     return field(default=default, metadata={"convert": convert, "help": help})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything chosen at start; nothing writes to it later."""
+    """All settings; nothing writes to them later."""
 
     model_dir: Path | None = flag(  # noqa: RUF009 - a dataclass field, as `field` itself
         _path,
@@ -154,13 +154,15 @@ class Settings:
     http_port: int = 8080
     """--http_port, else PORT (Knative injects it), else 8080."""
     given: frozenset[str] = frozenset()
-    """The fields that were chosen: where a default would give way, these are refused."""
+    """The fields that were set: where a default would be adapted to the model, these are refused."""
+    model_dir_appears_late: bool = False
+    """The model directory is linked by a modelcar (`oci://`), perhaps after this process has started."""
     kserve: argparse.Namespace = field(default_factory=argparse.Namespace)
     """The values of KServe's own flags."""
 
     @classmethod
     def parse(cls, argv: Sequence[str], environ: Mapping[str, str], kserve_parser: argparse.ArgumentParser) -> Settings:
-        """Read the flags, then the environment for what no flag says.
+        """Read the flags, and the environment for settings without a flag.
 
         Raises:
             StartupError: a flag or variable is unknown, or its value is not allowed.
@@ -171,7 +173,9 @@ class Settings:
         if "model_revision" in chosen and "model_id" not in chosen:
             raise StartupError("--model_revision belongs to --model_id, which is not set.")
         given = frozenset(chosen)
-        if "model_dir" not in given and MOUNTED_MODEL.is_dir():
+        # KServe sets it where a sidecar provides the model: the link may be made after this process has started.
+        async_mount = environ.get("MODEL_INIT_MODE") == "async"
+        if "model_dir" not in given and (MOUNTED_MODEL.is_dir() or (async_mount and "model_id" not in given)):
             chosen["model_dir"] = MOUNTED_MODEL
         kserve = argparse.Namespace(**namespace)
         _check_kserve(kserve)
@@ -180,6 +184,7 @@ class Settings:
             model_name=_model_name(kserve, environ),
             http_port=_http_port(kserve, environ),
             given=given,
+            model_dir_appears_late=async_mount and chosen.get("model_dir") == MOUNTED_MODEL,
             kserve=kserve,
         )
 
@@ -190,16 +195,16 @@ def flag_fields() -> dict[str, Field[Any]]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises instead of printing its usage and leaving."""
+    """Raises `StartupError` instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        # KServe converts its booleans with an anonymous function, whose name argparse would show.
+        # KServe converts booleans with a lambda, and argparse would show that name.
         message = message.replace("invalid <lambda> value:", "must be true or false, not")
         raise StartupError(f"{message.removeprefix('argument ').rstrip('.')}.")
 
 
 def _read_flags(argv: Sequence[str], kserve_parser: argparse.ArgumentParser) -> argparse.Namespace:
-    parent = copy.deepcopy(kserve_parser)  # its actions would be shared, and their defaults changed, by a child
+    parent = copy.deepcopy(kserve_parser)  # a child parser would share its actions and change their defaults
     parent.set_defaults(model_name=None, http_port=None, enable_grpc=False)
     parser = _Parser(prog="python -m model_server", parents=[parent], allow_abbrev=False)
     ours = parser.add_argument_group("model server", f"each also by environment variable {PREFIX}<FLAG>")
@@ -213,7 +218,7 @@ def _read_flags(argv: Sequence[str], kserve_parser: argparse.ArgumentParser) -> 
 
 
 def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return the converted values of our variables; an empty variable is an unset one."""
+    """Return the converted values of the `MISTRAL_` variables; an empty variable counts as unset."""
     chosen = {}
     for variable, text in environ.items():
         if not variable.startswith(PREFIX) or variable in CLIENT_VARIABLES or SERVICE_LINK.fullmatch(variable):
@@ -237,7 +242,7 @@ def _nearest(word: str, known: list[str]) -> str:
 
 
 def _check_kserve(kserve: argparse.Namespace) -> None:
-    """Refuse what KServe's own flags offer and this server does not."""
+    """Refuse KServe's flags that this server does not support."""
     if kserve.workers != 1:
         raise StartupError(f"--workers must be 1, not {kserve.workers}: one process serves one model; use replicas.")
     if kserve.enable_grpc:

@@ -139,9 +139,17 @@ def revert(
 
 
 @app.command()
-def status(name: Name, context: Context, namespace: Namespace = None) -> None:
-    """Say where the service stands."""
-    show(Ask(name, context, namespace), print_status)
+def status(
+    name: Name,
+    context: Context,
+    namespace: Namespace = None,
+    wait: Annotated[str, typer.Option(metavar="TIME", help="Wait so long until it is Stable.")] = "0s",
+) -> None:
+    """Say where the service stands.
+
+    With --wait: 0 Stable, 1 Failed, 4 out of time.
+    """
+    show(Ask(name, context, namespace, timeout=wait), print_status)
 
 
 @app.command()

@@ -25,7 +25,7 @@ from .lock import Held, Lock, Lost, identity
 from .measure import Meter
 from .reader import Reader
 from .record import Progress
-from .status import compute, seconds
+from .status import Phase, compute, seconds
 
 MISUSE, REFUSED, STUCK = 2, 3, 5
 
@@ -183,10 +183,19 @@ def print_plan(actor: Actor, options: Options) -> None:
 
 
 def print_status(actor: Actor) -> None:
-    """Print where the service stands."""
-    observed, record = actor.reader.read(), actor.lock.record()
-    for each in report.screen(observed, compute(observed, record.changed_at if record else None), record):
+    """Print where the service stands; wait for it as long as the actor has time."""
+    waits = actor.deadline_s > actor.clock()
+    while True:
+        actor.record = actor.lock.record()
+        observed, now = actor.look()
+        left_s = actor.deadline_s - actor.clock()
+        if now.phase in (Phase.STABLE, Phase.FAILED) or left_s <= 0:
+            break
+        actor.sleep(min(actor.poll_s, left_s))
+    for each in report.screen(observed, now, actor.record):
         print(each)
+    if waits and now.phase != Phase.STABLE:
+        raise typer.Exit(run.EXIT_CODES[run.REVERTED if now.phase == Phase.FAILED else run.TIMED_OUT])
 
 
 def print_history(actor: Actor) -> None:

@@ -1,7 +1,6 @@
-"""Who may call: the keys of a file, and the layer that lets nobody past without one.
+"""API keys: a file of them, and the middleware that refuses a request without one.
 
-Owns how a key is sent, how it is compared and that its file is read again when it changes. What is open to
-everybody is given to it (`routes.py` knows); how a refusal looks is `http.py`'s.
+The file is read again when it changes. `routes.py` names the paths that need no key; `middleware.py` writes the 401.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ SENDABLE = re.compile(rb"[\x21-\x7e]+")
 class ApiKeys:
     """The keys of a file, one a line; empty lines and lines that begin with `#` do not count.
 
-    The file is looked at with every request, so that a rotated Secret counts at once. One that is gone or wrong
-    changes nothing: the last good keys stay, and the log says so once.
+    The file is checked with every request, so that a rotated Secret counts at once. If it is missing or invalid, the
+    last valid keys stay, and the log says so once.
     """
 
     def __init__(self, file: Path) -> None:
@@ -97,7 +96,7 @@ class ApiKeyMiddleware:
     """Refuses every request without a key, before its path is looked up and its body is read.
 
     Open are GET and HEAD of exactly the `free` paths: compared with the path that the router will see, so that
-    no spelling means one thing here and another there. `pages` are shown with a refusal to who asks for them.
+    no spelling means one thing here and another there. `pages` are the body of a 401 for clients that get them.
     """
 
     def __init__(self, app: ASGIApp, keys: ApiKeys, free: frozenset[str], pages: Mapping[str, Response]) -> None:

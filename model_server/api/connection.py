@@ -1,9 +1,9 @@
-"""A connection of ours: uvicorn's, except that nobody holds one for nothing.
+"""An HTTP connection: uvicorn's, with a time limit on stalled clients.
 
-Uvicorn waits for ever for a request that is begun and not finished, and for a client that stops reading. Here
-it is given up when nothing moves for `client_stall_s` while it is the client's turn: to finish the head of a
-request, to finish a body that was refused, or to take what was written. The body of a request that is being
-answered is `http.py`'s matter, which can still say 408. h11 bounds what an unfinished head may hold.
+Uvicorn waits for ever for a request that is not finished, and for a client that stops reading. Here the connection is
+closed when nothing moves for `client_stall_s` while the server waits for the client: to finish the head of a request,
+to finish a body that was refused, or to read what was written. The time limit of a request's body is in
+`middleware.py`, which can still answer 408. h11 bounds the size of an unfinished head.
 """
 
 from __future__ import annotations
@@ -19,48 +19,48 @@ from model_server.errors import BadRequest
 
 
 class Connection(H11Protocol):
-    """One connection, watched while it is the client's turn."""
+    """One connection, timed while the server waits for the client."""
 
     def __init__(self, *args: Any, client_stall_s: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._client_stall_s = client_stall_s
-        self._watch: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._unread_bytes = 0
-        """How much was written and not yet taken when the watch began."""
+        """Bytes written and not yet read by the client when the timer started."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._keep_watch()
+        self._start_timer()
 
     def data_received(self, data: bytes) -> None:
         if self.timeout_keep_alive_task is not None:
-            self._end_watch()  # a new request begins, with a time of its own
+            self._stop_timer()  # a new request begins, with a new time limit
         super().data_received(data)
-        self._keep_watch()
+        self._start_timer()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._keep_watch()
+        self._start_timer()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._keep_watch()
+        self._start_timer()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._keep_watch()
+        self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._end_watch()
+        self._stop_timer()
 
     def send_400_response(self, msg: str) -> None:
-        """Say in our own shape that this is not HTTP, if the answer has not begun."""
-        self._tell_gone()
+        """Answer malformed HTTP in the shape of all errors, if the answer has not begun."""
+        self._disconnect()
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()
             return
-        error = BadRequest("This is not HTTP as it should be, or its head is too large.")
+        error = BadRequest("Malformed HTTP request, or request head too large.")
         headers = [("Content-Type", "application/json"), ("Connection", "close")]
         for event in (
             h11.Response(status_code=400, headers=headers),
@@ -69,35 +69,35 @@ class Connection(H11Protocol):
         ):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
-        self._keep_watch()
+        self._start_timer()
 
-    def _keep_watch(self) -> None:
+    def _start_timer(self) -> None:
         answered = self.cycle is None or self.cycle.response_complete
         if not answered and not self.flow.write_paused:
-            self._end_watch()
-        elif self._watch is None:
+            self._stop_timer()
+        elif self._timer is None:
             self._unread_bytes = self.transport.get_write_buffer_size()
-            self._watch = self.loop.call_later(self._client_stall_s, self._look)
+            self._timer = self.loop.call_later(self._client_stall_s, self._check_progress)
 
-    def _end_watch(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def _look(self) -> None:
-        self._watch = None
+    def _check_progress(self) -> None:
+        self._timer = None
         unread_bytes = self.transport.get_write_buffer_size()
         if 0 < unread_bytes < self._unread_bytes:
-            self._keep_watch()  # slow, but reading
+            self._start_timer()  # slow, but reading
         elif unread_bytes or self.timeout_keep_alive_task is None:
-            self._tell_gone()
+            self._disconnect()
             self.transport.abort()
         # Else it is idle between two requests, where uvicorn's own timer runs.
 
-    def _tell_gone(self) -> None:
-        """Have a request under way end as if its client had left: what it still sends goes nowhere.
+    def _disconnect(self) -> None:
+        """End a running request as if its client had disconnected; what it still sends is dropped.
 
-        Before its connection ends: a stream that can write again would run through all it has left, unread, and
+        Called before the connection is closed: otherwise a stream could write again, run to its end unread, and
         count as answered.
         """
         if self.cycle is not None and not self.cycle.response_complete:

@@ -1,30 +1,29 @@
-"""What wraps every route: origins, request ids, counting, errors, keys, limits; and a client that leaves.
+"""The middleware of every route: CORS, request ids, metrics, errors, API keys, limits.
 
-Plain ASGI layers, composed in one place (`wrap`). Owns how an error looks on the wire: the one handler that
-turns the tree of `errors.py` into JSON, or into one event where a stream has begun. Leaves out the routes
-(`routes.py`), the keys (`keys.py`) and what happens below a request (`connection.py`).
+Plain ASGI middleware, composed in one place (`wrap`). One of them turns the tree of `errors.py` into JSON, or into one
+event where a stream has begun. The keys are in `auth.py`, connections in `connection.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import random
 import re
 import time
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model_server.api.auth import CHALLENGE, ApiKeyMiddleware, ApiKeys
+from model_server.api.streaming import EVENT_STREAM
 from model_server.errors import (
     BadRequest,
     BodyTooLarge,
@@ -39,18 +38,15 @@ from model_server.telemetry import metrics
 log = logging.getLogger(__name__)
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-"""What we take from a caller: short, and harmless in a log or a header."""
+"""A request id that is accepted from a client: short, and harmless in a log or a header."""
 FIELD = re.compile(r"[a-z0-9_.\[\]]{1,64}")
-"""What a log shows of a field's name, which the client has chosen: another may be a prompt gone astray."""
-EVENT_STREAM = "text/event-stream"
+"""A field's name that the log may show. The client chose it: any other may be a piece of a prompt."""
 OPENAI_ROOT = "/openai/"
 """Paths below it are OpenAI's API, errors included."""
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024
 LEAST_BYTES_PER_S = 8 * 1024
 """A body may take a second longer for as many bytes as have come: slower than any link worth having."""
-
-T = TypeVar("T")
 
 
 def wrap(
@@ -63,15 +59,15 @@ def wrap(
     pages: Mapping[str, Response] | None = None,
     cors_origins: Sequence[str] = (),
 ) -> None:
-    """Put the layers around the routes, innermost first: a request passes them from the last to the first."""
-    app.add_middleware(Limits, max_request_bytes=max_request_bytes, client_stall_s=client_stall_s)
+    """Add the middleware, innermost first: a request passes them from the last to the first."""
+    app.add_middleware(LimitsMiddleware, max_request_bytes=max_request_bytes, client_stall_s=client_stall_s)
     if keys is not None:
         app.add_middleware(ApiKeyMiddleware, keys=keys, free=free, pages=pages or {})
-    app.add_middleware(Errors)
-    app.add_middleware(Counted)
-    app.add_middleware(RequestIds)
+    app.add_middleware(ErrorMiddleware)
+    app.add_middleware(MetricsMiddleware)
+    app.add_middleware(RequestIdMiddleware)
     if cors_origins:
-        # Outermost: a browser asks first, without the key, and wants to read refusals too.
+        # Outermost: a browser's preflight has no key, and the page must be able to read errors.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=cors_origins,
@@ -81,7 +77,7 @@ def wrap(
         )
 
 
-class RequestIds:
+class RequestIdMiddleware:
     """Gives each request an id, the caller's or a new one, in the request's headers and in the answer's."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -104,8 +100,8 @@ class RequestIds:
         await self.app(scope, receive, send_with_id)
 
 
-class Counted:
-    """Counts every POST: the rest is probes and lists. The label is a route's name, never a caller's path."""
+class MetricsMiddleware:
+    """Counts every POST; other methods are probes and lists. The label is a route's name, never a client's path."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -130,7 +126,7 @@ class Counted:
             metrics.answered(route, outcome, time.monotonic() - began_s)
 
 
-class Errors:
+class ErrorMiddleware:
     """Answers whatever a route raises: as JSON, or as one last event where a stream has begun.
 
     Bare text has no place for an error: there the connection breaks, which every client notices.
@@ -170,11 +166,10 @@ class Errors:
             await send({"type": "http.response.body", "body": error_event(error, scope).encode(), "more_body": False})
 
 
-class Limits:
-    """Refuses what is too much: headers, and a body that says or turns out to be too large, or comes too slowly.
+class LimitsMiddleware:
+    """Refuses too many headers, a body that is too large, and a body that arrives too slowly.
 
-    A body has `client_stall_s` to come, and longer the more of it is there: no pause is long in itself, but
-    bytes that dribble in end with a 408.
+    A body has `client_stall_s` to arrive, and a second more for every 8 KiB of it: slower ones get 408.
     """
 
     def __init__(self, app: ASGIApp, max_request_bytes: int, client_stall_s: float) -> None:
@@ -198,7 +193,7 @@ class Limits:
 
         async def limited_receive() -> Message:
             nonlocal received_bytes, complete
-            if complete:  # what comes now is that the client leaves, for which nobody hurries
+            if complete:  # the next message is the client's disconnect, which has no time limit
                 return await receive()
             try:
                 async with asyncio.timeout_at(deadline_s + received_bytes / LEAST_BYTES_PER_S):
@@ -226,7 +221,7 @@ def error_response(error: ServeError, scope: Scope, headers: dict[str, str] | No
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = CHALLENGE
     if isinstance(error, TooSlow):
-        headers["Connection"] = "close"  # the rest of the body is not waited for
+        headers["Connection"] = "close"  # the server does not wait for the rest of the body
     return Response(_dumps(error, scope), error.status, headers, media_type="application/json")
 
 
@@ -262,41 +257,3 @@ def _note(error: ServeError, scope: Scope) -> None:
 
 def _state(scope: Scope) -> dict[str, Any]:
     return scope.setdefault("state", {})
-
-
-class Stream(StreamingResponse):
-    """A body made while it is sent, by a generator that is closed however the response ends."""
-
-    def __init__(self, chunks: AsyncGenerator[bytes, None], *, media_type: str) -> None:
-        super().__init__(
-            chunks, media_type=media_type, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        )
-        self._chunks = chunks
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with contextlib.aclosing(self._chunks):
-            await super().__call__(scope, receive, send)
-
-
-async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await the work for a request whose body has been read; cancel it when the client goes away.
-
-    Raises:
-        ClientDisconnect: it did.
-    """
-    working = asyncio.create_task(work)
-    watching = asyncio.create_task(_disconnect(request.receive))
-    try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientDisconnect
-    finally:
-        watching.cancel()
-        working.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
-
-
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -1,8 +1,8 @@
-"""The document at `/openapi.json`: every route's bodies, answers and errors, from the tables that the code obeys.
+"""The document at `/openapi.json`: every route's bodies, answers and errors, from the models that validate them.
 
-FastAPI writes what it can see of the routes; the rest is added here: the body of predict from `parameter_table.py`,
-the refusals from the tree of `errors.py`, the keys. What bears on several fields at once a schema cannot say: such a
-body fits it and is a 400.
+FastAPI writes what it can see of the routes; the rest is added here: the bodies, the errors from the tree of
+`errors.py`, the keys. A schema cannot express rules that bear on several fields: a body that breaks one fits the
+schema and is a 400.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 from model_server import errors
-from model_server.api.fields import Schema
-from model_server.api.middleware import EVENT_STREAM, OPENAI_ROOT
-from model_server.api.openai.schema import ASKS_FOR_NOTHING, LABELS, Body, ChatBody, CompletionBody
-from model_server.api.parameter_table import ALIASES, BY_NAME, TABLE
-from model_server.api.predict import MAX_SEQUENCES
+from model_server.api.middleware import OPENAI_ROOT
+from model_server.api.openai.schema import IGNORED_FIELDS, NO_OP_VALUES, Body, ChatBody, CompletionBody
+from model_server.api.streaming import EVENT_STREAM
+from model_server.api.v1.parameters import ALIASES, GenerateParameters, TrussBody, Watermarking
+from model_server.api.v1.predict import PredictInstances, PredictMessages, PredictPrompt
+from model_server.api.v1.predictions import Predictions
+from model_server.api.validation import PlainSchema, Schema
 from model_server.errors import ServeError
 
 ANY_REQUEST = (errors.BadRequest, errors.BodyTooLarge, errors.HeadersTooLarge, errors.InternalError)
@@ -28,107 +31,92 @@ ANY_REQUEST = (errors.BadRequest, errors.BodyTooLarge, errors.HeadersTooLarge, e
 GENERATION = (errors.TooSlow, errors.QueueFull, errors.Unavailable)
 
 
-def _object(properties: dict[str, Schema], *required: str) -> Schema:
-    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
+def _tree(cls: type[ServeError]) -> Iterator[type[ServeError]]:
+    yield cls
+    for child in cls.__subclasses__():
+        yield from _tree(child)
+
+
+class Error(BaseModel):
+    """What was wrong."""
+
+    model_config = ConfigDict(extra="forbid")
+    error: str = Field(description="one sentence for people")
+    code: str
+
+
+class OpenAIErrorDetail(BaseModel):
+    """What was wrong, as OpenAI says it."""
+
+    model_config = ConfigDict(extra="forbid")
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class OpenAIError(BaseModel):
+    """The same below `/openai/`."""
+
+    model_config = ConfigDict(extra="forbid")
+    error: OpenAIErrorDetail
+
+
+PREDICT_BODIES = (PredictPrompt, PredictMessages, PredictInstances)
+OPENAI_BODIES: tuple[type[Body], ...] = (CompletionBody, ChatBody)
+ANSWERS = (Predictions, Error, OpenAIError)
+CODES = {"enum": sorted({cls.code for cls in _tree(ServeError)})}
 
 
 def _reference(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _parameters() -> dict[str, Schema]:
-    def described(schema: Schema, text: str) -> Schema:
-        return {"anyOf": [schema, {"type": "null"}], "description": text}
-
-    table = {p.name: described(p.kind.schema, f"{p.meaning}; default: {p.default}") for p in TABLE}
-    aliases = {
-        alias: described(BY_NAME[name].kind.schema, f"another name for {name}") for alias, name in ALIASES.items()
-    }
-    return table | aliases
-
-
-_PART = {
-    "type": "object",
-    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-    "required": ["type", "text"],
-}
-_MESSAGE = _object(
-    {
-        "role": {"type": "string", "minLength": 1, "maxLength": 64},
-        "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART}]},
-    },
-    "role",
-    "content",
-)
-_TEXT = {"type": "string", "minLength": 1}
-_ONE_OF_TWO = [_reference("PredictPrompt"), _reference("PredictMessages")]
-_PREDICTION = _object(
-    {
-        "generated_text": {"type": "string"},
-        "finish_reason": {"enum": ["stop", "length"]},
-        "prompt_tokens": {"type": "integer", "minimum": 1},
-        "completion_tokens": {"type": "integer", "minimum": 0},
-    },
-    "generated_text",
-    "finish_reason",
-    "prompt_tokens",
-    "completion_tokens",
-)
+def _schemas(model_name: str) -> dict[str, Schema]:
+    """Return the schemas of all bodies and answers, with what is accepted besides: null, aliases, ignored fields."""
+    models = [(model, "validation") for model in (*PREDICT_BODIES, TrussBody, *OPENAI_BODIES, *ANSWERS)]
+    _, found = models_json_schema(
+        models,  # type: ignore[arg-type]
+        schema_generator=PlainSchema,
+        ref_template="#/components/schemas/{model}",
+    )
+    schemas: dict[str, Schema] = found["$defs"]
+    with_parameters: tuple[type[BaseModel], ...] = (GenerateParameters, PredictPrompt, PredictMessages, TrussBody)
+    for parameters in with_parameters:
+        _add_aliases(schemas[parameters.__name__]["properties"])
+    nullable_models: tuple[type[BaseModel], ...] = (*with_parameters, PredictInstances, *OPENAI_BODIES, Watermarking)
+    for nullable in nullable_models:
+        _accept_null(schemas[nullable.__name__])
+    for body in OPENAI_BODIES:
+        properties = schemas[body.__name__]["properties"]
+        properties |= {name: {"enum": [*values, None]} for name, values in NO_OP_VALUES.items()}
+        properties |= {name: {} for name in IGNORED_FIELDS} | {"model": {"enum": [model_name]}}
+    for name in ("Error", "OpenAIErrorDetail"):
+        schemas[name]["properties"]["code"] = CODES
+    return schemas
 
 
-def _schemas() -> dict[str, Schema]:
-    parameters = _parameters()
-    return {
-        "PredictPrompt": _object({"prompt": _TEXT, **parameters}, "prompt"),
-        "PredictMessages": _object(
-            {"messages": {"type": "array", "items": _MESSAGE, "minItems": 1}, **parameters}, "messages"
-        ),
-        "PredictInstances": _object(
-            {
-                "instances": {
-                    "type": "array",
-                    "items": {"anyOf": [_TEXT, *_ONE_OF_TWO]},
-                    "minItems": 1,
-                    "maxItems": MAX_SEQUENCES,
-                },
-                "parameters": {"anyOf": [_object(parameters), {"type": "null"}]},
-            },
-            "instances",
-        ),
-        "Predictions": _object({"predictions": {"type": "array", "items": _PREDICTION}}, "predictions"),
-        "Error": _object(
-            {
-                "error": {"type": "string", "description": "one sentence for people"},
-                "code": {"enum": sorted({cls.code for cls in _tree(ServeError)})},
-            },
-            "error",
-            "code",
-        ),
-        "OpenAIError": _object(
-            {
-                "error": _object(
-                    {
-                        "message": {"type": "string"},
-                        "type": {"type": "string"},
-                        "param": {"type": ["string", "null"]},
-                        "code": {"enum": sorted({cls.code for cls in _tree(ServeError)})},
-                    },
-                    "message",
-                    "type",
-                    "param",
-                    "code",
-                )
-            },
-            "error",
-        ),
-    }
+def _add_aliases(properties: dict[str, Schema]) -> None:
+    for alias, name in ALIASES.items():
+        properties[alias] = properties[name] | {"description": f"another name for {name}"}
+
+
+def _accept_null(schema: Schema) -> None:
+    """Let every optional property be null, which means that it is not given."""
+    for name in schema["properties"].keys() - set(schema.get("required", ())):
+        kept = schema["properties"][name]
+        description = {"description": kept["description"]} if "description" in kept else {}
+        if {"type": "null"} not in kept.get("anyOf", ()):
+            schema["properties"][name] = {"anyOf": [kept, {"type": "null"}], **description}
 
 
 PREDICT: dict[str, Any] = {
     "openapi_extra": {
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": {"anyOf": [*_ONE_OF_TWO, _reference("PredictInstances")]}}},
+            "content": {
+                "application/json": {"schema": {"anyOf": [_reference(body.__name__) for body in PREDICT_BODIES]}}
+            },
         }
     },
     "responses": {
@@ -158,18 +146,21 @@ def openai_body(kind: type[Body]) -> dict[str, Any]:
     return {"openapi_extra": {"requestBody": {"required": True, "content": content}}, "responses": _GENERATED}
 
 
-def _openai_schemas(model_name: str) -> dict[str, Schema]:
-    """Return the bodies of OpenAI's API, with what is taken and dropped: null, labels, values that ask for nothing."""
-    kinds: tuple[type[Body], ...] = (CompletionBody, ChatBody)
-    _, found = models_json_schema([(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}")
-    schemas = found["$defs"]
-    for kind in kinds:
-        properties = schemas[kind.__name__]["properties"]
-        for name in properties.keys() - set(schemas[kind.__name__]["required"]):
-            properties[name] = {"anyOf": [properties[name], {"type": "null"}]}
-        properties |= {name: {"enum": [*values, None]} for name, values in ASKS_FOR_NOTHING.items()}
-        properties |= {name: {} for name in LABELS} | {"model": {"enum": [model_name]}}
-    return schemas
+TRUSS: dict[str, Any] = {
+    "openapi_extra": {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _reference("TrussBody")}}}
+    },
+    "responses": {
+        200: {
+            "description": "The prompt and its completion; with `stream` the same text in chunks.",
+            "content": {
+                "application/json": {"schema": {"type": "string"}},
+                "application/octet-stream": {"schema": {}},
+            },
+        }
+    },
+}
+"""The same for the routes of a hosted Truss."""
 
 
 METRICS: dict[str, Any] = {
@@ -197,7 +188,7 @@ def describe(app: FastAPI, model_name: str, *, free: frozenset[str], keyed: bool
     written = components.get("schemas", {})
     for ours in ("HTTPValidationError", "ValidationError"):  # FastAPI's own refusals: here bodies are read otherwise
         written.pop(ours, None)
-    components["schemas"] = written | _schemas() | _openai_schemas(model_name)
+    components["schemas"] = written | _schemas(model_name)
     if keyed:
         components["securitySchemes"] = {
             "bearer": {"type": "http", "scheme": "bearer"},
@@ -221,7 +212,8 @@ def describe(app: FastAPI, model_name: str, *, free: frozenset[str], keyed: bool
             operation["responses"].pop("422", None)
             operation["responses"].update({str(cls.status): _refusal(cls, schema) for cls in refusals})
             for parameter in operation.get("parameters", ()):
-                parameter["schema"] = {"enum": [model_name]}  # the only one there is
+                if parameter["name"] == "model_name":
+                    parameter["schema"] = {"enum": [model_name]}  # the only one there is
     app.openapi = lambda: document  # type: ignore[method-assign]
 
 
@@ -234,9 +226,3 @@ def _refusal(cls: type[ServeError], schema: Schema) -> dict[str, Any]:
     if cls.status in headers:
         response["headers"] = {headers[cls.status]: {"schema": {"type": "string"}, "required": cls.status != 429}}
     return response
-
-
-def _tree(cls: type[ServeError]) -> Iterator[type[ServeError]]:
-    yield cls
-    for child in cls.__subclasses__():
-        yield from _tree(child)

@@ -1,15 +1,14 @@
 """The routes of KServe's V1 protocol, health and metrics, on an app of our own.
 
-KServe's own app is not served: its predict route sends no content type for a stream, does not see a client
-leave and answers errors with their internals, and beside it lie routes that unload the model for anyone.
-What is not named here does not exist. Leaves out what wraps every route (`http.py`), the wire format
-(`predict.py`) and the model.
+KServe's own app is not served: its predict route sends no content type for a stream, does not notice that a
+client disconnects and answers errors with their internals, and beside it lie routes that unload the model for anyone.
+What is not named here does not exist. Leaves out the middleware, the wire format (`v1/`) and the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from typing import Any, Literal, Protocol
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any, Literal, Protocol, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -19,8 +18,10 @@ from starlette.exceptions import HTTPException
 from typing_extensions import TypedDict
 
 from model_server.api import openapi
-from model_server.api.middleware import EVENT_STREAM, Stream, cancel_on_disconnect, error_response
-from model_server.api.predict import parse_json
+from model_server.api.middleware import error_response
+from model_server.api.prompts import Call, ServedModel
+from model_server.api.streaming import EVENT_STREAM, Stream, cancel_on_disconnect
+from model_server.api.v1.predict import parse_json
 from model_server.errors import EngineDead, MethodNotAllowed, NotReady, ServeError, UnknownModel, UnknownRoute
 
 
@@ -41,10 +42,16 @@ class Models(TypedDict):
     models: list[str]
 
 
+AnyCall = TypeVar("AnyCall", bound=Call)
+
+
 class Model(Protocol):
     """What the routes ask of the model; `model.MistralModel` is the real one."""
 
     name: str
+    served: ServedModel
+    created_s: int
+    """When the model was loaded, in seconds since 1970."""
 
     @property
     def dead(self) -> str | None:
@@ -59,12 +66,20 @@ class Model(Protocol):
         """Return the answer, or its stream once the first event is there."""
         ...
 
+    async def submit(self, parse: Callable[[float], AnyCall]) -> AnyCall:
+        """Parse a body, with the deadline it is given, and have its requests generated."""
+        ...
+
 
 class _NameConvertor(StringConvertor):
     regex = "[^/:]+"  # without the colon, so that `GET .../name:predict` is a wrong method, not a strange name
 
 
 register_url_convertor("name", _NameConvertor())
+
+
+TRUSS_READY_PATHS = ("/v1/models/model", "/v1/models/model/loaded")
+"""Where a Truss's container says whether it is ready, under the name that every model has there."""
 
 
 def accepts_plain_text(headers: Mapping[str, str]) -> bool:
@@ -75,7 +90,7 @@ def accepts_plain_text(headers: Mapping[str, str]) -> bool:
 def public_paths(model_name: str) -> frozenset[str]:
     """Return the paths of probes and scrapers, which carry no key."""
     of_model = {f"/v1/models/{model_name}", f"/v2/models/{model_name}/ready"}
-    return frozenset({"/", "/v2/health/live", "/v2/health/ready", "/metrics"} | of_model)
+    return frozenset({"/", "/v2/health/live", "/v2/health/ready", "/metrics", *TRUSS_READY_PATHS} | of_model)
 
 
 def create_app(model: Model, *, docs: bool = False) -> FastAPI:
@@ -102,6 +117,10 @@ def create_app(model: Model, *, docs: bool = False) -> FastAPI:
         if not await model.healthy():
             raise NotReady(f"{model.name} takes no new requests at the moment.")
         return {"ready": True}
+
+    for path in TRUSS_READY_PATHS:
+        if path != f"/v1/models/{model.name}":
+            app.get(path, name="truss_ready")(ready)
 
     @app.get("/v1/models", name="models")
     async def models() -> Models:
@@ -140,7 +159,7 @@ def create_app(model: Model, *, docs: bool = False) -> FastAPI:
 
 
 async def _refuse_route(request: Request, error: Exception) -> Response:
-    """Say in our own words what the router says."""
+    """Answer the router's errors in the shape of all errors."""
     assert isinstance(error, HTTPException)
     refusal: ServeError
     if error.status_code == 405:

@@ -1,4 +1,4 @@
-"""Attention of a chunk of a prompt in plain PyTorch, over keys and values that lie in one piece."""
+"""Attention of a prompt chunk in plain PyTorch, over keys and values that are contiguous."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def chunk_attention(q: Tensor, keys: Tensor, values: Tensor, start: int, scaling: float, window: int | None) -> Tensor:
-    """Attend from a chunk of a row that begins at `start` to the row up to the chunk's end.
+    """Attend from a chunk that begins at position `start` to its sequence up to the chunk's end.
 
     Shapes: q (length, heads, head_dim), keys and values (kv_heads, start + length, head_dim); the output is as q.
     """
@@ -19,8 +19,8 @@ def chunk_attention(q: Tensor, keys: Tensor, values: Tensor, start: int, scaling
         mask = torch.ones((length, end), dtype=torch.bool, device=q.device).tril(start)
         if window is not None:
             mask = mask.triu(start - window + 1)
-    # The keys are repeated for the group: the CPU's fast attention wants as many key heads as query heads.
-    found = F.scaled_dot_product_attention(
+    # Keys are repeated for the group: the CPU's fast attention kernel wants as many key heads as query heads.
+    out = F.scaled_dot_product_attention(
         q.transpose(0, 1)[None],
         keys.repeat_interleave(group, 0)[None],
         values.repeat_interleave(group, 0)[None],
@@ -28,4 +28,4 @@ def chunk_attention(q: Tensor, keys: Tensor, values: Tensor, start: int, scaling
         is_causal=mask is None and length > 1,
         scale=scaling,
     )
-    return found[0].transpose(0, 1)
+    return out[0].transpose(0, 1)

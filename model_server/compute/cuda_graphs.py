@@ -1,12 +1,12 @@
-"""CUDA graphs of the decode step: a step of a fixed number of rows is recorded once and replayed as one launch.
+"""CUDA graphs of the decode step: a step of a fixed batch size is captured once and replayed as one launch.
 
-A decode step of a 7B model is some 600 kernels, which Python launches more slowly than a GPU runs them. Prompts are
-read without graphs: their steps are long and never twice the same.
+A decode step of a 7B model is some 600 kernels, and Python launches them more slowly than a GPU runs them. Steps that
+prefill run without graphs: they are long, and no two are alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,47 +15,58 @@ from torch import Tensor
 from model_server.compute.decoder import Decoder
 from model_server.compute.host_device import on_host, to_device
 from model_server.compute.kv_cache.base import TokenRange
-from model_server.compute.kv_cache.contiguous import ContiguousKVCache, SpanStep, StepMetadata
+from model_server.compute.kv_cache.contiguous import ContiguousKVCache, ContiguousStep, StepMetadata
 
 
-def sizes_up_to(max_rows: int) -> list[int]:
-    """Return the numbers of rows worth a graph: a step runs in the next larger one, with rows nobody reads."""
-    return sorted({min(size, max_rows) for size in (1, 2, 4, *range(8, max_rows + 8, 8))})
+def batch_sizes(max_batch_size: int) -> list[int]:
+    """Return the batch sizes that get a graph; a step runs in the next larger one, padded.
+
+    Steps of 8 up to 64, of 16 up to 128, of 32 above: a graph takes memory and start-up time, and padding costs less
+    in a larger batch.
+    """
+    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 128, 16), *range(128, max_batch_size, 32)]
+    return [*(size for size in sizes if size < max_batch_size), max_batch_size]
 
 
 class StaticStep:
-    """A decode step of a fixed number of rows, in tensors that stay where they are."""
+    """A decode step of a fixed batch size, in tensors that keep their addresses."""
 
-    def __init__(self, decoder: Decoder, spans: ContiguousKVCache, num_rows: int) -> None:
-        self.num_rows = num_rows
+    def __init__(
+        self, decoder: Decoder, cache: ContiguousKVCache, batch_size: int, num_splits: int | None = None
+    ) -> None:
+        self.batch_size = batch_size
+        self.num_splits = num_splits
         self._decoder = decoder
-        self._spans = spans
-        numbers = self._numbers([])
-        self._on_device = to_device(numbers.values, spans.device, torch.int32)
-        self._step = SpanStep(spans, numbers, self._on_device)
-        self._wanted = torch.arange(num_rows, device=spans.device)
+        self._cache = cache
+        metadata = self._metadata([])
+        self._on_device = to_device(metadata.values, cache.device, torch.int32)
+        self._step = ContiguousStep(cache, metadata, self._on_device, num_splits=num_splits)
+        self._wanted = torch.arange(batch_size, device=cache.device)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits: Tensor | None = None
 
-    def record(self, pool: Any) -> None:
-        """Record the step as a graph whose memory comes from `pool`; without it every run launches its kernels."""
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # a first run, unrecorded: kernels load and libraries take their workspace
+    @property
+    def is_captured(self) -> bool:
+        return self._graph is not None
+
+    def capture(self, pool: Any, stream: torch.cuda.Stream) -> None:
+        """Capture the step as a graph with memory from `pool`; without a graph every run launches its kernels."""
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # a first run outside the graph: kernels load, libraries take their workspace
             self._compute()
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self._logits = self._compute()
         self._graph = graph
 
     def run(self, decode: Sequence[TokenRange], tokens: Tensor | None = None) -> Tensor:
-        """Return the logits after each segment's token, (segments, vocab_size); valid until the next run.
+        """Return the logits after each range's token, (ranges, vocab_size); valid until the next run.
 
-        `tokens`, (segments,) on the device, stand in place of those that the segments have.
+        `tokens`, (ranges,) on the device, replace the ranges' own token ids.
         """
-        numbers = on_host(self._numbers(decode).values, self._spans.device, torch.int32)
-        self._on_device.copy_(numbers, non_blocking=True)
+        values = on_host(self._metadata(decode).values, self._cache.device, torch.int32)
+        self._on_device.copy_(values, non_blocking=True)
         if tokens is not None:
             self._step.token_ids[: len(tokens)] = tokens
         if self._graph is None:
@@ -68,22 +79,37 @@ class StaticStep:
     def _compute(self) -> Tensor:
         return self._decoder(self._step, self._wanted)
 
-    def _numbers(self, decode: Sequence[TokenRange]) -> StepMetadata:
-        return StepMetadata(decode, [], unused=self._spans.num_tokens, pad_decode_to=self.num_rows)
+    def _metadata(self, decode: Sequence[TokenRange]) -> StepMetadata:
+        return StepMetadata(decode, [], null_slot=self._cache.null_slot, pad_decode_to=self.batch_size)
 
 
 class DecodeGraphs:
-    """Static steps of growing sizes; `run` takes the smallest that holds the rows."""
+    """Static steps of growing batch sizes; `run` takes the smallest that is large enough."""
 
-    def __init__(self, decoder: Decoder, spans: ContiguousKVCache, max_rows: int) -> None:
-        self._steps = [StaticStep(decoder, spans, size) for size in sizes_up_to(max_rows)]
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: ContiguousKVCache,
+        max_batch_size: int,
+        num_splits: Mapping[int, int | None] | None = None,
+    ) -> None:
+        """Make a static step for each batch size; `num_splits` by batch size as `split_kv` has chosen."""
+        sizes = batch_sizes(max_batch_size)
+        self.steps = [StaticStep(decoder, cache, size, (num_splits or {}).get(size)) for size in sizes]
 
-    def record(self) -> None:
-        """Record all sizes, the largest first, so that the others find its memory in the pool."""
-        pool = torch.cuda.graph_pool_handle()
-        for step in reversed(self._steps):
-            step.record(pool)
+    def capture(self) -> None:
+        """Capture all sizes, the largest first, so that the others reuse its memory in the pool.
+
+        On one side stream: cuBLAS keeps a workspace for every stream that it has been used on (8 MB on Ampere, 32 MB on
+        Hopper) and never frees it.
+        """
+        current, pool, stream = torch.cuda.current_stream(), torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        try:
+            for step in reversed(self.steps):
+                step.capture(pool, stream)
+        finally:
+            torch.cuda.set_stream(current)  # a capture that fails leaves its own stream current
 
     def run(self, decode: Sequence[TokenRange], tokens: Tensor | None = None) -> Tensor:
         """See `StaticStep.run`."""
-        return next(step for step in self._steps if step.num_rows >= len(decode)).run(decode, tokens)
+        return next(step for step in self.steps if step.batch_size >= len(decode)).run(decode, tokens)

@@ -1,9 +1,9 @@
-"""Mistral's forward for a step of the shared lane: ragged, and in as few operations as PyTorch has for it.
+"""Mistral's forward for a batched step, without padding between sequences and in few operations.
 
-The same mathematics as `transformers.models.mistral.modeling_mistral`, with three differences: all tokens of a step
-lie in one row, the step's KV memory decides what each of them sees, and the last layer computes only the tokens whose
-logits are wanted. A CPU rounds where the modules round, which costs it little. On a GPU each kernel of a decode step
-counts, and attention rounds otherwise anyway: it takes operations that round once where the modules round twice.
+The same mathematics as `transformers.models.mistral.modeling_mistral`, with three differences. The tokens of all
+sequences are concatenated, and the KV cache's step decides which keys each of them sees. The last layer computes only
+the tokens whose logits are wanted. On a GPU, where every kernel of a decode step counts, some operations are fused and
+round once where Transformers' modules round twice; on a CPU rounding is the modules'.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import MistralForCausalLM
 
-from model_server.compute.fused_linear import Projection
+from model_server.compute.fused_linear import Linear
 
 
 class Step(Protocol):
-    """A step in tensors: its tokens, and the memory that it reads and writes."""
+    """A step as tensors: its tokens, and the keys and values that it reads and writes."""
 
     token_ids: Tensor
     """(tokens,)"""
     positions: Tensor
-    """(tokens,), counted from the beginning of each token's row."""
+    """(tokens,), each in its sequence."""
 
     def attend(self, layer: int, q: Tensor, kv: Tensor, scaling: float) -> Tensor:
         """Write the tokens' keys and values and return attention's output.
@@ -42,13 +42,12 @@ MultiplyAndAdd = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer's weights and multiplications. At hand: a module is asked for each by name, at every step."""
+    """A layer's weights and matmuls as plain attributes: `nn.Module` looks each of them up by name at every access."""
 
     input_norm: Tensor
     qkv: Multiply
     add_o_proj: MultiplyAndAdd
-    norm: Tensor
-    """The one after attention."""
+    post_attention_norm: Tensor
     gate_up: Multiply
     act_fn: Callable[[Tensor], Tensor]
     add_down_proj: MultiplyAndAdd
@@ -61,7 +60,7 @@ class Layer:
             input_norm=layer.input_layernorm.weight,
             qkv=_multiply(attention.qkv),
             add_o_proj=_multiply_and_add(attention.o_proj, fused_ops),
-            norm=layer.post_attention_layernorm.weight,
+            post_attention_norm=layer.post_attention_layernorm.weight,
             gate_up=_multiply(mlp.gate_up),
             act_fn=mlp.act_fn,
             add_down_proj=_multiply_and_add(mlp.down_proj, fused_ops),
@@ -69,32 +68,33 @@ class Layer:
         )
 
 
-def _multiply(projection: Any) -> Multiply:
-    """Return what multiplies the rows of a step: a step's number of rows is padded already."""
-    return projection.multiply if isinstance(projection, Projection) else projection
+def _multiply(linear: Any) -> Multiply:
+    """Return the matmul of a step's tokens, whose number is padded already."""
+    return linear.multiply if isinstance(linear, Linear) else linear
 
 
-def _multiply_and_add(projection: Any, in_one: bool) -> MultiplyAndAdd:
-    """Return what multiplies rows and adds them to others, in place of one of the two."""
-    if in_one:
-        weight = projection.weight.t()
-        return lambda rows, others: others.addmm_(rows, weight)
-    multiply = _multiply(projection)
-    return lambda rows, others: multiply(rows).add_(others)
+def _multiply_and_add(linear: Any, fused_ops: bool) -> MultiplyAndAdd:
+    """Return a matmul whose product is added to a residual, in place of one of the two."""
+    if fused_ops:
+        weight = linear.weight.t()
+        return lambda rows, residual: residual.addmm_(rows, weight)
+    multiply = _multiply(linear)
+    return lambda rows, residual: multiply(rows).add_(residual)
 
 
 class Decoder:
     """The layers of a fused model; called with a step, returns logits."""
 
     def __init__(self, model: MistralForCausalLM, *, fused_ops: bool | None = None) -> None:
-        """Take a model whose projections are fused; `fused_ops` is for a GPU, and the default there."""
+        """Take a fused model; `fused_ops` uses a GPU's fused operations and is the default there."""
         config = model.config
-        self._few_kernels = model.device.type != "cpu" if fused_ops is None else fused_ops
+        self.fused_ops = model.device.type != "cpu" if fused_ops is None else fused_ops
         self._embedding = model.model.embed_tokens.weight
         self._rotary = model.model.rotary_emb
-        self._layers = [Layer.of(layer, fused_ops=self._few_kernels) for layer in model.model.layers]
+        self._layers = [Layer.of(layer, fused_ops=self.fused_ops) for layer in model.model.layers]
         self._last_norm = model.model.norm.weight
         self._lm_head = _multiply(model.lm_head)
+        self._vocab_size = config.vocab_size
         self._num_heads = config.num_attention_heads
         self._num_kv_heads = config.num_key_value_heads
         self._eps = config.rms_norm_eps
@@ -104,15 +104,17 @@ class Decoder:
         """Run a step and return the logits after the wanted tokens, (wanted, vocab_size), in the model's dtype."""
         hidden = F.embedding(step.token_ids, self._embedding)
         cos, sin = self._rotary(hidden, step.positions[None])
-        # (tokens, 1, head_dim); with the first half of the sines negated, rotating is one roll and two products.
+        # (tokens, 1, head_dim); with the first half of the sines negated, a rotation is one roll and two products.
         cos, sin = cos[0, :, None], sin[0, :, None].clone()
         sin[..., : sin.shape[-1] // 2].neg_()
         for index, layer in enumerate(self._layers):
             out = self._attend(step, index, layer, hidden, cos, sin)
             if index == len(self._layers) - 1:
+                if not len(wanted):  # a chunk inside a prompt: its keys and values are written, nothing else is needed
+                    return hidden.new_empty((0, self._vocab_size))
                 hidden, out = hidden[wanted], out[wanted]
             hidden = layer.add_o_proj(out, hidden)
-            gate, up = layer.gate_up(self._norm(hidden, layer.norm)).chunk(2, dim=-1)
+            gate, up = layer.gate_up(self._norm(hidden, layer.post_attention_norm)).chunk(2, dim=-1)
             hidden = layer.add_down_proj(layer.act_fn(gate).mul_(up), hidden)
         return self._lm_head(self._norm(hidden, self._last_norm))
 
@@ -120,7 +122,7 @@ class Decoder:
         size, num_heads, kv_heads = cos.shape[-1], self._num_heads, self._num_kv_heads
         qkv = layer.qkv(self._norm(hidden, layer.input_norm)).view(-1, num_heads + 2 * kv_heads, size)
         rotated = qkv.narrow(1, 0, num_heads + kv_heads)
-        if self._few_kernels:  # a GPU rolls only what lies in one piece, and would copy it first
+        if self.fused_ops:  # `roll` on a GPU copies an input that is not contiguous
             rolled = rotated.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
             rotated.mul_(cos).addcmul_(rolled, sin)
         else:
@@ -130,6 +132,6 @@ class Decoder:
         return step.attend(index, q, kv.view(-1, 2, kv_heads, size), layer.scaling)
 
     def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        if self._few_kernels:
+        if self.fused_ops:
             return torch.rms_norm(hidden, weight.shape, weight, self._eps)
         return torch.rms_norm(hidden.float(), weight.shape, None, self._eps).to(hidden.dtype).mul_(weight)

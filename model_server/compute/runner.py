@@ -1,6 +1,6 @@
-"""The model with its KV memory: the only place where the shared lane computes.
+"""The model with its KV cache: the only place where batched steps are computed.
 
-Leaves out which rows run (scheduler) and what the logits become (sampling).
+Leaves out which sequences run (scheduler) and how tokens are drawn from logits (sampling).
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
 
-from model_server.compute.cuda_graphs import DecodeGraphs
+from model_server.compute.cpu.packed_linear import PADDED_SIZES, PackedLinear, padded
+from model_server.compute.cuda_graphs import DecodeGraphs, batch_sizes
 from model_server.compute.decoder import Decoder
-from model_server.compute.fused_linear import PADDED_SIZES, Projection, padded
 from model_server.compute.host_device import to_device
 from model_server.compute.kv_cache.base import KVCache, TokenRange
 from model_server.compute.kv_cache.contiguous import ContiguousKVCache
 from model_server.compute.kv_cache.dense import DenseKVCache
+from model_server.compute.kv_cache.split_kv import choose_num_splits
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +30,12 @@ def make_kv_cache(
     dtype: torch.dtype,
     device: torch.device,
     *,
-    num_rows: int,
+    max_batch_size: int,
     num_tokens: int,
     max_sequence_tokens: int,
     flash: bool,
 ) -> KVCache:
-    """Return memory in the form that the device computes best: spans for flash attention, slots for plain."""
+    """Return a KV cache in the layout that the device computes best: contiguous for flash attention, else dense."""
     if flash:
         return ContiguousKVCache(
             config,
@@ -44,32 +45,46 @@ def make_kv_cache(
             device=device,
             flash=True,
         )
-    return DenseKVCache(config, num_slots=num_rows, slot_len=max_sequence_tokens, dtype=dtype, device=device)
+    return DenseKVCache(
+        config, max_batch_size=max_batch_size, max_sequence_tokens=max_sequence_tokens, dtype=dtype, device=device
+    )
 
 
 class Runner:
-    """A fused model and the memory of its rows."""
+    """A fused model and the KV cache of its sequences."""
 
     def __init__(self, model: MistralForCausalLM, kv_cache: KVCache) -> None:
         self.model = model
         self.kv_cache = kv_cache
         self.is_async = model.device.type != "cpu"
-        """`forward` returns before it is computed, and whoever looks into the logits waits."""
-        self._decoder = Decoder(model)
-        self._graphs: DecodeGraphs | None = None
+        """`forward` returns before the device has computed; reading the logits waits for it."""
+        self.decoder = Decoder(model)
+        self.graphs: DecodeGraphs | None = None
+        self.missing_features: list[str] = []
+        """What this device should do and cannot, at the cost of speed: flash_attention, cuda_graphs."""
 
     @torch.inference_mode()
-    def record_graphs(self, max_rows: int) -> None:
-        """Record the decode steps of up to so many rows, where that is possible: on a GPU, over spans."""
+    def capture_graphs(self, max_batch_size: int) -> None:
+        """Capture decode steps of up to so many sequences as CUDA graphs, if the KV cache uses flash attention.
+
+        Raises:
+            torch.AcceleratorError: the device is broken; nothing more can run on it.
+        """
         if not isinstance(self.kv_cache, ContiguousKVCache) or not self.kv_cache.flash:
             return
-        graphs = DecodeGraphs(self._decoder, self.kv_cache, max_rows)
         try:
-            graphs.record()
+            num_splits = choose_num_splits(
+                self.kv_cache, batch_sizes(max_batch_size), self.model.config.num_attention_heads
+            )
+            graphs = DecodeGraphs(self.decoder, self.kv_cache, max_batch_size, num_splits)
+            graphs.capture()
+        except torch.AcceleratorError:
+            raise
         except RuntimeError as error:
             log.warning("decode steps run without CUDA graphs, more slowly: %s", str(error).strip().splitlines()[0])
+            self.missing_features.append("cuda_graphs")
             return
-        self._graphs = graphs
+        self.graphs = graphs
 
     @torch.inference_mode()
     def forward(
@@ -81,28 +96,28 @@ class Runner:
     ) -> Tensor:
         """Run one step and return the logits after each wanted token, (len(wanted), vocab_size) in float32.
 
-        `wanted` counts tokens through the decode segments, then the prefill segments. `tokens`, (len(decode),) on the
-        device, stand in place of those that the decode segments have: picked by a step that nobody has read yet.
-        Running a step again gives the same: keys and values are written to their positions, nothing is appended.
+        `wanted` indexes the tokens of the decode ranges, then those of the prefill ranges. `tokens`, (len(decode),) on
+        the device, replace the decode ranges' token ids: they come from a step whose tokens the host has not read. A
+        step can be repeated: keys and values are written to their positions, nothing is appended.
         """
-        if self._graphs is not None and not prefill:
-            # All of them are wanted, in order. A copy: the graph's own tensor is written over by the next step.
-            return self._graphs.run(decode, tokens).to(torch.float32, copy=True)
+        if self.graphs is not None and not prefill:
+            # All tokens are wanted, in order. Copied: the graph's output is overwritten by the next step.
+            return self.graphs.run(decode, tokens).to(torch.float32, copy=True)
         padding = [0] * (padded(len(wanted)) - len(wanted))
         which = to_device([*wanted, *padding], self.model.device, torch.long)
         step = self.kv_cache.step(decode, prefill)
         if tokens is not None:
             step.token_ids[: len(tokens)] = tokens
-        return self._decoder(step, which)[: len(wanted)].float()
+        return self.decoder(step, which)[: len(wanted)].float()
 
     def compilations(self) -> list[Callable[[], None]]:
-        """Return what has a CPU's matmuls compiled for every size of step, in calls of one matmul each.
+        """Return calls that have oneDNN compile the matmuls of every step size, one matmul each.
 
-        What is compiled is for the number of threads that the caller computes with.
+        oneDNN compiles for the number of threads that the caller computes with.
         """
-        if not isinstance(self.model.lm_head, Projection):  # not packed: nothing is kept
+        if not isinstance(self.model.lm_head, PackedLinear):
             return []
         layer = self.model.model.layers[0]  # the others have the same shapes
         attention, mlp = layer.self_attn, layer.mlp
-        projections = (attention.qkv, attention.o_proj, mlp.gate_up, mlp.down_proj, self.model.lm_head)
-        return [functools.partial(projection.compile, size) for size in PADDED_SIZES for projection in projections]
+        linears = (attention.qkv, attention.o_proj, mlp.gate_up, mlp.down_proj, self.model.lm_head)
+        return [functools.partial(linear.compile, size) for size in PADDED_SIZES for linear in linears]

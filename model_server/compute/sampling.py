@@ -1,304 +1,255 @@
-"""Logits to token ids, each row by its own parameters.
+"""Logits to token ids, each sequence by its own parameters.
 
-What a row's parameters do to its logits is decided by Transformers: a row carries the `LogitsProcessorList` that
-`generate` would use. Rows whose list holds only the usual processors are sampled together in tensors; the others run
-their list one by one. Drawing follows `torch.multinomial` exactly, so a seeded row picks the tokens that
-`torch.manual_seed(seed)` and `generate` pick, whatever else is in the batch.
+Transformers decides what a sequence's parameters do to its logits (`sequence_sampler`). Sequences whose processors are
+batchable are sampled together; the others run their processors one by one. Sampling follows `torch.multinomial`
+exactly: a sequence with a seed gets the tokens that `torch.manual_seed(seed)` and `generate` give, whatever else is in
+the batch.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, MistralForCausalLM
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
 from model_server.compute.host_device import AsyncHostCopy, to_device
+from model_server.compute.logprobs import TokenLogprobs
+from model_server.compute.sequence_sampler import PENALTIES, SequenceSampler
 from model_server.errors import BadRequest, InternalError, ServeError
-from model_server.request import SamplingParams, Token
+from model_server.request import Token
 
 logger = logging.getLogger(__name__)
 
 CANDIDATES = 256
-"""Rows with a smaller top_k are sampled among this many tokens instead of the whole vocabulary."""
+"""Sequences with a smaller top_k are sampled among this many tokens instead of the whole vocabulary."""
 TIES = 32
-"""Candidates beyond top_k, since Transformers keeps every token that ties with the last one."""
-
-
-class CountPenalty(LogitsProcessor):
-    """OpenAI's frequency and presence penalties: subtract from the logits of tokens the answer already holds.
-
-    https://platform.openai.com/docs/api-reference/completions/create
-    """
-
-    def __init__(self, num_prompt_tokens: int, frequency: float, presence: float) -> None:
-        self.num_prompt_tokens, self.frequency, self.presence = num_prompt_tokens, frequency, presence
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        answer = input_ids[:, self.num_prompt_tokens :]
-        counts = torch.zeros_like(scores).scatter_add_(1, answer, torch.ones_like(answer, dtype=scores.dtype))
-        return scores - self.frequency * counts - self.presence * (counts > 0)
-
-
-@dataclass(slots=True)
-class SequenceSampler:
-    """How one row picks its tokens."""
-
-    processors: LogitsProcessorList
-    do_sample: bool
-    eos_token_ids: frozenset[int]
-    max_time_s: float | None
-    generator: torch.Generator | None
-    """The row's own randomness when it has a seed; None draws from the batch's."""
-    history: Tensor | None
-    """(1, prompt + max_new_tokens) token ids, filled up to `length`; None when no processor looks at it."""
-    length: int
-    usual: dict[type, LogitsProcessor] = field(init=False)
-    """The row's processors by type."""
-    is_usual: bool = field(init=False)
-    """All of them are of the usual kinds, in the usual order."""
-
-    def __post_init__(self) -> None:
-        kinds = [type(p) for p in self.processors]
-        in_order = [kind for kind in _USUAL if kind in kinds]
-        self.usual = dict(zip(kinds, self.processors, strict=True))
-        self.is_usual = kinds == in_order
-
-    @property
-    def greedy(self) -> bool:
-        return not self.do_sample and len(self.processors) == 0
-
-    def note(self, token_id: int) -> None:
-        """Add a token to the history."""
-        if self.history is not None:
-            self.history[0, self.length] = token_id
-        self.length += 1
-
-    @property
-    def can_run_ahead(self) -> bool:
-        """Say whether the row's next token can be picked by who does not know the last one."""
-        return self.greedy or (self.do_sample and self.is_usual and self.history is None)
-
-    @property
-    def so_far(self) -> Tensor:
-        """Prompt and answer so far, (1, length)."""
-        assert self.history is not None
-        return self.history[:, : self.length]
-
-
-_USUAL = (
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    MinPLogitsWarper,
-)
-_BLIND = frozenset(_USUAL[1:])
-"""Processors that never look at the tokens so far."""
-
-
-def sequence_sampler(model: MistralForCausalLM, prompt_ids: Sequence[int], sampling: SamplingParams) -> SequenceSampler:
-    """Build a row's sampler the way `generate` builds its own, from the same configuration.
-
-    Raises:
-        BadRequest: Transformers refuses the combination.
-    """
-    try:
-        config = generation_config(model, len(prompt_ids), sampling)
-        prompt = torch.tensor([list(prompt_ids)], device=model.device)
-        processors = model._get_logits_processor(
-            config, input_ids_seq_length=len(prompt_ids), encoder_input_ids=prompt, device=model.device
-        )
-    except (ValueError, TypeError) as error:
-        raise BadRequest(f"The parameters cannot be used together: {error}") from error
-    if sampling.frequency_penalty or sampling.presence_penalty:
-        penalty = CountPenalty(len(prompt_ids), sampling.frequency_penalty, sampling.presence_penalty)
-        processors = LogitsProcessorList([penalty, *processors])
-    generator = None
-    if sampling.seed is not None and config.do_sample:
-        generator = torch.Generator(model.device).manual_seed(sampling.seed)
-    history = None
-    if any(type(p) not in _BLIND for p in processors):
-        history = torch.empty((1, len(prompt_ids) + sampling.max_new_tokens), dtype=torch.long, device=model.device)
-        history[:, : len(prompt_ids)] = prompt
-    eos = config._eos_token_tensor
-    return SequenceSampler(
-        processors=processors,
-        do_sample=bool(config.do_sample),
-        eos_token_ids=frozenset(eos.tolist()) if eos is not None else frozenset(),
-        max_time_s=config.max_time,
-        generator=generator,
-        history=history,
-        length=len(prompt_ids),
-    )
-
-
-def generation_config(model: MistralForCausalLM, num_prompt_tokens: int, sampling: SamplingParams) -> GenerationConfig:
-    """Return what `generate` would work from: the request's fields over the model's own, lengths resolved."""
-    config, _ = model._prepare_generation_config(None, **sampling.generate)
-    config.max_new_tokens = sampling.max_new_tokens
-    config.max_length = num_prompt_tokens + sampling.max_new_tokens
-    if config.min_new_tokens is not None:
-        config.min_length = num_prompt_tokens + config.min_new_tokens
-    config.validate()
-    model._prepare_special_tokens(config, kwargs_has_attention_mask=True, device=model.device, batch_size=1)
-    return config
+"""Candidates beyond top_k, because Transformers keeps every token that ties with the last one."""
 
 
 class SampledTokens:
-    """The tokens of a step's rows: some on their way from the device, some known already."""
+    """One token for each sequence of a step, on their way from the device."""
 
-    def __init__(self, num_rows: int, of_rows: Sequence[int], tokens: Tensor | None) -> None:
-        """Take the tokens of some of the rows, (len(of_rows),); `alone` is for the others."""
-        self.alone: dict[int, int | ServeError] = {}
-        self.on_device = tokens if list(of_rows) == list(range(num_rows)) else None
-        """(rows,): what a next step can be fed with before anybody reads it; None where it is not all there."""
-        self._of_rows = of_rows
-        self._arriving = None if tokens is None else AsyncHostCopy(tokens)
+    def __init__(self, num_sequences: int, batched: Sequence[int], tokens: Tensor | None) -> None:
+        """Take the tokens, (len(batched),), of the sequences at these indices; `unbatched` is for the others."""
+        self.unbatched: dict[int, int | ServeError] = {}
+        self.on_device = tokens if list(batched) == list(range(num_sequences)) else None
+        """(sequences,): input of a next step before the host reads it; None unless all sequences were batched."""
+        self._batched, self._tokens = batched, tokens
+        self._copy = None if tokens is None else AsyncHostCopy(tokens)
+        self._with_logprobs: Sequence[int] = ()
+        self._logprobs: TokenLogprobs | None = None
 
     def read(self) -> list[int | ServeError]:
-        """Wait for the step; return a token for each row, or what is wrong with one that has none to choose."""
-        found = dict(self.alone)
-        if self._arriving is not None:
-            found.update(zip(self._of_rows, self._arriving.read(), strict=True))
-        return [found[i] for i in range(len(found))]
+        """Wait for the step; return a token for each sequence, or an error where none can be chosen."""
+        tokens = dict(self.unbatched)
+        if self._copy is not None:
+            tokens.update(zip(self._batched, self._copy.read(), strict=True))
+        return [tokens[i] for i in range(len(tokens))]
+
+    def read_logprobs(self) -> dict[int, Token]:
+        """Wait for the step; return the tokens of the sequences that report log-probabilities, by index."""
+        return {} if self._logprobs is None else dict(zip(self._with_logprobs, self._logprobs.read(), strict=True))
+
+    def add_logprobs(self, logits: Tensor, samplers: Sequence[SequenceSampler]) -> None:
+        """Compute the log-probabilities of all sequences that report them, under raw logits, in one call."""
+        num_top = {i: s.num_logprobs for i, s in enumerate(samplers) if s.num_logprobs is not None}
+        for i, token in self.unbatched.items():
+            if isinstance(token, ServeError):
+                num_top.pop(i, None)
+        if not num_top:
+            return
+        self._with_logprobs = list(num_top)
+        token_ids = self._on_device(len(samplers), logits.device)
+        if len(num_top) < len(samplers):
+            which = to_device(self._with_logprobs, logits.device)
+            logits, token_ids = logits[which], token_ids[which]
+        self._logprobs = TokenLogprobs(logits, token_ids, list(num_top.values()))
+
+    def append_to(self, samplers: Sequence[SequenceSampler]) -> None:
+        """Append the tokens to the histories, on the device."""
+        for row, i in enumerate(self._batched):
+            if samplers[i].history is not None and self._tokens is not None:
+                samplers[i].append(self._tokens[row])
+        for i, token in self.unbatched.items():
+            if not isinstance(token, ServeError):
+                samplers[i].append(token)
+
+    def _on_device(self, num_sequences: int, device: torch.device) -> Tensor:
+        """Return the tokens of all sequences, 0 in place of an error."""
+        if self.on_device is not None:
+            return self.on_device
+        known = [token if isinstance(token, int) else 0 for token in map(self.unbatched.get, range(num_sequences))]
+        token_ids = to_device(known, device, torch.long)
+        if self._tokens is not None:
+            token_ids[to_device(self._batched, device, torch.long)] = self._tokens
+        return token_ids
 
 
 @torch.inference_mode()
-def sample(logits: Tensor, rows: Sequence[SequenceSampler], shared: torch.Generator) -> SampledTokens:
-    """Pick each row's next token.
+def sample(logits: Tensor, samplers: Sequence[SequenceSampler], shared: torch.Generator) -> SampledTokens:
+    """Choose each sequence's next token and append it to the sequence's history.
+
+    If it fails, generators and histories are as before, so that the step can be repeated.
 
     Args:
-        logits: (rows, vocab_size) in float32; may be changed.
-        shared: randomness for rows without a seed.
+        logits: (sequences, vocab_size) in float32.
+        shared: randomness of sequences without a seed.
     """
-    greedy = [i for i, row in enumerate(rows) if row.greedy]
-    together = [i for i, row in enumerate(rows) if row.do_sample and row.is_usual]
-    # Rows with a small top_k need only a few candidates; one row without must not make all of them sort the vocabulary.
-    few = [i for i in together if _top_k(rows[i]) <= CANDIDATES - TIES]
-    many = [i for i in together if i not in few]
-    groups = [group for group in (greedy, few, many) if group]
+    states = [(s.generator, s.generator.get_state()) for s in samplers if s.generator is not None]
+    try:
+        return _sample(logits, samplers, shared)
+    except Exception:
+        for generator, state in states:
+            generator.set_state(state)
+        raise
+
+
+def _sample(logits: Tensor, samplers: Sequence[SequenceSampler], shared: torch.Generator) -> SampledTokens:
+    greedy, plain, few, many = [], [], [], []
+    for i, sampler in enumerate(samplers):
+        if not sampler.batchable:
+            continue
+        if not sampler.do_sample:
+            greedy.append(i)
+        elif not sampler.truncates:
+            plain.append(i)
+        # A sequence with a small top_k needs few candidates; one without must not make all of them sort the vocabulary.
+        elif _top_k(sampler) <= CANDIDATES - TIES:
+            few.append(i)
+        else:
+            many.append(i)
+    scores = _penalized(logits, samplers)
     tokens = []
+    groups = [group for group in (greedy, plain, few, many) if group]
     for group in groups:
-        of_group = logits if len(group) == len(rows) else logits[to_device(group, logits.device)]
+        of_group = scores if len(group) == len(samplers) else scores[to_device(group, scores.device)]
+        of_samplers = [samplers[i] for i in group]
         if group is greedy:
             tokens.append(of_group.argmax(-1))
+        elif group is plain:
+            tokens.append(_draw((of_group / _temperatures(of_samplers, scores)).softmax(-1), None, of_samplers, shared))
         else:
-            num_candidates = logits.shape[-1] if group is many else min(CANDIDATES, logits.shape[-1])
-            tokens.append(_sample_together(of_group, [rows[i] for i in group], num_candidates, shared))
-    of_rows = [i for group in groups for i in group]
-    picked = SampledTokens(len(rows), *_in_order(of_rows, tokens))
-    for i in sorted(set(range(len(rows))).difference(of_rows)):
-        picked.alone[i] = _sample_alone(logits[i : i + 1], rows[i], shared)
-    return picked
+            num_candidates = min(CANDIDATES, scores.shape[-1]) if group is few else None
+            tokens.append(_sample_truncated(of_group, of_samplers, num_candidates, shared))
+    batched = [i for group in groups for i in group]
+    sampled = SampledTokens(len(samplers), *_in_order(batched, tokens))
+    for i in sorted(set(range(len(samplers))).difference(batched)):
+        sampled.unbatched[i] = _sample_unbatched(logits[i : i + 1], samplers[i], shared)
+    sampled.add_logprobs(logits, samplers)
+    sampled.append_to(samplers)
+    return sampled
 
 
-def _in_order(of_rows: Sequence[int], tokens: Sequence[Tensor]) -> tuple[Sequence[int], Tensor | None]:
-    """Return which rows there are, ascending, and their tokens in one tensor."""
+def _penalized(logits: Tensor, samplers: Sequence[SequenceSampler]) -> Tensor:
+    """Return the logits after the batchable penalties, which read each sequence's own tokens."""
+    penalties = [(i, s, p) for i, s in enumerate(samplers) if s.batchable for p in s.processors if type(p) in PENALTIES]
+    if not penalties:
+        return logits
+    scores = logits.clone()
+    for i, sampler, penalty in penalties:
+        scores[i : i + 1] = penalty(sampler.tokens, scores[i : i + 1])
+    return scores
+
+
+def _in_order(batched: Sequence[int], tokens: Sequence[Tensor]) -> tuple[Sequence[int], Tensor | None]:
+    """Return the sequences' indices in ascending order, and their tokens in one tensor."""
     if len(tokens) < 2:
-        return of_rows, tokens[0] if tokens else None
-    order = sorted(range(len(of_rows)), key=of_rows.__getitem__)
-    together = torch.cat(tuple(tokens))
-    return sorted(of_rows), together[to_device(order, together.device)]
+        return batched, tokens[0] if tokens else None
+    order = sorted(range(len(batched)), key=batched.__getitem__)
+    joined = torch.cat(tuple(tokens))
+    return sorted(batched), joined[to_device(order, joined.device)]
 
 
-def _top_k(row: SequenceSampler) -> int:
-    warper = row.usual.get(TopKLogitsWarper)
+def _top_k(sampler: SequenceSampler) -> int:
+    warper = sampler.by_type.get(TopKLogitsWarper)
     return warper.top_k if warper is not None else 1 << 30
 
 
-def _sample_alone(logits: Tensor, row: SequenceSampler, shared: torch.Generator) -> int | ServeError:
+def _sample_unbatched(logits: Tensor, sampler: SequenceSampler, shared: torch.Generator) -> int | ServeError:
     try:
-        # Without a history no processor looks at one.
-        history = row.so_far if row.history is not None else torch.empty((1, 0), dtype=torch.long)
-        scores = row.processors(history, logits.clone())
+        scores = sampler.processors(sampler.tokens, logits.clone())
     except Exception:
         logger.exception("a request's logits processors failed")
         return InternalError()
-    if not row.do_sample:
+    if not sampler.do_sample:
         return int(scores.argmax(-1))
     probs = scores.softmax(-1)
     if bool(probs.isnan().any()):
         return BadRequest("The parameters together forbid every token; loosen one of them.")
-    return int(_draw(probs, None, [row], shared, logits.shape[-1]))
+    return int(_draw(probs, None, [sampler], shared))
 
 
-def _sample_together(
-    logits: Tensor,
-    rows: Sequence[SequenceSampler],
-    num_candidates: int,
-    shared: torch.Generator,
+def _values(samplers: Sequence[SequenceSampler], type_: type, name: str, default: float) -> list[float]:
+    return [getattr(s.by_type[type_], name) if type_ in s.by_type else default for s in samplers]
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return to_device(values, like.device)[:, None]
+
+
+def _temperatures(samplers: Sequence[SequenceSampler], like: Tensor) -> Tensor:
+    return _column(_values(samplers, TemperatureLogitsWarper, "temperature", 1.0), like)
+
+
+def _sample_truncated(
+    logits: Tensor, samplers: Sequence[SequenceSampler], num_candidates: int | None, shared: torch.Generator
 ) -> Tensor:
-    """Sample rows with usual processors: the same steps as Transformers', on sorted candidates."""
-
-    def values(kind: type, name: str, default: float) -> list[float]:
-        return [getattr(row.usual[kind], name) if kind in row.usual else default for row in rows]
-
-    def column(of_rows: Sequence[float]) -> Tensor:
-        return to_device(of_rows, logits.device)[:, None]
-
-    vocab_size = logits.shape[-1]
-    for i, row in enumerate(rows):
-        penalty = row.usual.get(RepetitionPenaltyLogitsProcessor)
-        if penalty is not None:
-            logits[i : i + 1] = penalty(row.so_far, logits[i : i + 1])
-    logits = logits / column(values(TemperatureLogitsWarper, "temperature", 1.0))
-    scores, ids = logits.topk(num_candidates, dim=-1)
-    top_k = column(values(TopKLogitsWarper, "top_k", vocab_size)).clamp(max=num_candidates)
-    scores = scores.masked_fill(scores < scores.gather(-1, top_k - 1), -torch.inf)
-    # Ascending, as Transformers sums them: the smallest first, the likeliest token always kept.
-    scores, ids = scores.flip(-1), ids.flip(-1)
-    # Asked of the numbers here and not of the tensors: a GPU would be waited for.
-    top_ps, min_ps = values(TopPLogitsWarper, "top_p", 1.0), values(MinPLogitsWarper, "min_p", 0.0)
+    """Sample sequences with top_k, top_p or min_p: Transformers' steps, on sorted candidates; None takes all tokens."""
+    logits = logits / _temperatures(samplers, logits)
+    # Ascending, as Transformers sums them: the unlikeliest first, the likeliest token always kept.
+    if num_candidates is None:
+        scores, ids = logits.sort(dim=-1)
+    else:
+        scores, ids = logits.topk(num_candidates, dim=-1)
+        scores, ids = scores.flip(-1), ids.flip(-1)
+    # The limits are compared on the host: reading a tensor would wait for the device.
+    top_ks = [min(int(k), scores.shape[-1]) for k in _values(samplers, TopKLogitsWarper, "top_k", scores.shape[-1])]
+    top_ps, min_ps = (
+        _values(samplers, TopPLogitsWarper, "top_p", 1.0),
+        _values(samplers, MinPLogitsWarper, "min_p", 0.0),
+    )
+    if min(top_ks) < scores.shape[-1]:
+        last = scores.gather(-1, scores.shape[-1] - _column(top_ks, scores))
+        scores = scores.masked_fill(scores < last, -torch.inf)
     if min(top_ps) < 1:
-        top_p = column(top_ps)
+        top_p = _column(top_ps, scores)
         cut = (scores.softmax(-1).cumsum(-1) <= 1 - top_p) & (top_p < 1)
         cut[:, -1] = False
         scores = scores.masked_fill(cut, -torch.inf)
     if max(min_ps) > 0:
-        min_p = column(min_ps)
+        min_p = _column(min_ps, scores)
         probs = scores.softmax(-1)
         cut = probs < min_p * probs[:, -1:]
         cut[:, -1] = False
         scores = scores.masked_fill(cut, -torch.inf)
-    return _draw(scores.softmax(-1), ids, rows, shared, vocab_size)
+    return _draw(scores.softmax(-1), ids, samplers, shared, logits.shape[-1])
 
 
 def _draw(
-    probs: Tensor, ids: Tensor | None, rows: Sequence[SequenceSampler], shared: torch.Generator, vocab_size: int
+    probs: Tensor,
+    ids: Tensor | None,
+    samplers: Sequence[SequenceSampler],
+    shared: torch.Generator,
+    vocab_size: int | None = None,
 ) -> Tensor:
-    """Draw one token a row from (rows, candidates) probabilities.
+    """Draw one token a sequence from (sequences, candidates) probabilities; `ids` are the candidates' token ids.
 
-    An exponential race, which is how `torch.multinomial` draws a single sample: the largest probability / Exp(1) wins.
-    A seeded row runs it over the whole vocabulary, so that its numbers do not depend on how many candidates there were.
+    `torch.multinomial` draws a single sample as an exponential race: the largest probability / Exp(1) wins. A sequence
+    with a seed runs the race over the whole vocabulary, so that its numbers do not depend on the number of candidates.
     """
     times = torch.empty_like(probs).exponential_(generator=shared)
-    for i, row in enumerate(rows):
-        if row.generator is not None:
-            all_times = torch.empty(vocab_size, device=probs.device).exponential_(generator=row.generator)
+    for i, sampler in enumerate(samplers):
+        if sampler.generator is not None:
+            num_times = vocab_size or probs.shape[-1]
+            all_times = torch.empty(num_times, device=probs.device).exponential_(generator=sampler.generator)
             times[i] = all_times if ids is None else all_times[ids[i]]
     winners = (probs / times).argmax(-1, keepdim=True)
     return (winners if ids is None else ids.gather(-1, winners)).squeeze(-1)
-
-
-def with_logprobs(logits: Tensor, token_ids: Sequence[int], num_top: int) -> list[Token]:
-    """Return tokens with their log-probabilities under raw logits (tokens, vocab_size)."""
-    logprobs = logits.log_softmax(-1)
-    chosen = logprobs.gather(-1, torch.tensor(list(token_ids), device=logits.device)[:, None]).squeeze(-1)
-    top_values, top_ids = logprobs.topk(num_top, dim=-1)
-    return [
-        Token(id=token_id, logprob=logprob, top=tuple(zip(top, values, strict=True)))
-        for token_id, logprob, top, values in zip(
-            token_ids, chosen.tolist(), top_ids.tolist(), top_values.tolist(), strict=True
-        )
-    ]

@@ -1,381 +1,205 @@
-"""The shared lane: the rows that decode together, one step of theirs after the other.
+"""The step loop of continuous batching: plan, forward, sample, process the outputs.
 
-Owns who has a place, what a step computes and what becomes of its tokens, and whom a fault of a step ends. Used by one
-thread alone; what it shares with others (the line) is locked by the engine.
+One thread runs the loop. Admission, prefill planning, fault isolation and output are modules of their own;
+`overlap.py` has the loop for accelerators.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Sized
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from model_server.compute.host_device import to_device
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.runner import Runner
-from model_server.compute.sampling import SampledTokens, sample, sequence_sampler, with_logprobs
-from model_server.engine import endings, output
-from model_server.engine.output import PendingToken
-from model_server.engine.prefix_cache import MIN_TOKENS, PrefixCache, num_common
-from model_server.engine.scheduler import Scheduler, Sequence, by_arrival_desc
+from model_server.compute.sampling import sample
+from model_server.compute.sequence_sampler import sequence_sampler
+from model_server.engine.admission import admit_next
+from model_server.engine.config import EngineConfig
+from model_server.engine.fault_isolation import OUT_OF_MEMORY, isolate_faults
+from model_server.engine.logprobs import launch_prompt_logprobs, read_prompt_logprobs
+from model_server.engine.output import finish_reason, finish_with_error
+from model_server.engine.output_queue import OutputQueue, PendingToken
+from model_server.engine.prefill import PrefillPlanner
+from model_server.engine.scheduler import Scheduler
+from model_server.engine.sequence import Sequence, SequenceStatus
+from model_server.engine.step import Batch, InFlightStep
 from model_server.errors import InternalError, OutOfMemory, ServeError
 from model_server.request import FinishReason, Request, Token
-from model_server.telemetry import request_log
 
 logger = logging.getLogger(__name__)
 
-Work = list[tuple[Sequence, int]]
-"""A step: rows with the number of their tokens it computes. Decoding rows come first, with one token each."""
-
-
-def _sampled(work: Work) -> list[Sequence]:
-    """Return the rows that get a token from a step: those that decode, and those whose prompt it completes."""
-    return [row for row, count in work if row.decoding or count == row.num_unread]
-
-
-@dataclass(frozen=True, slots=True)
-class Launched:
-    """A step whose tokens nobody has read."""
-
-    work: Work
-    logits: torch.Tensor
-    """For each row that gets a token (`_sampled`) one, then one for each prompt token whose log-probability is wanted.
-    """
-    picked: SampledTokens
-
 
 class BatchLoop:
-    """Rows over one runner.
-
-    On an accelerator the host does its part of a step while the next one computes. Where all rows decode, and none of
-    them needs to know its last token to pick the next, a step is launched before the tokens of the one before are read:
-    it finds them on the device. Where that cannot be, a step ends when its tokens are known, not when they are told:
-    what a reader needs of them (text, stop strings, log lines, the event loop's wake-up) is made after the next launch.
-    A row that ends by its text or by an end-of-sequence token is then part of one step more, whose token for it nobody
-    takes.
-    """
+    """Generates for all sequences of the batch at once, a step at a time."""
 
     def __init__(
         self,
         runner: Runner,
+        config: EngineConfig,
         *,
-        max_batch_size: int,
-        prefill_tokens: int,
-        whole_prompt_tokens: int,
-        prefix_caching: bool,
-        rate: endings.CompletionRate,
         wake: Callable[[Iterable[Request]], None],
+        on_release: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Make the lane; `wake` lets the readers of requests look at what was sent."""
+        """Make a loop with an empty batch.
+
+        Args:
+            wake: wakes the readers of requests.
+            on_release: is called when a sequence has left the batch.
+        """
         self.runner = runner
         self.scheduler = Scheduler(
-            max_batch_size=max_batch_size, prefill_tokens=prefill_tokens, whole_prompt_tokens=whole_prompt_tokens
+            max_batch_size=config.max_batch_size,
+            max_prefill_tokens_per_step=config.max_prefill_tokens_per_step,
+            max_prefill_tokens_when_idle=config.max_prefill_tokens_when_idle,
         )
-        self._kv_cache = runner.kv_cache
-        self._prefixes = PrefixCache()
-        self._prefix_caching = prefix_caching
-        self._rate = rate
+        self.output = OutputQueue(wake)
+        self._prefill = PrefillPlanner(self.scheduler, runner.kv_cache, prefix_caching=config.prefix_caching)
         self._wake = wake
-        self._untold: list[PendingToken] = []
-        self._under_way: Launched | None = None
-        self._randomness = torch.Generator(runner.model.device)
-        self._randomness.seed()
+        self._on_release = on_release
+        self._clock = clock
+        self._generator = torch.Generator(runner.model.device)
+        self._generator.seed()
 
     @property
     def requests(self) -> list[Request]:
-        """The requests in this lane's hands that have no ending yet; callable from any thread."""
-        rows = [*self.scheduler.rows, *(untold.row for untold in [*self._untold])]
-        return list(dict.fromkeys(row.request for row in rows))
+        """The admitted requests whose end is not sent; callable from any thread."""
+        return list(dict.fromkeys([*(s.request for s in [*self.scheduler.sequences]), *self.output.requests]))
 
-    def drop_the_gone(self) -> None:
-        """End rows whose client left, whose time is up, or that another thread has ended."""
-        now_s = time.monotonic()
-        gone = [row for row in self.scheduler.rows if _is_unwanted(row) or _is_late(row, now_s)]
-        if gone:
-            self._tell()
-        for row in gone:
-            if row.left:
-                continue
-            if not _is_unwanted(row):
-                output.end(row, FinishReason.LENGTH)
-                self._wake([row.request])
-            elif not row.request.channel.ended:  # else whoever ended it has written its line
-                request_log.ended(row.request, "cancelled")
-            self._leave(row)
-
-    def admit(self, lock: AbstractContextManager[object]) -> None:
-        """Give free places to waiting requests, or an error to those that cannot start after all."""
-        while self.scheduler.num_free:
-            # Under the lock from the line to the place: a drain that looked in between would find nobody here.
-            with lock:
-                request = self.scheduler.next_request(self._fits)
-                if request is None:
-                    break
-                try:
-                    sampler = sequence_sampler(self.runner.model, request.prompt_ids, request.sampling)
-                except ServeError as error:
-                    self._fail(request, error)
-                    continue
-                place = self._kv_cache.allocate(request.max_tokens)
-                assert place is not None, "it fitted a moment ago, and only this thread takes"
-                self.scheduler.rows.append(Sequence(request, place, sampler, started_s=time.monotonic()))
-
-    def _fits(self, request: Request) -> bool:
-        return self._kv_cache.num_allocatable([request.max_tokens]) == 1
+    @property
+    def kv_usage(self) -> float:
+        """The share of the KV cache that the batch has allocated, 0 to 1; callable from any thread."""
+        sequences = [*self.scheduler.sequences]
+        return sum(s.request.max_tokens for s in sequences) / self.runner.kv_cache.num_tokens
 
     def step(self) -> None:
-        """Run one step for all rows, or end the one that is under way and leave the next one so."""
-        if self._under_way is not None:
-            self._go_on(self._under_way)
-        else:
-            work: Work = [(row, 1) for row in self.scheduler.rows if row.decoding]
-            work += self._plan_prefill()
-            try:
-                self._compute(work)
-            except (torch.OutOfMemoryError, MemoryError):
-                self._shed()
-        if self._under_way is not None or not (self.runner.is_async and self.scheduler.rows):
-            self._tell()
-
-    def rest(self) -> None:
-        """Hand back memory that nothing runs in, and with it what was kept there; call when there are no rows."""
-        if self._kv_cache.release_unused():
-            self._prefixes.clear()
-
-    def _plan_prefill(self) -> Work:
-        """Return what the step reads of which prompts; a row that comes to be read is looked up first."""
-        waiting: set[Sequence] = set()
-        while True:
-            work = self.scheduler.plan_prefill(waiting)
-            new = [row for row, _ in work if not row.begun]
-            if not new:
-                return work
-            for row in new:
-                source, count = self._cached(row)
-                if self._is_being_read(row, count, [other for other, _ in work if other.begun]):
-                    waiting.add(row)
-                else:
-                    self._begin(row, source, count)
-
-    def _cached(self, row: Sequence) -> tuple[int, int]:
-        """Return where other rows have left the beginning of this row's prompt, and how many tokens of it."""
-        if self._may_share(row):
-            # The last token is always read, for its logits.
-            source, count = self._prefixes.longest(row.request.prompt_ids[:-1], row.place)
-            if count >= MIN_TOKENS:
-                return source, count
-        return row.place, 0
-
-    def _may_share(self, row: Sequence) -> bool:
-        # Read in other pieces, a prompt is rounded otherwise in 16 bits: one with a seed asks for the same text again.
-        sampling = row.request.sampling
-        return self._prefix_caching and sampling.seed is None and not sampling.prompt_logprobs
-
-    def _is_being_read(self, row: Sequence, num_cached: int, reading: Collection[Sequence]) -> bool:
-        """Say whether waiting for another row, which is reading the same, saves half a step's reading or more."""
-        enough = num_cached + self.scheduler.prefill_tokens // 2
-        prompt_ids = row.request.prompt_ids[:-1]
-        return self._may_share(row) and any(
-            num_common(other.request.prompt_ids, prompt_ids) >= enough for other in reading
-        )
-
-    def _begin(self, row: Sequence, source: int, num_cached: int) -> None:
-        """Have a row's prompt read, after what others have read of it."""
-        row.begun = True
-        row.num_read = row.request.num_cached = num_cached
-        if source != row.place:
-            self._kv_cache.copy(source, row.place, num_cached)
-        self._prefixes.forget(row.place, row.request.max_tokens)
-        self._hold(row)
-
-    def _hold(self, row: Sequence) -> None:
-        """Note whose keys and values a row has written: all but those of its last token."""
-        if self._prefix_caching:
-            self._prefixes.hold(row.place, [*row.request.prompt_ids[: row.num_read], *row.answer_ids[:-1]])
-
-    def _shed(self) -> None:
-        """Out of memory: the newest row goes, the others try again without it."""
-        self._tell()
-        logger.warning("out of memory in a step of %d rows: shed the newest", len(self.scheduler.rows))
-        for row in by_arrival_desc(self.scheduler.rows)[:1]:
-            self._fail(row.request, OutOfMemory("The server ran out of memory; send the request again later."))
-            self._leave(row)
-        if self.runner.model.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _compute(self, work: Work) -> None:
-        """Run a step; if it fails, halve it until the row that makes it fail is alone, and end that one.
-
-        Nothing is changed before a step has succeeded, so its halves can be run again.
-        """
+        """Run one step for all sequences."""
+        batch = self.plan()
         try:
-            launched = self._launch(work)
-            picked = None if self._may_stay_under_way(launched) else launched.picked.read()
-        except (torch.OutOfMemoryError, MemoryError, torch.AcceleratorError):
-            # No memory: the caller sheds. A broken accelerator stays broken: the thread dies, the kubelet restarts us.
-            raise
-        except Exception:
-            if len(work) > 1:
-                self._compute(work[: len(work) // 2])
-                self._compute(work[len(work) // 2 :])
-                return
-            row, _ = work[0]
-            logger.exception("request %s failed in its step", row.request.request_id)
-            self._tell()
-            if not row.left:
-                self._fail(row.request, InternalError())
-                self._leave(row)
-            return
-        if picked is None:
-            self._under_way = launched
-        else:
-            self._hand_out(launched, picked)
+            for _, (step, tokens) in isolate_faults(batch, self._compute, self._fail_in_step):
+                self.process_outputs(step, tokens)
+        except OUT_OF_MEMORY:
+            self._fail_newest()
+        self.flush_output()
 
-    def _may_stay_under_way(self, launched: Launched) -> bool:
-        """Say whether a step's tokens can be left unread until the next one is launched."""
-        return (
-            self.runner.is_async
-            and launched.picked.on_device is not None
-            and len(launched.work) == len(self.scheduler.rows)  # not a half of a step that failed
-            and all(
-                row.decoding and row.sampler.can_run_ahead and row.request.sampling.logprobs is None
-                for row, _ in launched.work
-            )
-        )
+    def plan(self) -> Batch:
+        """Plan a step: every sequence that has its prompt decodes, the others prefill by the scheduler's policy."""
+        return Batch([s for s in self.scheduler.sequences if s.decoding], self._prefill.plan())
 
-    def _go_on(self, before: Launched) -> None:
-        """Launch the step after one that is under way, if it can do without its tokens; then read and take those.
+    def launch(self, batch: Batch) -> InFlightStep:
+        """Launch a step whose tokens are all known on the host."""
+        decode = [TokenRange(s.kv_offset, s.kv_len, s.output_ids[-1:]) for s in batch.decode]
+        prefill = [chunk.token_range for chunk in batch.prefill]
+        logits = self.runner.forward(decode, prefill, batch.logit_indices)
+        self.flush_output()  # on an accelerator, while the forward runs
+        return self.sample(batch, logits)
 
-        A launch that fails is left: with the tokens known the same step is run again, and fails where that is answered.
-        """
-        self._under_way, following = None, None
-        try:
-            following = self._launch_after(before)
-        except torch.AcceleratorError:
-            raise
-        except Exception:
-            logger.debug("a step could not be launched before the last one was read", exc_info=True)
-        picked = before.picked.read()
-        self._under_way = following
-        self._hand_out(before, picked)
+    def sample(self, batch: Batch, logits: Tensor) -> InFlightStep:
+        """Sample a token for each of `batch.sampled` from the logits of a forward."""
+        samplers = [sequence.sampler for sequence in batch.sampled]
+        # Sampling comes last: it appends to histories, and a step that fails before can be run again.
+        prompt_logprobs = launch_prompt_logprobs(batch, logits)
+        return InFlightStep(batch, sample(logits[: len(samplers)], samplers, self._generator), prompt_logprobs)
 
-    def _launch_after(self, before: Launched) -> Launched | None:
-        """Launch a step for the rows that surely go on after another one; None where there are others, or no rows."""
-        tokens = before.picked.on_device
-        going = [i for i, (row, _) in enumerate(before.work) if not row.left and row.num_to_come > 1]
-        if tokens is None or not going or not all(row.decoding for row in self.scheduler.rows):
-            return None
-        if len(going) < len(before.work):
-            tokens = tokens[to_device(going, tokens.device)]
-        rows = [before.work[i][0] for i in going]
-        decode = [TokenRange(row.place, row.num_written + 1, [0]) for row in rows]
-        logits = self.runner.forward(decode, [], range(len(rows)), tokens)
-        picked = sample(logits, [row.sampler for row in rows], self._randomness)
-        return Launched([(row, 1) for row in rows], logits, picked)
-
-    def _launch(self, work: Work) -> Launched:
-        """Launch a step whose rows' tokens are all known."""
-        decode, prefill = [], []
-        wanted: list[int] = []
-        of_prompts: list[int] = []
-        at = 0
-        for row, count in work:
-            request = row.request
-            if row.decoding:
-                decode.append(TokenRange(row.place, row.num_written, row.answer_ids[-1:]))
-            else:
-                prefill.append(
-                    TokenRange(row.place, row.num_read, request.prompt_ids[row.num_read : row.num_read + count])
-                )
-                if request.sampling.prompt_logprobs:
-                    of_prompts += range(at, at + count)
-            at += count
-            if row.decoding or count == row.num_unread:
-                wanted.append(at - 1)
-        logits = self.runner.forward(decode, prefill, wanted + of_prompts)
-        self._tell()
-        picked = sample(logits[: len(wanted)], [row.sampler for row in _sampled(work)], self._randomness)
-        return Launched(work, logits, picked)
-
-    def _hand_out(self, launched: Launched, picked: Collection[int | ServeError]) -> None:
-        """Give each row what it gets from a step, unless it has left meanwhile."""
-        work, logits = launched.work, launched.logits
-        sampled = _sampled(work)
-        at = len(sampled)
-        for row, count in work:
-            if not row.decoding:
-                if row.request.sampling.prompt_logprobs:
-                    output.tell_prompt_tokens(row, count, logits[at : at + count])
-                    at += count
-                row.num_read += count
-                self._hold(row)
-        for i, (row, token) in enumerate(zip(sampled, picked, strict=True)):
-            if row.left:
+    def process_outputs(self, step: InFlightStep, tokens: Sized[int | ServeError]) -> None:
+        """Advance each sequence by what a step has computed for it; one that has finished meanwhile discards it."""
+        batch, logprobs = step.batch, step.sampled.read_logprobs()
+        for chunk in batch.prefill:
+            if chunk in step.prompt_logprobs:
+                chunk.sequence.request.channel.send(read_prompt_logprobs(chunk, step.prompt_logprobs[chunk]))
+            chunk.sequence.advance_prefill(chunk.num_tokens)
+            self._prefill.record(chunk.sequence)
+        for i, (sequence, token) in enumerate(zip(batch.sampled, tokens, strict=True)):
+            if sequence.finished:
                 continue
             if isinstance(token, ServeError):
-                self._fail(row.request, token)
-                self._leave(row)
+                self.fail(sequence, token)
             else:
-                self._take_token(row, token, logits, i)
+                self._append_token(sequence, token, logprobs.get(i))
 
-    def _take_token(self, row: Sequence, token_id: int, logits: torch.Tensor, i: int) -> None:
-        """Do what the next step has to know of a token, picked from row `i` of the logits."""
-        sampling = row.request.sampling
-        row.answer_ids.append(token_id)
-        row.sampler.note(token_id)
-        tokens: tuple[Token, ...] = ()
-        if sampling.logprobs is not None:
-            tokens = tuple(with_logprobs(logits[i : i + 1], [token_id], sampling.logprobs))
-        reason = None
-        if token_id in row.sampler.eos_token_ids:
-            reason = FinishReason.STOP
-        elif len(row.answer_ids) == sampling.max_new_tokens:
-            reason = FinishReason.LENGTH
-        self._untold.append(PendingToken(row, token_id, tokens, reason))
-        if reason is not None:
-            self._leave(row)
+    def flush_output(self) -> None:
+        """Write the pending tokens' output and release the sequences that it ends."""
+        for sequence in self.output.flush():
+            self.release(sequence)
 
-    def _tell(self) -> None:
-        """Send what has not been told and wake its readers, once for all of them."""
-        told = []
-        while self._untold:
-            untold = self._untold[0]
-            row, request = untold.row, untold.row.request
-            told.append(request)
+    def admit(self, lock: AbstractContextManager[object]) -> None:
+        """Move waiting requests into the batch while it has room; the lock guards the queue."""
+        while (sequence := admit_next(self.scheduler, self.runner, lock, self._clock())) is not None:
             try:
-                output.tell(untold)
-            except Exception:
-                logger.exception("request %s failed in a token's text", request.request_id)
-                endings.fail(request, InternalError())
-            if request.channel.ended and not row.left:
-                self._leave(row)
-            self._untold.pop(0)
-        self._wake(told)
+                sequence.sampler = sequence_sampler(
+                    self.runner.model, sequence.request.prompt_ids, sequence.request.sampling
+                )
+            except ServeError as error:
+                self.fail(sequence, error)
 
-    def _fail(self, request: Request, error: ServeError) -> None:
-        endings.fail(request, error)
-        self._wake([request])
+    def reap(self) -> None:
+        """Finish sequences that were cancelled, ended by another thread, or whose time is up."""
+        now_s = self._clock()
+        ended = [s for s in self.scheduler.sequences if s.is_unwanted or s.is_late(now_s)]
+        if not ended:
+            return
+        self.flush_output()
+        for sequence in ended:
+            sequence.writer.finish(FinishReason.LENGTH)
+            self._wake([sequence.request])
+            self.release(sequence)
 
-    def _leave(self, row: Sequence) -> None:
-        row.left = True
-        self.scheduler.rows.remove(row)
-        self._hold(row)
-        self._kv_cache.free(row.place)
-        self._rate.note()
-        if not self.scheduler.rows:
-            self._under_way = None  # nobody waits for it
+    def fail(self, sequence: Sequence, error: ServeError) -> None:
+        """End a sequence with an error."""
+        finish_with_error(sequence.request, error)
+        self._wake([sequence.request])
+        self.release(sequence)
 
+    def release(self, sequence: Sequence) -> None:
+        """Take a sequence out of the batch and free its KV cache, unless that is done."""
+        if sequence.finished:
+            return
+        self._prefill.record(sequence)
+        sequence.status = SequenceStatus.FINISHED
+        self.scheduler.sequences.remove(sequence)
+        self.runner.kv_cache.free(sequence.kv_offset)
+        self._on_release()
 
-def _is_unwanted(row: Sequence) -> bool:
-    return row.request.cancelled or row.request.channel.ended
+    def release_memory(self) -> None:
+        """Return unused memory to the system, and with it the prefix cache; call it while the batch is empty."""
+        if self.runner.kv_cache.release_unused():
+            self._prefill.clear()
 
+    def _compute(self, batch: Batch) -> tuple[InFlightStep, list[int | ServeError]]:
+        step = self.launch(batch)
+        return step, step.sampled.read()
 
-def _is_late(row: Sequence, now_s: float) -> bool:
-    deadline_s, limit_s = row.request.deadline_s, row.sampler.max_time_s
-    return (deadline_s is not None and now_s >= deadline_s) or (
-        limit_s is not None and now_s - row.started_s >= limit_s
-    )
+    def _append_token(self, sequence: Sequence, token_id: int, logprob: Token | None) -> None:
+        sequence.append(token_id)
+        reason = finish_reason(
+            token_id,
+            len(sequence.output_ids),
+            sequence.sampler.eos_token_ids,
+            sequence.request.sampling.max_new_tokens,
+        )
+        self.output.append(PendingToken(sequence, token_id, reason, () if logprob is None else (logprob,)))
+        if reason is not None:
+            self.release(sequence)
+
+    def _fail_in_step(self, sequence: Sequence) -> None:
+        self.flush_output()
+        if not sequence.finished:
+            self.fail(sequence, InternalError())
+
+    def _fail_newest(self) -> None:
+        """Out of memory: the newest sequence, which has the least work behind it, makes room for the others."""
+        self.flush_output()
+        logger.warning(
+            "out of memory in a step of %d sequences: the newest one is ended", len(self.scheduler.sequences)
+        )
+        if self.scheduler.sequences:
+            newest = max(self.scheduler.sequences, key=lambda s: s.request.number)
+            self.fail(newest, OutOfMemory("The server ran out of memory; send the request again later."))
+        if self.runner.model.device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""What a CPU does while nothing runs: compiles what steps will need, then hands memory back. Knows no engine."""
+"""Idle tasks: what the batch's thread does while no request runs."""
 
 from __future__ import annotations
 
@@ -6,36 +6,49 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
-COMPILE_S, REST_S = 2.0, 60.0
-"""How long nothing must have run before the one and the other."""
+ONCE_AFTER_S, RELEASE_AFTER_S = 2.0, 60.0
+"""How long the engine must have been idle before a task of the first kind, and before memory is released."""
+
+Task = Callable[[], None]
 
 
 class IdleTasks:
-    """Things to do in pauses, one small one at a time, so that work which comes need not wait."""
+    """Tasks to run once, then a release of memory in each idle period.
 
-    def __init__(self, compilations: Iterable[Callable[[], None]], rest: Callable[[], None]) -> None:
-        """Make a plan: each of the compilations once, in the first pause or over several, and a rest in each pause."""
-        self._compilations = deque(compilations)
-        self._rest = rest
-        self.worked()
+    `run_next` runs one short task, so a request that arrives waits for no more than that.
+    """
 
-    def worked(self) -> None:
-        """Note that something has run until now."""
-        self._began_s = time.monotonic()
-        self._rested = False
+    def __init__(
+        self,
+        once: Iterable[Task],
+        release_memory: Task,
+        *,
+        once_after_s: float = ONCE_AFTER_S,
+        release_after_s: float = RELEASE_AFTER_S,
+    ) -> None:
+        self._once = deque(once)
+        self._release_memory = release_memory
+        self._once_after_s = once_after_s
+        self._release_after_s = release_after_s
+        self.touch()
+
+    def touch(self) -> None:
+        """Note that a request has run until now."""
+        self._idle_since_s = time.monotonic()
+        self._released = False
 
     @property
     def wait_s(self) -> float | None:
-        """How long to wait for work before there is something to do; None: until it comes."""
-        if self._rested:
+        """How long to wait for requests before the next task is due; None if there is none."""
+        if self._released:
             return None
-        due_s = COMPILE_S if self._compilations else REST_S
-        return max(0.0, self._began_s + due_s - time.monotonic())
+        after_s = self._once_after_s if self._once else self._release_after_s
+        return max(0.0, self._idle_since_s + after_s - time.monotonic())
 
-    def use(self) -> None:
-        """Do the next thing; call when no work has come within `wait_s`."""
-        if self._compilations:
-            self._compilations.popleft()()
+    def run_next(self) -> None:
+        """Run the next task; call it if no request has come within `wait_s`."""
+        if self._once:
+            self._once.popleft()()
         else:
-            self._rest()
-            self._rested = True
+            self._release_memory()
+            self._released = True

@@ -1,66 +1,95 @@
-"""What readers are told of the shared lane's tokens: text, log-probabilities, and how an answer ends.
-
-Leaves out when (shared_lane).
-"""
+"""Output: tokens become text events, and the finish rule ends a choice. The batch and the fallback both use it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Container
 
-import torch
-
-from model_server.compute.sampling import with_logprobs
-from model_server.engine.scheduler import Sequence
-from model_server.request import Finished, FinishReason, PromptLogprobs, TextDelta, Token
+from model_server.engine.batchable import can_batch
+from model_server.errors import ServeError
+from model_server.request import Finished, FinishReason, Request, TextDelta, Token
 from model_server.telemetry import request_log
 
 
-@dataclass(frozen=True, slots=True)
-class PendingToken:
-    """A token that a row has taken and its reader does not know of yet."""
-
-    row: Sequence
-    token_id: int
-    tokens: tuple[Token, ...]
-    """The same with its log-probabilities, where they are wanted."""
-    reason: FinishReason | None
-    """Why it is the row's last."""
+def finish_reason(
+    token_id: int, num_tokens: int, eos_token_ids: Container[int], max_new_tokens: int
+) -> FinishReason | None:
+    """Return why a choice ends with this token, its `num_tokens`-th, or None. Stop strings are the writer's."""
+    if token_id in eos_token_ids:
+        return FinishReason.STOP
+    return FinishReason.LENGTH if num_tokens >= max_new_tokens else None
 
 
-def tell(untold: PendingToken) -> None:
-    """Send what a token adds to its answer, and the ending if it is the last: by its row, or by a stop string."""
-    row, request = untold.row, untold.row.request
-    if request.channel.ended:  # by another thread, which has written its line
-        return
-    request_log.token(request)
-    detokenizer = request.detokenizers[0]
-    text = detokenizer.push(untold.token_id)
-    if text or untold.tokens:
-        request.channel.send(TextDelta(text, tokens=untold.tokens))
-    reason = FinishReason.STOP if detokenizer.stopped else untold.reason
-    if reason is not None:
-        end(row, reason)
+class OutputWriter:
+    """Detokenizes one choice and sends its events, up to exactly one `Finished`."""
+
+    def __init__(self, request: Request, index: int = 0) -> None:
+        self.num_tokens = 0
+        self._request = request
+        self._index = index
+        self._finished = False
+
+    @property
+    def finished(self) -> bool:
+        """The choice has ended, or its request has failed."""
+        return self._finished or self._request.channel.finished
+
+    def write(self, token_id: int, reason: FinishReason | None = None, tokens: tuple[Token, ...] = ()) -> None:
+        """Send what a token adds to the text, and `Finished` if there is a reason or the text has a stop string.
+
+        Args:
+            tokens: the token with its log-probability, if the request asks for it.
+        """
+        if self.finished:
+            return
+        self.num_tokens += 1
+        _record_token(self._request)
+        detokenizer = self._request.detokenizers[self._index]
+        text = detokenizer.push(token_id)
+        if text or tokens:
+            self._request.channel.send(TextDelta(text, self._index, tokens))
+        if detokenizer.stopped:
+            reason = FinishReason.STOP
+        if reason is not None:
+            self.finish(reason)
+
+    def finish(self, reason: FinishReason) -> None:
+        """Send the rest of the text and `Finished`, unless the choice has ended."""
+        if self.finished:
+            return
+        self._finished = True
+        request = self._request
+        detokenizer = request.detokenizers[self._index]
+        text = detokenizer.flush()
+        if text:
+            request.channel.send(TextDelta(text, self._index))
+        if detokenizer.stopped:  # the rest of the text can complete a stop string
+            reason = FinishReason.STOP
+        # Read before `Finished` is sent: a reader that has all its events cancels too.
+        outcome = "cancelled" if request.cancelled else reason.value
+        request.channel.send(Finished(reason, request.num_prompt_tokens, self.num_tokens, self._index))
+        if request.channel.finished:
+            request_log.finished(request, outcome, batched=can_batch(request.sampling))
 
 
-def tell_prompt_tokens(row: Sequence, count: int, logits: torch.Tensor) -> None:
-    """Send the log-probabilities of the prompt tokens that follow those just read."""
-    request, start = row.request, row.num_read
-    following = request.prompt_ids[start + 1 : start + count + 1]
-    num_top = request.sampling.logprobs or 0
-    tokens = with_logprobs(logits[: len(following)], following, num_top) if following else []
-    if start == 0:
-        tokens.insert(0, Token(request.prompt_ids[0]))
-    request.channel.send(PromptLogprobs(tuple(tokens)))
+def finish_with_error(request: Request, error: ServeError) -> None:
+    """End all choices of a request with an error, unless they have ended. The caller wakes the reader."""
+    if not request.channel.finished:
+        outcome = "cancelled" if request.cancelled else error.code
+        request.channel.send(error)
+        request_log.finished(request, outcome, batched=can_batch(request.sampling))
 
 
-def end(row: Sequence, reason: FinishReason) -> None:
-    """Send the rest of a row's text and its ending."""
-    request = row.request
-    detokenizer = request.detokenizers[0]
-    text = detokenizer.flush()
-    if text:
-        request.channel.send(TextDelta(text))
-    if detokenizer.stopped:  # the last of the text can complete a stop string
-        reason = FinishReason.STOP
-    request.channel.send(Finished(reason, request.num_prompt_tokens, len(row.answer_ids)))
-    request_log.ended(request, reason.value)
+def _record_token(request: Request) -> None:
+    now_s = time.monotonic()
+    if request.first_token_s is None:
+        request.first_token_s = now_s
+        request_log.first_token(
+            now_s - request.arrived_s,
+            num_prompt_tokens=request.num_prompt_tokens,
+            num_cached_tokens=request.num_cached_tokens,
+        )
+    else:
+        request_log.next_token(now_s - request.last_token_s)
+    request.last_token_s = now_s
+    request.num_output_tokens += 1

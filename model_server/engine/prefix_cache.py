@@ -1,8 +1,8 @@
-"""Prompts that begin alike are read once: what lies in the KV memory, and which of it a new prompt can use.
+"""The prefix cache: the tokens whose keys and values the KV cache holds, and the longest prefix of a prompt among them.
 
-A token's keys and values depend on the tokens before it and on nothing else, so what one row has read serves every
-row that begins the same way; it is copied there. A row's keys and values stay where they were when it has left, until
-the memory is given to another row: what is kept costs nothing. Knows neither tensors nor requests.
+A token's keys and values depend only on the tokens before it, so a new sequence can copy them from any region of the KV
+cache that begins with the same tokens. The region of a finished sequence stays valid until it is allocated again, so
+the prefix cache takes no memory of its own. It knows neither tensors nor requests.
 """
 
 from __future__ import annotations
@@ -11,49 +11,50 @@ import itertools
 import operator
 from collections.abc import Sequence
 
-MIN_TOKENS = 16
-"""Fewer are read faster than looked for: a chat template's first words are common to all."""
+MIN_PREFIX_TOKENS = 16
+"""Computing fewer is faster than looking them up: all prompts share the first words of a chat template."""
 
 
 class PrefixCache:
-    """Which tokens' keys and values each stretch of the memory holds, for a row from its first token on."""
+    """Regions of the KV cache by their first token."""
 
     def __init__(self) -> None:
-        self._held: dict[int, Sequence[int]] = {}
-        """Start of a stretch, in tokens of the memory, to the tokens there."""
+        self._regions: dict[int, Sequence[int]] = {}
+        """Offset of a region to the tokens whose keys and values it holds."""
 
-    def hold(self, start: int, token_ids: Sequence[int]) -> None:
-        """Note what a row's stretch holds by now."""
-        self._held[start] = token_ids
+    def insert(self, kv_offset: int, token_ids: Sequence[int]) -> None:
+        """Set the tokens that the region at this offset holds."""
+        self._regions[kv_offset] = token_ids
 
-    def forget(self, start: int, length: int) -> None:
-        """Note that a stretch will be written over: what began before it keeps its beginning."""
-        end = start + length
-        for at, token_ids in list(self._held.items()):
-            if at < start < at + len(token_ids):
-                self._held[at] = token_ids[: start - at]
-            elif start <= at < end:
-                del self._held[at]
+    def invalidate(self, kv_offset: int, length: int) -> None:
+        """Forget what will be overwritten; a region that starts before `kv_offset` is cut there."""
+        end = kv_offset + length
+        for start, token_ids in list(self._regions.items()):
+            if start < kv_offset < start + len(token_ids):
+                self._regions[start] = token_ids[: kv_offset - start]
+            elif kv_offset <= start < end:
+                del self._regions[start]
 
     def clear(self) -> None:
-        self._held.clear()
+        self._regions.clear()
 
-    def longest(self, token_ids: Sequence[int], start: int) -> tuple[int, int]:
-        """Return where most of the beginning of `token_ids` is held, and how many tokens of it.
+    def match_prefix(self, token_ids: Sequence[int], destination: int) -> tuple[int, int]:
+        """Return the offset of the region with the longest common prefix, and the prefix's length.
 
-        They are to be copied to `start`: of a stretch that reaches into their new place only the part before counts.
+        The prefix is to be copied to `destination`. A region that overlaps the destination is cut there, so the copy is
+        safe.
         """
-        source, longest = start, 0
-        for at, held in self._held.items():
-            within = min(len(held), len(token_ids), abs(at - start) or len(held))
-            if within > longest and held[longest] == token_ids[longest]:
-                common = num_common(held[:within], token_ids)
+        source, longest = destination, 0
+        for start, cached in self._regions.items():
+            limit = min(len(cached), len(token_ids), abs(start - destination) or len(cached))
+            if limit > longest and cached[longest] == token_ids[longest]:
+                common = common_prefix_length(cached[:limit], token_ids)
                 if common > longest:
-                    source, longest = at, common
+                    source, longest = start, common
         return source, longest
 
 
-def num_common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens two rows have in common, from the first on."""
+def common_prefix_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return the number of tokens that two sequences have in common from the start."""
     differ = map(operator.ne, one, other)
     return next(itertools.compress(itertools.count(), differ), min(len(one), len(other)))

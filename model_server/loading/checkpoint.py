@@ -1,7 +1,7 @@
-"""The files of a model, before anything is loaded: are they a Mistral model, in safetensors, and all there?
+"""Checks a model's files before anything is loaded: a Mistral model, in safetensors, complete.
 
-Reads configuration and headers only. Everything that can be wrong is a `StartupError` that says what to do.
-Leaves out the memory and the device (`weights.py`).
+Reads the configuration and the headers only. Every fault is a `StartupError` that says what to do. Leaves out memory
+and device (`weights`, `device`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def read_config(directory: Path) -> MistralConfig:
     """Return the model's configuration.
 
     Raises:
-        StartupError: there is none, or it describes something else than we serve.
+        StartupError: there is none, or it describes a model that this server does not serve.
     """
     if not directory.is_dir():
         raise StartupError(f"The model directory {directory} is not there: check --model_dir and its mount.")
@@ -36,15 +36,15 @@ def read_config(directory: Path) -> MistralConfig:
         raise StartupError(f"{file} cannot be read ({error.strerror}): check its permissions.") from None
     except ValueError:
         raise StartupError(f"{file} is not valid JSON: download the model's files again.") from None
-    found = _architecture(raw)
-    if found != ARCHITECTURE:
-        kind = "" if found.endswith("ForCausalLM") else ", which is not a causal language model"
-        raise StartupError(f"{directory} holds {found}{kind}; this server serves {ARCHITECTURE} only.")
+    architecture = _architecture(raw)
+    if architecture != ARCHITECTURE:
+        kind = "" if architecture.endswith("ForCausalLM") else ", which is not a causal language model"
+        raise StartupError(f"{directory} holds {architecture}{kind}; this server serves {ARCHITECTURE} only.")
     if "quantization_config" in raw:
         raise StartupError(f"{directory} holds quantized weights: give the model's float weights instead.")
     try:
         return MistralConfig.from_dict(raw)
-    except Exception as error:  # the library raises whatever the wrong value led to
+    except Exception as error:  # a wrong value makes the library raise anything
         raise StartupError(f"{file} does not describe a Mistral model: {one_line(error)}") from None
 
 
@@ -56,7 +56,7 @@ def _architecture(raw: Any) -> str:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """Return the files that hold the weights, each weight once.
+    """Return the files that hold the weights, without duplicates.
 
     Raises:
         StartupError: there are none in safetensors format, or one is missing.
@@ -90,19 +90,19 @@ def weights_in(files: list[Path]) -> dict[str, StoredTensor]:
     """Return the weights that the files hold, by name.
 
     Raises:
-        StartupError: a file's header is broken, or the file ends before what its header promises.
+        StartupError: a file's header is broken, or the file is shorter than its header says.
     """
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in files:
         try:
-            found |= stored_tensors([file])
+            tensors |= stored_tensors([file])
         except PermissionError:
             raise StartupError(f"{file} cannot be read: give the server's user permission to.") from None
         except (SafetensorError, OSError, ValueError):
             raise StartupError(f"{file} is broken or cut short: download it again.") from None
-    return found
+    return tensors
 
 
 def one_line(error: Exception) -> str:
-    """Return what a library says, fit for the end of a sentence."""
+    """Return a library's error message as the end of a sentence."""
     return " ".join(str(error).split())[:200] or type(error).__name__

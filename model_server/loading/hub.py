@@ -1,6 +1,6 @@
-"""A model's files from the Hugging Face hub: once each, safetensors only, and every refusal in one sentence.
+"""Downloads a model's files from the Hugging Face hub: safetensors only, and every refusal is one sentence.
 
-The token comes from `HF_TOKEN`, as everywhere. Leaves out what the files mean (`weights.py`).
+The token comes from `HF_TOKEN`. The checks of the files are in `checkpoint`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from model_server.telemetry.progress import Progress, in_units
 
 log = logging.getLogger(__name__)
 
-WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*"]
-UNWANTED = ["consolidated*", "*/*"]
-"""Mistral's repositories hold the weights twice: `consolidated*` is the same again in another layout."""
+ALLOW_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer*"]
+IGNORE_PATTERNS = ["consolidated*", "*/*"]
+"""Mistral's repositories hold the weights twice: `consolidated*` has them in another layout."""
 
 
 def download(model_id: str, revision: str | None = None) -> Path:
@@ -70,10 +70,10 @@ def download(model_id: str, revision: str | None = None) -> Path:
 def _download(model_id: str, revision: str | None) -> Path:
     try:
         files = huggingface_hub.snapshot_download(
-            model_id, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED, dry_run=True
+            model_id, revision=revision, allow_patterns=ALLOW_PATTERNS, ignore_patterns=IGNORE_PATTERNS, dry_run=True
         )
         missing_bytes = sum(f.file_size or 0 for f in files if f.will_download)
-    except errors.DryRunError:  # the hub cannot be reached: what is in the cache will have to do
+    except errors.DryRunError:  # the hub cannot be reached: use the cache
         missing_bytes = 0
     if missing_bytes > _free_bytes():
         raise StartupError(_disk_full(model_id, missing_bytes))
@@ -82,18 +82,18 @@ def _download(model_id: str, revision: str | None) -> Path:
     with Progress(f"downloading {model_id}", missing_bytes, lambda: _size(blobs) - before_bytes):
         return Path(
             huggingface_hub.snapshot_download(
-                model_id, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED
+                model_id, revision=revision, allow_patterns=ALLOW_PATTERNS, ignore_patterns=IGNORE_PATTERNS
             )
         )
 
 
 def _size(directory: Path) -> int:
-    """Return the bytes that the files of a directory hold at the moment, unfinished ones included."""
+    """Return the bytes of a directory's files now, unfinished downloads included."""
     total = 0
     try:
         for entry in os.scandir(directory):
             total += entry.stat().st_size
-    except FileNotFoundError:  # not there yet, or renamed just now: the next look will see it
+    except FileNotFoundError:  # not there yet, or just renamed: the next call sees it
         pass
     return total
 

@@ -1,8 +1,8 @@
-"""Weights from safetensors files to where they will be computed with, each byte once.
+"""Reads tensors from safetensors files into their final memory, each byte once.
 
-Tensors are read into memory that is theirs for good, so the peak is the weights themselves. (Mapping the files costs
-nothing until a weight is converted or laid out anew; from then on it is held twice.) Owns the format's header
-(https://github.com/huggingface/safetensors#format) and the reading; what the tensors are for is `weights.py`'s.
+The peak is the weights themselves. (A mapped file would be held twice as soon as a weight is converted or fused.) Owns
+the format's header (https://github.com/huggingface/safetensors#format) and the reading; `weights` matches the tensors
+with the model.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 CHUNK_BYTES = 8 * 2**20
-"""Read at once."""
+"""Bytes of one read."""
 CONVERTED_BYTES = 2**20
-"""Read at once where a tensor is converted: small enough to stay in the processor's cache until it has been."""
+"""Bytes of one read of a tensor that is converted: they stay in the processor's cache until they are."""
 THREADS = 4
 DTYPES = {
     "F64": torch.float64,
@@ -34,13 +34,13 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies."""
+    """Where a tensor is stored."""
 
     file: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
     start: int
-    """Of its first byte in the file."""
+    """Offset of its first byte in the file."""
 
     @property
     def num_elements(self) -> int:
@@ -55,9 +55,9 @@ def stored_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:
     """Return the float tensors of some safetensors files by name.
 
     Raises:
-        SafetensorError, OSError: a file is not what its header says.
+        SafetensorError, OSError: a file does not match its header.
     """
-    found = {}
+    tensors = {}
     for file in files:
         with safe_open(file, framework="pt"):
             pass  # the library's own checks: header, offsets, length of the file
@@ -67,12 +67,12 @@ def stored_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:
         for name, entry in header.items():
             if name != "__metadata__" and entry["dtype"] in DTYPES:
                 start = 8 + header_bytes + entry["data_offsets"][0]
-                found[name] = StoredTensor(file, DTYPES[entry["dtype"]], tuple(entry["shape"]), start)
-    return found
+                tensors[name] = StoredTensor(file, DTYPES[entry["dtype"]], tuple(entry["shape"]), start)
+    return tensors
 
 
-def read_all(wanted: Mapping[str, tuple[StoredTensor, Tensor]], on_bytes: Callable[[int], None]) -> None:
-    """Fill each target from its stored tensor, several at a time; `on_bytes` is told how many bytes have come.
+def read_all(targets: Mapping[str, tuple[StoredTensor, Tensor]], on_bytes: Callable[[int], None]) -> None:
+    """Fill each target from its stored tensor, several at a time; calls `on_bytes` with the size of each read.
 
     Raises:
         OSError: a file cannot be read, or ends early.
@@ -86,14 +86,14 @@ def read_all(wanted: Mapping[str, tuple[StoredTensor, Tensor]], on_bytes: Callab
                 with lock:
                     on_bytes(num_bytes)
 
-    # In the order of the files, so that the disk is read forwards.
-    jobs = sorted(wanted.values(), key=lambda job: (job[0].file, job[0].start))
+    # In the order of the files, so that the disk reads sequentially.
+    jobs = sorted(targets.values(), key=lambda job: (job[0].file, job[0].start))
     with ThreadPoolExecutor(THREADS, thread_name_prefix="read-weights") as pool:
         list(pool.map(read, jobs))
 
 
 def _read_one(fd: int, stored: StoredTensor, target: Tensor) -> Iterator[int]:
-    """Fill one target; yield the bytes of each part."""
+    """Fill one target; yield the bytes of each read."""
     if target.device.type == "cpu" and target.dtype == stored.dtype:
         yield _read_bytes(fd, target.view(-1).view(torch.uint8), stored.start)
         return
@@ -101,7 +101,7 @@ def _read_one(fd: int, stored: StoredTensor, target: Tensor) -> Iterator[int]:
     on_cpu = target.device.type == "cpu"
     step = (CONVERTED_BYTES if on_cpu else CHUNK_BYTES) // stored.dtype.itemsize
     staging = torch.empty(step, dtype=stored.dtype, pin_memory=not on_cpu)
-    # By way of float32: a CPU converts to and from it with instructions of its own, between two small formats slowly.
+    # Through float32: a CPU has instructions to convert from and to it, and converts between two 16-bit formats slowly.
     between = torch.empty(step, dtype=torch.float32) if on_cpu else None
     for first in range(0, stored.num_elements, step):
         part = staging[: min(step, stored.num_elements - first)]

@@ -1,18 +1,15 @@
 """A model from disk to memory, once it is known to fit.
 
-Owns the device, the number format and the length that a start resolves to, each with its reason. Code that
-lies beside the weights is never run. Leaves out the download (`hub.py`), the checks of the files (`checkpoint.py`), the
-reading (`reader.py`) and what is done with the model afterwards.
+Owns the checks before reading (length, memory, tokenizer) and the model's tensors. Code that lies beside the weights is
+never run. The checks of the files are in `checkpoint`, the device in `device`, the reading in `safetensors`.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor
@@ -20,22 +17,19 @@ from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
 from model_server.compute.fused_linear import fuse
 from model_server.errors import StartupError
-from model_server.loading import checkpoint, hub
+from model_server.loading import checkpoint
+from model_server.loading.device import free_bytes, resolve_device, resolve_dtype
 from model_server.loading.safetensors import StoredTensor, read_all
 from model_server.settings import Settings
 from model_server.telemetry.progress import Progress, in_units
 from model_server.text.tokenizer import Text
 
-log = logging.getLogger(__name__)
-
-CGROUP = Path("/sys/fs/cgroup")
-
-Wanted = dict[str, tuple[StoredTensor, Tensor]]
+Targets = dict[str, tuple[StoredTensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to generate, and what was resolved on the way."""
+    """A model ready to generate, and what the start resolved."""
 
     model: MistralForCausalLM
     text: Text
@@ -50,32 +44,19 @@ class LoadedModel:
     """One sentence for each thing resolved, for the log."""
 
 
-def resolve(settings: Settings) -> Path:
-    """Return the directory of the model: given, mounted by KServe, or downloaded from the hub.
-
-    Raises:
-        StartupError: no model is named, or it cannot be had.
-    """
-    if settings.model_dir is not None:
-        return settings.model_dir
-    if settings.model_id is not None:
-        return hub.download(settings.model_id, settings.model_revision)
-    raise StartupError("No model is named: set --model_dir to a directory or --model_id to a Hugging Face id.")
-
-
 def load(directory: Path, settings: Settings) -> LoadedModel:
-    """Check the files, then the room for them, then read them.
+    """Check the files, then that they fit into memory, then read them.
 
     Raises:
-        StartupError: the files are not a Mistral model we can serve, or do not fit.
+        StartupError: the files are not a Mistral model that this server can serve, or do not fit.
     """
     began_s = time.monotonic()
     config = checkpoint.read_config(directory)
     max_model_len, length_reason = _resolve_max_model_len(settings, config.max_position_embeddings)
     stored = checkpoint.weights_in(checkpoint.weight_files(directory))
     num_parameters = sum(tensor.num_elements for tensor in stored.values())
-    device, device_reason = _resolve_device()
-    dtype, dtype_reason = _resolve_dtype(settings.dtype, device)
+    device, device_reason = resolve_device()
+    dtype, dtype_reason = resolve_dtype(settings.dtype, device)
     weight_bytes = num_parameters * dtype.itemsize
     available_bytes = free_bytes(device)
     if weight_bytes > available_bytes:
@@ -107,55 +88,15 @@ def load(directory: Path, settings: Settings) -> LoadedModel:
     )
 
 
-def _resolve_max_model_len(settings: Settings, allowed: int) -> tuple[int, str]:
-    if settings.max_model_len <= allowed:
-        chosen = "as asked for" if "max_model_len" in settings.given else "the default"
-        return settings.max_model_len, f"{chosen}; the model allows {allowed}"
+def _resolve_max_model_len(settings: Settings, limit: int) -> tuple[int, str]:
+    if settings.max_model_len <= limit:
+        why = "as configured" if "max_model_len" in settings.given else "the default"
+        return settings.max_model_len, f"{why}; the model allows {limit}"
     if "max_model_len" in settings.given:
         raise StartupError(
-            f"--max_model_len must be at most {allowed}, as the model allows, not {settings.max_model_len}."
+            f"--max_model_len must be at most {limit}, as the model allows, not {settings.max_model_len}."
         )
-    return allowed, f"the most that the model allows, less than the default {settings.max_model_len}"
-
-
-def _resolve_device() -> tuple[torch.device, str]:
-    if torch.cuda.is_available():
-        return torch.device("cuda:0"), torch.cuda.get_device_name(0)
-    return torch.device("cpu"), "no CUDA device was found"
-
-
-def _resolve_dtype(choice: str, device: torch.device) -> tuple[torch.dtype, str]:
-    if choice != "auto":
-        return getattr(torch, choice), "as asked for"
-    if device.type == "cuda":
-        return torch.float16, "the default on CUDA"
-    if cpu_computes_bfloat16(Path("/proc/cpuinfo")):
-        return torch.bfloat16, "this CPU computes it natively"
-    return torch.float32, "this CPU does not compute bfloat16 natively"
-
-
-def cpu_computes_bfloat16(cpuinfo: Path) -> bool:
-    """Say whether the CPU has instructions for bfloat16: AVX-512 BF16 or AMX on x86, BF16 on ARM."""
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        return False
-    flags = {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()}
-    return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return the memory that is free on the device; on a CPU at most what the container may still use."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = psutil.virtual_memory().available
-    try:
-        limit = int((CGROUP / "memory.max").read_text())
-        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        used = int((CGROUP / "memory.current").read_text()) - int(stat["inactive_file"])
-    except (OSError, ValueError, KeyError):  # no container, no limit ("max"), or an older kernel
-        return free
-    return min(free, limit - used)
+    return limit, f"the most that the model allows, less than the default {settings.max_model_len}"
 
 
 def _too_large(directory: Path, weight_bytes: int, available_bytes: int | None, device: torch.device) -> str:
@@ -167,7 +108,7 @@ def _too_large(directory: Path, weight_bytes: int, available_bytes: int | None, 
 
 
 def _empty_model(config: MistralConfig, dtype: torch.dtype, device: torch.device) -> MistralForCausalLM:
-    """Return the model with memory for its weights, laid out as the runner computes with them, and nothing in it."""
+    """Return the model with uninitialised weights, fused as the runner computes with them."""
     with init_empty_weights(include_buffers=False):
         model = MistralForCausalLM(config)
     model.to(dtype)
@@ -178,29 +119,29 @@ def _empty_model(config: MistralConfig, dtype: torch.dtype, device: torch.device
                 empty = torch.empty_like(parameter, device=device)
                 setattr(module, name, torch.nn.Parameter(empty, requires_grad=False))
     model.tie_weights()
-    # Positions stay in float32, whatever the weights are.
+    # The rotary embedding stays in float32, whatever the weights are.
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
     return model.eval().requires_grad_(False)
 
 
-def _match(directory: Path, model: MistralForCausalLM, stored: dict[str, StoredTensor]) -> Wanted:
-    """Return, for each of the model's weights, where it lies and where it goes.
+def _match(directory: Path, model: MistralForCausalLM, stored: dict[str, StoredTensor]) -> Targets:
+    """Return, for each of the model's weights, where it is stored and the memory to read it into.
 
     Raises:
         StartupError: one is missing or has another shape.
     """
-    wanted = {}
+    targets = {}
     for name, parameter in model.named_parameters():
-        found = stored.get(name)
-        if found is None:
+        tensor = stored.get(name)
+        if tensor is None:
             raise StartupError(f"The weights in {directory} lack {name}: download the model's files again.")
-        if found.shape != tuple(parameter.shape):
+        if tensor.shape != tuple(parameter.shape):
             raise StartupError(
-                f"The weights in {directory} have another shape for {name}, {list(found.shape)}, than config.json "
+                f"The weights in {directory} have another shape for {name}, {list(tensor.shape)}, than config.json "
                 f"says, {list(parameter.shape)}: download the model's files again."
             )
-        wanted[name] = (found, parameter.data)
-    return wanted
+        targets[name] = (tensor, parameter.data)
+    return targets
 
 
 def _read_model(
@@ -219,10 +160,10 @@ def _read_model(
 
     try:
         model = _empty_model(config, dtype, device)
-        wanted = _match(directory, model, stored)
-        total_bytes = sum(tensor.num_bytes for tensor, _ in wanted.values())
+        targets = _match(directory, model, stored)
+        total_bytes = sum(tensor.num_bytes for tensor, _ in targets.values())
         with Progress("loading weights", total_bytes, lambda: done_bytes):
-            read_all(wanted, count)
+            read_all(targets, count)
     except (torch.OutOfMemoryError, MemoryError):
         raise StartupError(_too_large(directory, weight_bytes, None, device)) from None
     except OSError as error:

@@ -1,7 +1,4 @@
-"""How log lines look: KServe's format for people, one JSON object a line for programs.
-
-A pure function from KServe's configuration to ours; who logs what is decided where it happens.
-"""
+"""The format of log lines: KServe's text, or one JSON object a line."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one JSON object: what every record has, then whatever was given as `extra`."""
+    """Formats a record as one JSON object: the standard fields, then those of `extra`."""
 
     converter = staticmethod(time.gmtime)
 
@@ -33,12 +30,12 @@ class JsonFormatter(logging.Formatter):
 
 
 def configuration(kserve: dict[str, Any], log_format: str) -> dict[str, Any]:
-    """Return a `dictConfig` with our logger beside KServe's, all in the same format."""
+    """Return KServe's `dictConfig` with this server's logger added, all in the same format."""
     config = copy.deepcopy(kserve)
-    config["loggers"]["kserve"]["level"] = "WARNING"  # the rest is about routes that we do not serve
+    config["loggers"]["kserve"]["level"] = "WARNING"  # its other lines are about routes that are not served
     config["loggers"]["model_server"] = {"handlers": ["kserve"], "level": "INFO", "propagate": False}
-    # No access lines: a request has one of its own (`journal.py`), a refusal too, and the rest is probes. They would be
-    # written by the event loop, which then waits half a millisecond for the interpreter's lock.
+    # No access log: every request has a line in the request log, and the rest is probes. Writing a line makes the event
+    # loop wait half a millisecond for the interpreter's lock.
     config["loggers"]["uvicorn.access"]["handlers"] = []
     if log_format == "json":
         config["formatters"] = {name: {"()": JsonFormatter} for name in config["formatters"]}

@@ -1,12 +1,12 @@
-"""Every Prometheus series of the server, declared once.
+"""Every Prometheus series of the server, declared once: names, labels and buckets.
 
-Owns names, labels and buckets; what is observed is decided where it happens: `http.py` counts answers, the
-engine counts tokens and times. They live in the default registry, which `/metrics` shows.
+The middleware counts answers, the request log counts tokens and times. The series are in the default registry, which
+`/metrics` shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -41,20 +41,36 @@ inter_token_seconds = Histogram(
 prompt_tokens_total = Counter("mistral_prompt_tokens_total", "Prompt tokens of the requests taken in.")
 prompt_tokens_cached_total = Counter(
     "mistral_prompt_tokens_cached_total",
-    "Those of them that had been read for an earlier prompt that begins alike, and were not read again.",
+    "Prompt tokens found in the prefix cache.",
 )
 generated_tokens_total = Counter("mistral_generated_tokens_total", "Tokens generated.")
 requests_running = Gauge("mistral_requests_running", "Sequences being generated.")
-requests_waiting = Gauge("mistral_requests_waiting", "Sequences waiting for a place.")
-kv_cache_usage_ratio = Gauge("mistral_kv_cache_usage_ratio", "Part of the KV memory that is reserved, 0 to 1.")
+requests_waiting = Gauge("mistral_requests_waiting", "Sequences waiting for admission.")
+kv_cache_usage_ratio = Gauge("mistral_kv_cache_usage_ratio", "Part of the KV cache that is reserved, 0 to 1.")
 load_seconds = Gauge("mistral_load_seconds", "How long loading the model took, warm-up included.")
+degraded = Gauge(
+    "mistral_degraded",
+    "1 if a GPU runs without this feature, and so more slowly: flash_attention or cuda_graphs.",
+    ["feature"],
+)
+gpu_alloc_retries = Gauge(
+    "mistral_gpu_alloc_retries",
+    "How often the GPU's memory was exhausted until cached blocks were freed, since the start.",
+)
+gpu_ooms = Gauge("mistral_gpu_ooms", "How often an allocation on the GPU failed, since the start.")
 
 
 def watch_engine(running: Callable[[], float], waiting: Callable[[], float], kv_usage: Callable[[], float]) -> None:
-    """Have the gauges ask the engine when they are scraped: nothing to keep in step."""
+    """Have the gauges read the engine when they are scraped."""
     requests_running.set_function(running)
     requests_waiting.set_function(waiting)
     kv_cache_usage_ratio.set_function(kv_usage)
+
+
+def watch_gpu_memory(stats: Callable[[], Mapping[str, float]]) -> None:
+    """Have the gauges read the allocator's statistics when they are scraped."""
+    gpu_alloc_retries.set_function(lambda: stats().get("num_alloc_retries", 0))
+    gpu_ooms.set_function(lambda: stats().get("num_ooms", 0))
 
 
 def answered(route: str, outcome: str, seconds: float) -> None:

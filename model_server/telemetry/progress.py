@@ -1,7 +1,4 @@
-"""Bytes done of bytes to do, in the log: what an operator watches while gigabytes move.
-
-Lines, not a bar: a container's log is no terminal. Knows nothing of what moves the bytes.
-"""
+"""Logs the progress of a download or a load, in bytes. Lines and not a bar: a container's log is no terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class Progress:
-    """While the block runs, log every few seconds how far it is; at its end, that it is done."""
+    """Logs the progress every few seconds while the block runs, and its completion."""
 
     def __init__(self, doing: str, total_bytes: int, done_bytes: Callable[[], int], interval_s: float = 5.0) -> None:
         self.doing = doing
@@ -56,7 +53,7 @@ class Progress:
 
 
 def in_units(num_bytes: float) -> str:
-    """Return a size as people read it: 14.5 GB."""
+    """Return a size in readable units: 14.5 GB."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= size:
             return f"{num_bytes / size:.1f} {unit}"

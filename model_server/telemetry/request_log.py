@@ -1,4 +1,4 @@
-"""What is recorded of a request's life: the series of `metrics.py` and one log line at its end, never its text."""
+"""The request log: a request's metrics, and one log line at its end without its text."""
 
 from __future__ import annotations
 
@@ -11,33 +11,37 @@ from model_server.telemetry import metrics, startup
 logger = logging.getLogger(__name__)
 
 
-def token(request: Request, count: int = 1) -> None:
-    """Note that a request has got `count` more tokens just now."""
-    now_s = time.monotonic()
-    if request.first_token_s is None:
-        request.first_token_s = now_s
-        startup.ended("first token")
-        metrics.time_to_first_token_seconds.observe(now_s - request.arrived_s)
-        metrics.prompt_tokens_total.inc(request.num_prompt_tokens)
-        metrics.prompt_tokens_cached_total.inc(request.num_cached)
-    else:
-        metrics.inter_token_seconds.observe(now_s - request.last_token_s)
-    request.last_token_s = now_s
-    request.num_generated += count
-    metrics.generated_tokens_total.inc(count)
+def first_token(seconds: float, *, num_prompt_tokens: int, num_cached_tokens: int) -> None:
+    """Record the first token of a request, `seconds` after its arrival."""
+    startup.phase_ended("first token")
+    metrics.time_to_first_token_seconds.observe(seconds)
+    metrics.prompt_tokens_total.inc(num_prompt_tokens)
+    metrics.prompt_tokens_cached_total.inc(num_cached_tokens)
+    metrics.generated_tokens_total.inc()
 
 
-def ended(request: Request, outcome: str) -> None:
-    """Write the one line of a finished request: `outcome` is its finish reason, "cancelled" or an error's code word."""
+def next_token(seconds: float) -> None:
+    """Record another token of a request, `seconds` after the one before."""
+    metrics.inter_token_seconds.observe(seconds)
+    metrics.generated_tokens_total.inc()
+
+
+def finished(request: Request, outcome: str, *, batched: bool) -> None:
+    """Write the log line of a finished request.
+
+    Args:
+        outcome: its finish reason, "cancelled", or the code of its error.
+        batched: false if the fallback generated it.
+    """
     now_s = time.monotonic()
     first_s = request.first_token_s
     fields = {
         "request_id": request.request_id,
-        "lane": request.sampling.lane.value,
+        "batched": batched,
         "outcome": outcome,
         "prompt_tokens": request.num_prompt_tokens,
-        "cached_tokens": request.num_cached,
-        "completion_tokens": request.num_generated,
+        "cached_tokens": request.num_cached_tokens,
+        "completion_tokens": request.num_output_tokens,
         "first_token_seconds": None if first_s is None else round(first_s - request.arrived_s, 4),
         "total_seconds": round(now_s - request.arrived_s, 4),
     }

@@ -1,7 +1,6 @@
-"""Why the last process died, said by the next one.
+"""The termination message: why this process ends, for `kubectl describe pod` and for the next start's log.
 
-A container that the kubelet restarts keeps its pod's `/tmp`: the reason waits there for the next start's log, and in
-`/dev/termination-log`, where `kubectl describe pod` shows it.
+A container that the kubelet restarts keeps its pod's `/tmp`, where the next process finds the reason.
 """
 
 from __future__ import annotations
@@ -13,25 +12,25 @@ from pathlib import Path
 TERMINATION_LOG = Path("/dev/termination-log")
 
 
-def _file() -> Path:
-    return Path(tempfile.gettempdir()) / "mistral-last-words"
+def _reason_file() -> Path:
+    return Path(tempfile.gettempdir()) / "mistral-termination-reason"
 
 
-def leave(reason: str, *, for_next_start: bool = False) -> None:
-    """Write down why this process ends; nothing is said about a failure to do so."""
-    # Written only where it exists: outside Kubernetes it would be a stray file.
-    places = [TERMINATION_LOG] if TERMINATION_LOG.exists() else []
+def write(reason: str, *, for_next_start: bool = False) -> None:
+    """Write the reason why this process ends; a failure to write is ignored."""
+    # Only where the file exists: outside Kubernetes it would be a stray file.
+    files = [TERMINATION_LOG] if TERMINATION_LOG.exists() else []
     if for_next_start:
-        places.append(_file())
-    for place in places:
+        files.append(_reason_file())
+    for file in files:
         with contextlib.suppress(OSError):
-            place.write_text(f"{reason}\n")
+            file.write_text(f"{reason}\n")
 
 
-def take() -> str | None:
-    """Return what the last process left, once."""
+def pop_reason() -> str | None:
+    """Return the reason that the last process wrote, once."""
     with contextlib.suppress(OSError):
-        reason = _file().read_text().strip()
-        _file().unlink()
+        reason = _reason_file().read_text().strip()
+        _reason_file().unlink()
         return reason or None
     return None

@@ -1,10 +1,9 @@
-"""An answer's text in increments: characters made whole, the answer ended at a stop string.
+"""Incremental detokenization: text while tokens arrive, in whole characters, up to a stop string.
 
-The rule: the increments joined are what `tokenizer.decode(ids, skip_special_tokens=True)` makes of the whole
-answer, byte for byte, except that a space which the decoder strips from the start of a text is kept, so that
-prompt and answer read right side by side. An increment never holds half a character. Each token costs the
-same however long the answer is: what it adds is looked up (`Text.piece`), and nothing is decoded twice. Knows
-no tokenizer.
+The pieces joined equal `tokenizer.decode(ids, skip_special_tokens=True)` of the whole answer, byte for byte, with one
+exception: a leading space that the decoder would strip is kept, so that prompt and answer can be concatenated. The cost
+of a token does not grow with the answer: its text is looked up (`Text.piece`), and nothing is decoded twice. Knows no
+tokenizer.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from collections.abc import Callable
 
 REPLACEMENT = "\ufffd"
 Piece = Callable[[int], str | bytes | None]
-"""What a token adds to an answer: text, bytes that need their neighbours, or None if it is skipped."""
+"""The text of a token: a string, bytes that may be part of a character, or None if the token is skipped."""
 
 
 class IncrementalDetokenizer:
-    """One answer's text as its tokens come (`request.Detokenizer`).
+    """The text of one answer (`request.Detokenizer`).
 
-    Text is held back only while it could still change: a character whose bytes are not all there, a run of
-    byte-fallback tokens (one bad byte makes all of it unreadable), the possible beginning of a stop string.
+    Text is held back only while it may still change: an incomplete character, a run of byte-fallback tokens (one bad
+    byte makes the whole run unreadable), the possible beginning of a stop string.
     """
 
     def __init__(self, piece: Piece, stop: tuple[str, ...] = (), *, byte_runs: bool = False) -> None:
@@ -32,18 +31,18 @@ class IncrementalDetokenizer:
         self._held = ""
 
     def push(self, token_id: int) -> str:
-        """Return the text that has become certain with this token, often ''."""
+        """Return the text that this token completes, often ''."""
         piece = None if self.stopped else self._piece(token_id)
         return "" if piece is None else self._release(self._decoder.push(piece))
 
     def flush(self) -> str:
-        """Return what is left at the end."""
+        """Return the text that was held back, at the end of the answer."""
         text = "" if self.stopped else self._release(self._decoder.flush())
         held, self._held = self._held, ""
         return text + held
 
     def _release(self, new: str) -> str:
-        """Return what no stop string can claim any more, up to the first one that is complete."""
+        """Return the text that cannot be part of a stop string, up to the first complete stop string."""
         if not self._stops or not new:
             return new
         text = self._held + new
@@ -57,7 +56,7 @@ class IncrementalDetokenizer:
 
 
 class _Bytes:
-    """Bytes read as UTF-8 as they come; what can never become a character is U+FFFD at once."""
+    """Decodes bytes as UTF-8 incrementally; bytes that cannot become a character are U+FFFD at once."""
 
     def __init__(self) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
@@ -70,7 +69,7 @@ class _Bytes:
 
 
 class _ByteRuns:
-    """Byte fallback: a run of byte tokens is text if all of it is UTF-8, else each of its bytes is U+FFFD."""
+    """Byte fallback: a run of byte tokens is text if the whole run is UTF-8, else each of its bytes is U+FFFD."""
 
     def __init__(self) -> None:
         self._begin()
@@ -89,7 +88,7 @@ class _ByteRuns:
         self._num_bytes += 1
         try:
             self._text += self._utf8.decode(piece)
-        except UnicodeDecodeError:  # nothing that follows can mend it, so nothing need be held
+        except UnicodeDecodeError:  # no later byte can repair it
             self._broken = True
             return REPLACEMENT * self._num_bytes
         return ""
@@ -106,15 +105,14 @@ class _ByteRuns:
 
 
 class _StopString:
-    """How much of one stop string the text ends with (Knuth, Morris and Pratt).
+    """Matches one stop string at the end of the text (Knuth, Morris and Pratt).
 
-    Work grows with the text alone: the table of borders grows with the match, so that a stop string of a
-    megabyte costs nothing until the text resembles it.
+    The table of borders grows with the match: a stop string of a megabyte costs nothing until the text resembles it.
     """
 
     def __init__(self, string: str) -> None:
         self.matched = 0
-        """Characters at the end of the text that could be the beginning of the stop string."""
+        """Length of the text's longest suffix that is a prefix of the stop string."""
         self._string = string
         self._borders: list[int] = []
 
@@ -122,7 +120,7 @@ class _StopString:
         return len(self._string)
 
     def advance(self, text: str) -> int | None:
-        """Read on; return where in `text` the stop string first ends, or None."""
+        """Read more text; return where in `text` the stop string first ends, or None."""
         for i, char in enumerate(text):
             self.matched = self._longer(self.matched, char)
             if self.matched > len(self._borders):
@@ -132,7 +130,7 @@ class _StopString:
         return None
 
     def _longer(self, matched: int, char: str) -> int:
-        """Return the longest match after one more character, given the one before it."""
+        """Return the length of the longest match after one more character."""
         while matched and self._string[matched] != char:
             matched = self._borders[matched - 1]
         return matched + 1 if self._string[matched] == char else 0

@@ -1,8 +1,8 @@
-"""Text to tokens and back: the tokenizer, its chat template, and what each token adds to an answer.
+"""Text to tokens and back: the tokenizer, its chat template, and the text of each token.
 
-Byte-level tokenizers (GPT-2, Tekken) and byte-fallback ones (Mistral 7B, Llama 2) are followed exactly; other
-decoders as far as they treat a token alike wherever it stands. How an answer's text comes in increments and
-ends at a stop string is in `increments.py`. Knows nothing of HTTP or torch, nor which token ends an answer.
+Byte-level tokenizers (GPT-2, Tekken) and byte-fallback ones (Mistral 7B, Llama 2) are reproduced exactly; other
+decoders as far as they decode a token independently of its position. Streams and stop strings are in `detokenizer`.
+Knows nothing of HTTP or torch, nor which token ends an answer.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from model_server.errors import BadRequest, StartupError
 from model_server.text.detokenizer import IncrementalDetokenizer
+from model_server.text.full_text import FullTextDetokenizer
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 UNBOUNDED = sys.maxsize
@@ -33,24 +34,26 @@ class Text:
         self.tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         self._special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        decoder_types = {step["type"] for step in _steps(self._backend.decoder)}
+        decoder = _steps(self._backend.decoder)
+        decoder_types = {step["type"] for step in decoder}
+        self._strip_start = sum(step["start"] for step in decoder if step["type"] == "Strip" and step["content"] == " ")
         self._byte_level = "ByteLevel" in decoder_types
         self._byte_fallback = "ByteFallback" in decoder_types
         self._pieces: dict[int, str | bytes | None] = {}
-        # The first call drops the truncation and padding that a tokenizer was saved with. Later calls only
-        # read, which is what makes them safe side by side.
+        # The first call removes the truncation and padding that a tokenizer was saved with. Later calls only read, so
+        # that threads can make them at the same time.
         self.encode("")
 
     @classmethod
     def load(cls, model_dir: str | Path) -> Text:
-        """Read the tokenizer of a local model directory; never runs code that lies there.
+        """Read the tokenizer of a local model directory; never runs code from it.
 
         Raises:
-            StartupError: there is none, or none of the fast kind.
+            StartupError: there is none, or it is not a fast one.
         """
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # the library raises whatever the broken file led to
+        except Exception as error:  # a broken file makes the library raise anything
             reason = " ".join(str(error).split())[:300]
             raise StartupError(
                 f"The tokenizer in {model_dir} cannot be read: {reason or type(error).__name__}"
@@ -65,12 +68,12 @@ class Text:
         """Return the prompt's tokens, with the special ones that the tokenizer adds.
 
         Raises:
-            BadRequest: the prompt is not text (half a surrogate pair, as JSON's escapes allow).
+            BadRequest: the prompt holds half of a surrogate pair, which JSON's escapes allow.
         """
         return self._encode(prompt, field="prompt", add_special_tokens=True)
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Return the prompt that the model's chat template makes of a conversation, up to the answer.
+        """Return the prompt that the model's chat template renders from a conversation, up to the answer.
 
         Raises:
             BadRequest: there is no template, or it refuses the messages.
@@ -85,35 +88,59 @@ class Text:
             )
         except jinja2.TemplateError as error:
             raise BadRequest(f"messages: the model's chat template refuses them: {error}", field="messages") from error
-        except Exception as error:  # a template is a program, and these are its input: it can fail in any way
+        except Exception as error:  # a template is a program and can fail in any way
             raise BadRequest(
                 "messages: the model's chat template cannot render them; "
-                "each needs a role that it knows and a text as content.",
+                "each needs a role that it knows and a string as content.",
                 field="messages",
             ) from error
         assert isinstance(prompt, str)
         return prompt
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[int]]:
-        """Return the rendered prompt and its tokens; the template has written the special ones itself.
+        """Return the rendered prompt and its tokens; the template writes the special tokens itself.
 
         Raises:
-            BadRequest: as `render_chat`, or a message is not text.
+            BadRequest: as `render_chat` and `encode`.
         """
         prompt = self.render_chat(messages)
         return prompt, self._encode(prompt, field="messages", add_special_tokens=False)
 
     def stream(self, stop: tuple[str, ...] = ()) -> IncrementalDetokenizer:
-        """Return a fresh stream for one answer, which ends before the first of the stop strings."""
+        """Return a detokenizer for one answer, which ends before the first of the stop strings."""
         return IncrementalDetokenizer(self.piece, stop, byte_runs=self._byte_fallback)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of a whole answer: what a stream without stop strings gives, joined."""
+        """Return the text of a whole answer: the joined pieces of a stream without stop strings."""
         stream = self.stream()
         return "".join(map(stream.push, ids)) + stream.flush()
 
+    def full_text_stream(
+        self,
+        prompt_ids: Sequence[int],
+        stop: tuple[str, ...] = (),
+        *,
+        with_prompt: bool = True,
+        skip_special_tokens: bool = False,
+    ) -> FullTextDetokenizer:
+        """Return a fresh stream for one sequence, as Transformers' `TextStreamer` would print it."""
+        return FullTextDetokenizer(
+            self.piece if skip_special_tokens else self._piece_or_special,
+            prompt_ids,
+            stop,
+            byte_runs=self._byte_fallback,
+            strip_start=self._strip_start,
+            with_prompt=with_prompt,
+        )
+
+    def full_text(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Return what Transformers' `tokenizer.decode` gives."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        assert isinstance(text, str)
+        return text
+
     def token_text(self, token_id: int) -> str:
-        """Return one token as people read it, special ones included; broken UTF-8 as `bytes:\\xf0\\x9f`."""
+        """Return a token as readable text, special ones included; incomplete UTF-8 as `bytes:\\xf0\\x9f`."""
         raw = self.token_bytes(token_id)
         try:
             return raw.decode()
@@ -121,22 +148,28 @@ class Text:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Return the bytes one token stands for in the middle of a text; b'' when there is no such token."""
-        piece = self._special.get(token_id) or self.piece(token_id) or b""
+        """Return the bytes of a token in the middle of a text; b'' if there is no such token."""
+        piece = self._piece_or_special(token_id) or b""
         return piece.encode() if isinstance(piece, str) else piece
 
     def piece(self, token_id: int) -> str | bytes | None:
-        """Return what a token adds to an answer: text, bytes that need their neighbours, None if skipped."""
+        """Return the text of a token: a string, bytes that may be part of a character, None if it is skipped."""
         try:
             return self._pieces[token_id]
         except KeyError:
             return self._pieces.setdefault(token_id, self._read_piece(token_id))
 
-    def max_prompt_chars(self, num_tokens: int) -> int:
-        """Return a length in characters that no prompt of so many tokens exceeds.
+    def _piece_or_special(self, token_id: int) -> str | bytes | None:
+        special = self._special.get(token_id)
+        if special is None:
+            return self.piece(token_id)
+        return special.encode() if self._byte_level else special
 
-        So that a huge prompt is refused before the work of tokenizing it. A tokenizer that may drop or melt
-        together any length of text gets no bound worth the name.
+    def max_prompt_chars(self, num_tokens: int) -> int:
+        """Return an upper bound of the characters that a prompt of so many tokens can have.
+
+        A longer prompt is refused before it is tokenized. A tokenizer that may drop or merge text of any length has no
+        useful bound.
         """
         return num_tokens * self._longest_token if self._keeps_every_char else UNBOUNDED
 
@@ -160,7 +193,7 @@ class Text:
                 return token.encode()
         if self._byte_fallback and (match := BYTE_TOKEN.fullmatch(token)):
             return bytes.fromhex(match[1])
-        # Twice, less once: its text where it is not the first, which is where a decoder would strip a space.
+        # The difference of two copies and one: a decoder may strip a space from the first token of a text.
         once = self._backend.decode([token_id], skip_special_tokens=False)
         twice = self._backend.decode([token_id, token_id], skip_special_tokens=False)
         return twice[len(once) :]
@@ -171,9 +204,9 @@ class Text:
 
     @cached_property
     def _keeps_every_char(self) -> bool:
-        """Whether every character of a prompt is found again in the text of its tokens.
+        """Whether every character of a prompt is in the text of one of its tokens.
 
-        Only steps known to keep their input count: what is not listed may shrink it.
+        Only for steps that are known to keep their input; others may shorten it.
         """
         backend, model = self._backend, self._backend.model
         steps = [*_steps(backend.normalizer), *_steps(backend.pre_tokenizer)]
@@ -189,7 +222,7 @@ class Text:
             and not (model.continuing_subword_prefix or model.end_of_word_suffix)
             and no_unknown
             and all(map(_keeps_length, steps))
-            # Such tokens swallow the white space beside them.
+            # Such tokens consume the white space beside them.
             and not any(token.lstrip or token.rstrip for token in self.tokenizer.added_tokens_decoder.values())
         )
 
@@ -197,7 +230,7 @@ class Text:
 def _byte_level_alphabet() -> dict[str, int]:
     """Return the byte behind each character of byte-level vocabularies.
 
-    Printable Latin-1 stands for itself; the other bytes, in order, are the characters from U+0100.
+    Printable Latin-1 characters are their own bytes; the other bytes, in order, are the characters from U+0100.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     spare = itertools.count(256)
@@ -208,7 +241,7 @@ BYTE_OF_CHAR = _byte_level_alphabet()
 
 
 def _steps(component: Any) -> list[dict[str, Any]]:
-    """Return the elements of a normalizer, pre-tokenizer or decoder, flat, as tokenizer.json has them."""
+    """Return the elements of a normalizer, pre-tokenizer or decoder, flat, as in tokenizer.json."""
     return [] if component is None else _flat(json.loads(component.__getstate__()))
 
 
@@ -220,7 +253,7 @@ def _flat(step: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _keeps_length(step: dict[str, Any]) -> bool:
-    """Whether a step of the tokenizer never makes a text shorter."""
+    """Whether a step of the tokenizer never shortens a text."""
     match step["type"]:
         case "ByteLevel" | "Metaspace" | "Prepend" | "Digits":
             return True

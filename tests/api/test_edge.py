@@ -15,7 +15,7 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from model_server.api.middleware import Limits
+from model_server.api.middleware import LimitsMiddleware
 from tests.support.server_process import ServerProcess
 
 STALL_SECONDS = 1
@@ -213,7 +213,7 @@ def test_a_body_on_a_slow_link_is_taken_as_long_as_it_comes() -> None:
     async def send(message: Message) -> None:
         raise AssertionError(message)
 
-    limits = Limits(read_all, max_request_bytes=2**20, client_stall_s=0.1)
+    limits = LimitsMiddleware(read_all, max_request_bytes=2**20, client_stall_s=0.1)
     asyncio.run(limits({"type": "http", "headers": []}, receive, send))
 
     assert len(taken) == 10 * 1024  # in twice the time that a body has which does not come

@@ -17,12 +17,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from transformers import MistralForCausalLM
 
-from model_server.api.openai.requests import Server, models, parse_chat, parse_completion
+from model_server.api.openai.requests import models, parse_chat, parse_completion
 from model_server.api.openai.responses import answer, sse
-from model_server.api.parameters import ModelLimits
+from model_server.api.prompts import ModelLimits, ServedModel
 from model_server.compute.fused_linear import fuse
 from model_server.engine.engine import Engine
-from model_server.engine.prefix_cache import num_common
+from model_server.engine.prefix_cache import common_prefix_length
 from model_server.errors import EngineDead, ServeError
 from model_server.request import FinishReason
 from tests.support.fakes import play
@@ -32,7 +32,7 @@ from tests.support.tiny_model import tiny_mistral
 NAME = "mistral-7b"
 TEXT = byte_fallback()
 VOCAB_SIZE = len(TEXT.tokenizer)
-SERVER = Server(NAME, TEXT, ModelLimits(max_model_len=64, vocab_size=VOCAB_SIZE, eos_token_ids=(2,)))
+SERVER = ServedModel(NAME, TEXT, ModelLimits(max_model_len=64, vocab_size=VOCAB_SIZE, eos_token_ids=(2,)))
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 Ask = Callable[[Callable[[openai.AsyncOpenAI], Awaitable[Any]]], Any]
@@ -110,7 +110,7 @@ def test_a_completion_is_what_the_model_generates(ask: Ask, mistral: MistralForC
 
 def test_usage_says_what_of_the_prompts_was_cached_each_counted_once(ask: Ask) -> None:
     prompts = ["a beginning that both have, one", "a beginning that both have, two"]
-    common = num_common(*map(TEXT.encode, prompts))
+    common = common_prefix_length(*map(TEXT.encode, prompts))
 
     async def one_after_the_other(client: openai.AsyncOpenAI) -> list[Any]:
         usages = [

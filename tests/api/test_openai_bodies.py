@@ -9,35 +9,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_server.api.openai.requests import Server, parse_chat, parse_completion
-from model_server.api.parameters import ModelLimits
+from model_server.api.openai.requests import parse_chat, parse_completion
+from model_server.api.prompts import ModelLimits, ServedModel
 from model_server.errors import BadRequest, UnknownModel
 from tests.support.small_tokenizers import byte_fallback
 
 NAME = "mistral-7b"
 TEXT = byte_fallback()
 VOCAB_SIZE = len(TEXT.tokenizer)
-SERVER = Server(NAME, TEXT, ModelLimits(max_model_len=64, vocab_size=VOCAB_SIZE, eos_token_ids=(2,)))
+SERVER = ServedModel(NAME, TEXT, ModelLimits(max_model_len=64, vocab_size=VOCAB_SIZE, eos_token_ids=(2,)))
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"temperature": "0.5"}, "temperature must be a valid number."),
-        ({"temperature": 2.1}, "temperature must be less than or equal to 2."),
-        ({"n": True}, "n must be a valid integer."),
-        ({"logprobs": 6}, "logprobs must be less than or equal to 5."),
+        ({"temperature": "0.5"}, "temperature must be a number from 0 to 2, not a string."),
+        ({"temperature": 2.1}, "temperature must be a number from 0 to 2, not 2.1."),
+        ({"n": True}, "n must be an integer from 1 to 128, not true."),
+        ({"logprobs": 6}, "logprobs must be an integer from 0 to 5, not 6."),
         ({"prompt": []}, "prompt must be a string, a list of strings"),
         ({"prompt": [[]]}, "prompt must be a string, a list of strings, a list of token ids"),
         ({"prompt": [1, "a"]}, "prompt must be a string, a list of strings, a list of token ids"),
         ({"prompt": [1, VOCAB_SIZE]}, f"prompt must hold token ids from 0 to {VOCAB_SIZE - 1}."),
-        ({"prompt": [1] * 64}, "prompt has 64 tokens"),
+        ({"prompt": [1] * 64}, "prompt is 64 tokens; the maximum context length is 64"),
         ({"prompt": "\ud800"}, "prompt must be valid Unicode"),
-        ({"stop": ["a"] * 17}, "stop must be a string, or a list of up to 16"),
-        ({"stop": ""}, "stop must be a string, or a list of up to 16"),
+        ({"stop": ["a"] * 17}, "stop must be a string of 1 to 256 characters or a list of up to 16 strings"),
+        ({"stop": ""}, "stop must be a string of 1 to 256 characters or a list of up to 16 strings"),
         ({"logit_bias": {"x": 1}}, "logit_bias must have token ids"),
-        ({"logit_bias": {"5": 101}}, "logit_bias.5 must be less than or equal to 100."),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5 must be a number from -100 to 100, not 101."),
         ({"n": 2, "best_of": 3}, "best_of must be n (2)"),
         ({"n": 100, "prompt": ["a", "b"]}, "n times the prompts must be at most 128, not 200."),
         ({"max_tokens": 0}, "max_tokens must be at least 1 without echo."),
@@ -60,10 +60,12 @@ def test_a_wrong_completion_is_refused_with_its_fields_name(wrong: dict[str, Any
     [
         ({"messages": []}, "messages must"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role must be"),
-        ({"messages": [{"role": "user"}]}, "messages[0].content must be"),
-        ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "messages[0].content must be a string or"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content must be given."),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content must be a string or a list of"),
+        ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "messages[0].content[0].type must be "),
         ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "messages[0].name is not supported"),
         ({"tools": [{"type": "function"}]}, "tools is not supported here"),
+        ({"parallel_tool_calls": 0}, "parallel_tool_calls is not supported here"),
         ({"response_format": {"type": "json_object"}}, "response_format is not supported here"),
         ({"top_logprobs": 2}, "top_logprobs needs logprobs to be true."),
         ({"max_tokens": 1, "max_completion_tokens": 1}, "max_tokens is the old name"),

@@ -1,4 +1,4 @@
-"""The parameter table: complete, documented, and safe to hand to Transformers' `generate`."""
+"""The parameters: complete, documented, and safe to hand to Transformers' `generate`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import pytest
 import torch
 from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
-from model_server.api.parameter_table import ALIASES, BY_NAME, REFUSED, TABLE
-from model_server.api.parameters import ModelLimits, parse_parameters
+from docs import parameter_table
+from model_server.api.prompts import ModelLimits
+from model_server.api.v1.parameter_rules import parse_parameters
+from model_server.api.v1.parameters import ALIASES, OUR_DEFAULTS, UNSUPPORTED, GenerateParameters, about
 from model_server.errors import BadRequest
-from model_server.request import Lane
 
 VOCAB_SIZE = 64
 LIMITS = ModelLimits(max_model_len=128, vocab_size=VOCAB_SIZE, eos_token_ids=(2,))
-API_DOC = Path(__file__).parents[2] / "docs" / "api.md"
+NAMES = set(GenerateParameters.model_fields)
 PROMPT = [1, 5, 9, 5, 9, 7]
 ALL_IDS = list(range(VOCAB_SIZE))
 
@@ -29,50 +30,39 @@ def sampling(num_prompt_tokens: int = len(PROMPT), **raw: object):
 
 def test_every_generation_config_field_is_supported_or_refused_with_a_reason():
     fields = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
-    assert fields - {*BY_NAME, *ALIASES, *REFUSED} == set()
+    assert fields - {*NAMES, *ALIASES, *UNSUPPORTED} == set()
 
 
 def test_no_name_is_both_supported_and_refused():
-    assert set(REFUSED).isdisjoint({*BY_NAME, *ALIASES})
-    assert set(ALIASES.values()) <= set(BY_NAME)
+    assert set(UNSUPPORTED).isdisjoint({*NAMES, *ALIASES})
+    assert set(ALIASES.values()) <= NAMES
 
 
-@pytest.mark.parametrize("name", sorted(REFUSED))
+@pytest.mark.parametrize("name", sorted(UNSUPPORTED))
 def test_refused_name_is_answered_with_its_reason(name: str):
-    with pytest.raises(BadRequest, match=re.escape(f"{name} is not allowed: {REFUSED[name]}.")):
+    with pytest.raises(BadRequest, match=re.escape(f"{name} is not allowed: {UNSUPPORTED[name]}.")):
         parse_parameters({name: None}, LIMITS)
 
 
-def test_documented_table_is_the_table_in_the_code():
-    rows = [f"| `{p.name}` | {p.kind.allowed} | {p.default} | {p.lane} | {p.meaning} |" for p in TABLE]
-    documented = [line for line in API_DOC.read_text().splitlines() if re.match(r"\| `\w+` \|.*\|.*\|.*\|.*\|", line)]
-    assert documented == rows
+def test_the_declared_defaults_are_those_of_transformers():
+    known = about(GenerateParameters)
+    ours = {name: field.default for name, field in GenerateParameters.model_fields.items() if field.default is not None}
+    for name, default in GenerationConfig._get_default_generation_params().items():
+        if name in ours and name not in OUR_DEFAULTS and known[name].for_generate:
+            assert ours[name] == default, name
 
 
-def test_documented_refusals_are_the_refusals_in_the_code():
-    text = API_DOC.read_text()
-    section = text[text.index("### Not allowed") : text.index("### Together")]
-    assert set(re.findall(r"`(\w+)`", section)) == set(REFUSED)
-    assert all(reason in section for reason in REFUSED.values())
+def test_documented_parameters_are_the_declared_ones():
+    page = parameter_table.PAGE.read_text()
+    assert parameter_table.rendered(page) == page, "run python -m docs.parameter_table"
 
 
-@pytest.mark.parametrize(
-    ("raw", "lane"),
-    [
-        ({}, Lane.SHARED),
-        ({"num_beams": 1, "use_cache": True, "guidance_scale": 1, "token_healing": False}, Lane.SHARED),
-        ({"repetition_penalty": 1.2, "bad_words_ids": [[5]], "num_return_sequences": 4}, Lane.SHARED),
-        ({"watermarking_config": {}}, Lane.SHARED),
-        ({"watermarking_config": {"seeding_scheme": "selfhash"}}, Lane.OWN),
-        ({"num_beams": 2}, Lane.OWN),
-        ({"use_cache": False}, Lane.OWN),
-        ({"guidance_scale": 1.5}, Lane.OWN),
-        ({"token_healing": True}, Lane.OWN),
-        ({"prompt_lookup_num_tokens": 3}, Lane.OWN),
-    ],
-)
-def test_lane_follows_from_what_cannot_share_a_step(raw: dict, lane: Lane):
-    assert sampling(**raw).lane is lane
+def test_a_table_that_differs_fails_the_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    page = tmp_path / "api.md"
+    page.write_text(parameter_table.PAGE.read_text().replace("| `top_k` |", "| `top_q` |"))
+    monkeypatch.setattr(parameter_table, "PAGE", page)
+    monkeypatch.setattr("sys.argv", ["parameter_table", "--check"])
+    assert parameter_table.main() == 1
 
 
 @pytest.mark.parametrize(
@@ -88,19 +78,19 @@ def test_lane_follows_from_what_cannot_share_a_step(raw: dict, lane: Lane):
         ),
     ],
 )
-def test_what_generate_is_told_about_sampling(raw: dict, generate: dict):
+def test_generate_gets_the_sampling_parameters_only_if_it_samples(raw: dict, generate: dict):
     assert sampling(**raw).generate == generate
 
 
 def test_whole_floats_are_integers_and_integers_are_floats_where_transformers_insists():
-    told = sampling(top_k=5.0, temperature=1, repetition_penalty=2, sequence_bias=[[[5], 3]]).generate
-    assert (told["top_k"], type(told["top_k"])) == (5, int)
-    assert [type(told["temperature"]), type(told["repetition_penalty"])] == [float, float]
-    assert told["sequence_bias"] == [[[5], 3.0]]
+    arguments = sampling(top_k=5.0, temperature=1, repetition_penalty=2, sequence_bias=[[[5], 3]]).generate
+    assert (arguments["top_k"], type(arguments["top_k"])) == (5, int)
+    assert [type(arguments["temperature"]), type(arguments["repetition_penalty"])] == [float, float]
+    assert arguments["sequence_bias"] == [[[5], 3.0]]
 
 
 def test_null_means_not_given():
-    assert parse_parameters(dict.fromkeys(BY_NAME), LIMITS) == parse_parameters({}, LIMITS)
+    assert parse_parameters(dict.fromkeys(NAMES), LIMITS) == parse_parameters({}, LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +109,7 @@ def test_new_tokens_are_cut_to_the_room_a_prompt_of_10_leaves(raw: dict, max_new
 
 
 def test_prompt_that_leaves_no_room_is_refused_with_the_numbers():
-    with pytest.raises(BadRequest, match=r"prompt has 128 tokens.*at most 127"):
+    with pytest.raises(BadRequest, match=r"prompt is 128 tokens; the maximum context length is 128"):
         sampling(128)
 
 
@@ -157,7 +147,7 @@ def test_penalty_on_length_needs_a_model_that_can_end():
         parse_parameters({"exponential_decay_length_penalty": [1, 1.1]}, endless)
 
 
-# The edge of what each row allows, alone and with what it acts on. Token ids run to the vocabulary's last.
+# The edge of what each parameter allows, alone and with what it acts on. Token ids run to the vocabulary's last.
 EXTREMES: list[dict] = [
     {"temperature": 1e-6},
     {"temperature": 100, "top_k": 2**31 - 1, "top_p": 1},
@@ -254,14 +244,16 @@ def model() -> Iterator[MistralForCausalLM]:
 @pytest.mark.parametrize(("raw", "prompt"), RUNS, ids=[f"{str(raw)[:70]}-{len(prompt)}" for raw, prompt in RUNS])
 def test_whatever_is_accepted_runs_in_generate(model: MistralForCausalLM, raw: dict, prompt: list[int]):
     accepted = sampling(len(prompt), **{"max_new_tokens": 6} | raw)
-    told = dict(accepted.generate)
-    negative = told.pop("negative_prompt_ids", None)
+    arguments = dict(accepted.generate)
+    negative = arguments.pop("negative_prompt_ids", None)
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Transformers warns of flags without effect; here only crashes matter
         output = model.generate(
             torch.tensor([prompt]),
-            GenerationConfig(**told, max_new_tokens=accepted.max_new_tokens, num_return_sequences=accepted.num_choices),
+            GenerationConfig(
+                **arguments, max_new_tokens=accepted.max_new_tokens, num_return_sequences=accepted.num_choices
+            ),
             negative_prompt_ids=None if negative is None else torch.tensor([negative]),
         )
     assert output.shape[0] == accepted.num_choices

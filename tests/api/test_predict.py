@@ -11,20 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from model_server.api import predict
-from model_server.api.parameters import ModelLimits
+from model_server.api.prompts import ModelLimits, ServedModel
+from model_server.api.v1 import predict, predictions
 from model_server.errors import BadRequest, OutOfMemory, QueueFull, ServeError
-from model_server.request import Finished, FinishReason, Lane, TextDelta
+from model_server.request import Finished, FinishReason, TextDelta
 from tests.support.fakes import VOCAB_SIZE, ByteText, play
 from tests.support.malformed import MALFORMED, Malformed
 
 API_DOC = Path(__file__).parents[2] / "docs" / "api.md"
-LIMITS = ModelLimits(max_model_len=4096, vocab_size=VOCAB_SIZE, eos_token_ids=(2,))
+MODEL = ServedModel("tiny", ByteText(), ModelLimits(max_model_len=4096, vocab_size=VOCAB_SIZE, eos_token_ids=(2,)))
 STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
 
 
-def parsed(**body: object) -> predict.Call:
-    return predict.parse(body, ByteText(), LIMITS, "request-1", deadline_s=60.0)
+def parsed(**body: object) -> predict.PredictCall:
+    return predict.parse(body, MODEL, "request-1", deadline_s=60.0)
 
 
 async def collect(pieces: AsyncIterator[bytes]) -> bytes:
@@ -35,7 +35,7 @@ async def collect(pieces: AsyncIterator[bytes]) -> bytes:
 def test_malformed_body_is_refused_at_once_with_a_sentence_that_names_the_field(case: Malformed):
     start_s = time.perf_counter()
     with pytest.raises(BadRequest) as refused:
-        predict.parse(predict.parse_json(case.body), ByteText(), LIMITS)
+        predict.parse(predict.parse_json(case.body), MODEL)
     assert case.word in str(refused.value)
     assert len(str(refused.value)) < 400
     assert time.perf_counter() - start_s < 1
@@ -52,7 +52,7 @@ def test_prompt_becomes_one_request_with_the_documented_defaults():
     assert request.num_prompt_tokens == 3
     assert request.sampling.max_new_tokens == 512
     assert request.sampling.generate == {"temperature": 0.1, "top_p": 0.75, "top_k": 40, "do_sample": True}
-    assert (request.request_id, request.deadline_s, request.sampling.lane) == ("request-1", 60.0, Lane.SHARED)
+    assert (request.request_id, request.deadline_s) == ("request-1", 60.0)
 
 
 def test_messages_go_through_the_chat_template_and_text_parts_are_joined():
@@ -94,7 +94,7 @@ def test_nul_and_emoji_are_ordinary_text():
 
 def test_prompt_that_just_fits_generates_one_token_and_one_longer_is_refused():
     assert parsed(prompt="a" * 4094).requests[0].sampling.max_new_tokens == 1
-    with pytest.raises(BadRequest, match=r"instances\[0\].prompt has 4096 tokens.*at most 4095"):
+    with pytest.raises(BadRequest, match=r"instances\[0\].prompt is 4096 tokens; the maximum context length is 4096"):
         parsed(instances=["a" * 4095])
 
 
@@ -104,7 +104,7 @@ def test_too_many_characters_are_refused_before_the_tokenizer_sees_them():
             raise AssertionError("tokenized")
 
     with pytest.raises(BadRequest, match="prompt has 16385 characters"):
-        predict.parse({"prompt": "a" * 16385}, NoTokenizer(), LIMITS)
+        predict.parse({"prompt": "a" * 16385}, ServedModel("tiny", NoTokenizer(), MODEL.limits))
 
 
 def test_answer_has_a_prediction_for_each_instance_in_order_whoever_ends_first():
@@ -112,7 +112,7 @@ def test_answer_has_a_prediction_for_each_instance_in_order_whoever_ends_first()
         call = parsed(instances=["a", {"prompt": "b", "return_full_text": True}])
         play(call.requests[1], "2", LENGTH)
         play(call.requests[0], "1", "1", STOP)
-        return await predict.answer(call)
+        return await predictions.answer(call)
 
     first, second = asyncio.run(scenario())["predictions"]
     assert first == {
@@ -130,27 +130,27 @@ def test_answers_of_one_request_are_told_apart_by_index():
         for index in (1, 0):
             call.requests[0].channel.send(TextDelta(f"beam {index}", index))
             call.requests[0].channel.send(Finished(STOP, 2, 1, index))
-        return await predict.answer(call)
+        return await predictions.answer(call)
 
     texts = [prediction["generated_text"] for prediction in asyncio.run(scenario())["predictions"]]
     assert texts == ["beam 0", "beam 1"]
 
 
 def test_one_failed_request_fails_the_call_and_cancels_the_others():
-    async def scenario() -> predict.Call:
+    async def scenario() -> predict.PredictCall:
         call = parsed(instances=["a", "b", "c"])
         play(call.requests[1], "half", OutOfMemory("No memory."))
         with pytest.raises(OutOfMemory):
-            await predict.answer(call)
+            await predictions.answer(call)
         return call
 
     assert all(request.cancelled for request in asyncio.run(scenario()).requests)
 
 
 def test_leaving_an_answer_cancels_requests_that_were_never_read():
-    async def scenario() -> predict.Call:
+    async def scenario() -> predict.PredictCall:
         call = parsed(instances=["a", "b"])
-        task = asyncio.create_task(predict.answer(call))
+        task = asyncio.create_task(predictions.answer(call))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -164,7 +164,7 @@ def test_stream_is_text_events_then_the_counts_then_done():
     async def scenario() -> bytes:
         call = parsed(prompt="a", stream=True)
         play(call.requests[0], "né", "\n😀", STOP)
-        return await collect(await predict.sse(call))
+        return await collect(await predictions.sse(call))
 
     assert asyncio.run(scenario()).decode() == (
         'data: {"text":"né"}\n\n'
@@ -178,12 +178,12 @@ def test_stream_begins_with_the_prompt_when_the_full_text_is_wanted():
     async def scenario() -> bytes:
         call = parsed(prompt="Once", stream=True, return_full_text=True)
         play(call.requests[0], " upon", STOP)
-        return await collect(await predict.sse(call))
+        return await collect(await predictions.sse(call))
 
     assert asyncio.run(scenario()).startswith(b'data: {"text":"Once"}\n\ndata: {"text":" upon"}\n\n')
 
 
-@pytest.mark.parametrize("start", [predict.sse, predict.plain_text])
+@pytest.mark.parametrize("start", [predictions.sse, predictions.plain_text])
 def test_failure_before_the_first_event_is_raised_before_anything_is_sent(start):
     async def scenario() -> None:
         call = parsed(prompt="a", stream=True)
@@ -198,7 +198,7 @@ def test_failure_after_the_first_event_is_raised_by_the_stream():
     async def scenario() -> None:
         call = parsed(prompt="a", stream=True)
         play(call.requests[0], "half", OutOfMemory("No memory."))
-        await collect(await predict.sse(call))
+        await collect(await predictions.sse(call))
 
     with pytest.raises(OutOfMemory):
         asyncio.run(scenario())
@@ -208,7 +208,7 @@ def test_plain_text_is_the_bare_text():
     async def scenario() -> bytes:
         call = parsed(prompt="a", stream=True)
         play(call.requests[0], "né", "", "😀", STOP)
-        return await collect(await predict.plain_text(call))
+        return await collect(await predictions.plain_text(call))
 
     assert asyncio.run(scenario()).decode() == "né😀"
 
@@ -217,7 +217,7 @@ def test_plain_text_that_fails_half_way_raises_so_that_the_connection_is_cut():
     async def scenario() -> list[bytes]:
         call = parsed(prompt="a", stream=True)
         play(call.requests[0], "half", OutOfMemory("No memory."))
-        pieces = await predict.plain_text(call)
+        pieces = await predictions.plain_text(call)
         received = [await anext(pieces)]
         with pytest.raises(OutOfMemory):
             await anext(pieces)
@@ -226,7 +226,7 @@ def test_plain_text_that_fails_half_way_raises_so_that_the_connection_is_cut():
     assert asyncio.run(scenario()) == [b"half"]
 
 
-@pytest.mark.parametrize("start", [predict.sse, predict.plain_text])
+@pytest.mark.parametrize("start", [predictions.sse, predictions.plain_text])
 def test_leaving_a_stream_half_way_cancels_its_request(start):
     async def scenario() -> bool:
         call = parsed(prompt="a", stream=True)
@@ -242,7 +242,7 @@ def test_leaving_a_stream_half_way_cancels_its_request(start):
 def test_leaving_while_waiting_for_the_first_event_cancels_the_request():
     async def scenario() -> bool:
         call = parsed(prompt="a", stream=True)
-        waiting = asyncio.create_task(predict.sse(call))
+        waiting = asyncio.create_task(predictions.sse(call))
         await asyncio.sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -265,7 +265,7 @@ def test_documented_bodies_are_accepted():
     bodies = re.findall(r'```json\n(\{"(?:prompt|messages|instances)".*)\n', API_DOC.read_text())
     assert len(bodies) == 3
     for body in bodies:
-        assert predict.parse(predict.parse_json(body.encode()), ByteText(), LIMITS).requests
+        assert predict.parse(predict.parse_json(body.encode()), MODEL).requests
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ settings = pytest.importorskip("model_server.settings", reason="no server here t
 
 VALUES = (CHART / "values.yaml").read_text()
 DOCS = Path(__file__).parents[2] / "docs"
-OPERATIONS = (DOCS / "operations.md").read_text()
+SCALING = (DOCS / "scaling.md").read_text()
 SETTINGS_PAGE = (DOCS / "settings.md").read_text()
 CHARTS_OWN = {"drain_seconds", "request_timeout_seconds", "log_format"}
-"""Settings whose default the chart changes: docs/operations.md says why."""
+"""Settings whose default the chart changes: docs/scaling.md says why."""
 
 
 def test_the_readme_is_the_one_that_the_values_make() -> None:
@@ -70,8 +70,8 @@ def test_the_settings_page_has_the_servers_flags() -> None:
     assert set(re.findall(r"(?m)^\| `--(\w+)` \|", ours)) == set(settings.flag_fields())
 
 
-def test_the_operations_page_says_which_defaults_the_chart_changes() -> None:
-    rows = re.findall(r"(?m)^\| `server\.(\w+)` \| (.*?) \| (.*?) \|", OPERATIONS)
+def test_the_scaling_page_says_which_defaults_the_chart_changes() -> None:
+    rows = re.findall(r"(?m)^\| `server\.(\w+)` \| (.*?) \| (.*?) \|", SCALING)
     assert {name for name, *_ in rows} == {camel_case(name) for name in CHARTS_OWN}
     server = yaml.safe_load(VALUES)["server"]
     for name in CHARTS_OWN:
@@ -109,18 +109,59 @@ def test_the_notes_send_a_key_when_keys_are_set() -> None:
     assert "Authorization" not in notes(scenario="gfd")
 
 
+def test_the_notes_name_the_preflight_first() -> None:
+    assert notes().index("mistral preflight --namespace") < notes().index("kubectl wait")
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_no_line_of_the_notes_announces_something_that_does_not_follow(scenario: str) -> None:
+    assert re.findall(r".*:\n(?!\n? )", notes(scenario=scenario)) == []
+
+
+@pytest.mark.parametrize(
+    ("scenario", "said"),
+    [("gfd", "The first replica downloads"), ("pvc-cache", "A Job fills the volume"), ("minimal-cpu", None)],
+)
+def test_the_notes_say_where_the_weights_come_from(scenario: str, said: str | None) -> None:
+    phrases = {"The first replica downloads", "A Job fills the volume"}
+    assert {phrase for phrase in phrases if phrase in notes(scenario=scenario)} == ({said} if said else set())
+
+
+def test_the_notes_have_the_command_for_a_secret_of_keys_that_is_not_there_yet() -> None:
+    text = notes(scenario="production")
+    assert "kubectl create secret generic mistral-7b-api-keys -n mistral --from-file=api-keys=/dev/stdin" in text
+    assert text.index("create secret generic mistral-7b-api-keys") < text.index("KEY=$(")
+    assert "create secret" not in notes({"apiKeys.keys": ["0123456789abcdef"]}, scenario="gfd")
+
+
+@pytest.mark.parametrize("scenario", ["standard-hpa", "standard-keda"])
+def test_the_notes_of_standard_mode_name_no_gateway_of_knatives(scenario: str) -> None:
+    assert "istio" not in notes(scenario=scenario).lower()
+    assert "kubectl get httproute,ingress -n mistral" in notes(scenario=scenario)
+
+
+def test_the_notes_of_a_canary_say_how_to_promote_and_to_stop_it() -> None:
+    assert "rollout.canaryTrafficPercent 100 to promote it, or 0 to stop it" in notes(scenario="canary")
+    assert "promote" not in notes(scenario="gfd")
+
+
+def test_the_notes_warn_of_a_pod_monitor_that_may_not_be_selected() -> None:
+    assert "podMonitorSelector" in notes({"monitoring.podMonitor.enabled": True})
+    assert "podMonitorSelector" not in notes(scenario="production")
+
+
+def test_the_notes_warn_of_an_image_named_by_tag() -> None:
+    assert "install by image.digest" in notes()
+    assert "install by image.digest" not in notes({"image.digest": f"sha256:{'0' * 64}"})
+
+
 @pytest.mark.parametrize(
     ("values", "warned"),
     [
-        ({}, "asks for an account that accepted Mistral's terms"),
+        ({"hfToken.secretName": "", "hfToken.required": False}, "ask for an account that accepted Mistral's terms"),
         ({"hfToken.secretName": "hf"}, None),
         ({"storage.uri": "pvc://claim/mistral"}, None),
     ],
 )
 def test_the_notes_warn_of_a_gated_model_without_a_token(values: Object, warned: str | None) -> None:
     assert ("accepted Mistral's terms" in notes(values)) == bool(warned)
-
-
-def test_the_notes_warn_of_an_image_that_was_never_pushed() -> None:
-    assert "names no registry" in notes()
-    assert "names no registry" not in notes({"image.repository": "registry.example/mistral"})

@@ -5,9 +5,17 @@ That it builds, runs as uid 1000 on a read-only root and stops on SIGTERM takes 
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import pytest
+
+from charts.render_manifests import tool
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "Dockerfile").read_text()
@@ -43,7 +51,7 @@ def test_a_build_without_a_target_gives_the_server() -> None:
 
 
 def test_the_base_is_the_official_slim_python_and_can_be_pinned_by_digest() -> None:
-    assert "ARG PYTHON_IMAGE=python:3.11-slim-bookworm" in TEXT
+    assert "ARG PYTHON_IMAGE=python:3.12-slim-trixie" in TEXT
     assert stages()["server"].base == stages()["dependencies"].base == "${PYTHON_IMAGE}${PYTHON_DIGEST}"
 
 
@@ -56,7 +64,7 @@ def test_dependencies_have_a_layer_that_a_change_of_the_code_leaves_alone() -> N
 
 def test_dependencies_are_the_projects_at_the_versions_of_the_lock() -> None:
     [install] = [run for run in stages()["dependencies"].all("RUN") if "pip install" in run]
-    assert '["project"]["optional-dependencies"]["server"]' in install
+    assert 'project["dependencies"], *project["optional-dependencies"].get("server", [])' in install
     assert "--constraint requirements.lock" in install
     assert "--no-cache-dir" in install
     assert "--only-binary :all:" in install
@@ -108,3 +116,70 @@ def test_the_build_is_sent_what_it_copies_and_nothing_else() -> None:
         for source in copy.split()[:-1]
     }
     assert sent == copied
+
+
+# ---- make image, make push ----
+
+DIGEST = f"sha256:{'5' * 64}"
+DOCKER = f"""#!/bin/sh
+echo "$@" >> "$CALLS"
+case "$1 $2" in
+  "image inspect") echo "other.example.com/mistral-7b-kserve@sha256:0"; echo "${{5%:*}}@{DIGEST}" ;;
+esac
+"""
+"""Docker's command line as far as `.ci/image` uses it; there is no daemon and no registry here."""
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Callable[..., tuple[subprocess.CompletedProcess[str], list[str]]]:
+    """Run `.ci/image` with the double of docker; return what it did and the calls it made."""
+    docker = tmp_path / "docker"
+    docker.write_text(DOCKER)
+    docker.chmod(0o755)
+    calls = tmp_path / "calls"
+    calls.touch()
+
+    def run(*arguments: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        env = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "CALLS": str(calls)}
+        done = subprocess.run([str(ROOT / ".ci" / "image"), *arguments], env=env, capture_output=True, text=True)
+        return done, calls.read_text().splitlines()
+
+    return run
+
+
+def test_the_image_is_built_for_amd64_with_its_version_and_revision(image: Any) -> None:
+    done, calls = image()
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    assert done.returncode == 0, done.stderr
+    [build] = [call for call in calls if call.startswith("build")]
+    assert "--platform linux/amd64" in build
+    assert f"--build-arg VERSION={version} --build-arg REVISION={revision}" in build
+    assert f"--tag mistral-7b-kserve:{version} ." in build
+    assert "make push REGISTRY=" in done.stdout
+
+
+def test_a_push_prints_the_line_that_installs_the_image_by_digest(image: Any) -> None:
+    done, calls = image("registry.example.com/team/")
+
+    assert done.returncode == 0, done.stderr
+    assert "push registry.example.com/team/mistral-7b-kserve:0.1.0" in calls
+    assert "--set image.repository=registry.example.com/team/mistral-7b-kserve" in done.stdout
+    assert f"--set image.digest={DIGEST} " in done.stdout
+    assert "  helm install mistral-7b charts/mistral-7b --namespace mistral" in done.stdout
+
+
+def test_a_push_without_a_registry_is_refused_before_anything_is_built(image: Any) -> None:
+    done, calls = image("")
+
+    assert done.returncode == 2
+    assert done.stderr == "make push needs a registry: make push REGISTRY=registry.example.com/team\n"
+    assert calls == []
+
+
+@pytest.mark.parametrize("command", [["hadolint", "Dockerfile"], ["shellcheck", ".ci/image", ".ci/run"]], ids=" ".join)
+def test_the_linters_find_nothing(command: list[str]) -> None:
+    lint = subprocess.run([tool(command[0]), *command[1:]], cwd=ROOT, capture_output=True, text=True)
+
+    assert lint.returncode == 0, lint.stdout

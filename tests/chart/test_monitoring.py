@@ -1,10 +1,11 @@
-"""Alerts and dashboard watch series that exist, under the names of today's Knative."""
+"""Alerts and dashboard ask for series that exist, by labels that these have."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,23 +19,31 @@ from tests.support.helm import render
 
 metrics = pytest.importorskip("model_server.telemetry.metrics", reason="no server here to compare with")
 
-ALERTS = {
-    "MistralDown",
-    "MistralErrors",
-    "MistralQueueLong",
-    "MistralSlowFirstToken",
-    "MistralColdStarts",
-    "MistralKvCacheFull",
+ROOT = Path(__file__).parents[2]
+SCRAPED = {"namespace", "pod", "endpoint", "inferenceservice", "revision"}
+"""Labels that the Prometheus operator and the PodMonitor give every series of the pod."""
+SERVICE = {"k8s_namespace_name", "kn_service_name", "kn_revision_name"}
+LABELS = {
+    # The client library and Prometheus itself.
+    "up": SCRAPED,
+    "process_start_time_seconds": SCRAPED,
+    # Knative 1.21 to 1.23, autoscaler: pkg/reconciler/autoscaling/kpa/metrics.go, pkg/autoscaler/scaling/metrics.go.
+    "kn_revision_pods_requested": SERVICE,
+    "kn_revision_pods_desired": SERVICE,
+    "kn_revision_pods_count": SERVICE,
+    "kn_revision_concurrency_stable": SERVICE,
+    "kn_revision_concurrency_target": SERVICE,
+    # Activator: pkg/activator/handler/concurrency_reporter.go, and metric_handler.go with otelhttp.
+    "kn_revision_request_concurrency": SERVICE,
+    "http_server_request_duration_seconds_count": SERVICE | {"http_response_status_code"},
+    "http_server_request_duration_seconds_sum": SERVICE | {"http_response_status_code"},
+    # queue-proxy, pkg/queue/request_metric.go: the service is an attribute of the resource, which is no label.
+    "kn_serving_invocation_duration_seconds_bucket": SCRAPED | {"le", "http_response_status_code"},
+    # kube-state-metrics.
+    "kube_pod_container_status_restarts_total": {"namespace", "pod", "container"},
+    "kube_deployment_status_replicas_unavailable": {"namespace", "deployment"},
 }
-KNATIVE = {
-    "kn_revision_pods_desired",
-    "kn_revision_pods_count",
-    "kn_revision_concurrency_stable",
-    "kn_revision_concurrency_target",
-    "kn_revision_request_concurrency",
-    "kn_serving_invocation_duration_seconds_bucket",
-}
-"""Names since Knative 1.19, when its metrics became OpenTelemetry's."""
+"""The series that are not the server's, and the labels they have."""
 
 
 def rules() -> list[Object]:
@@ -53,12 +62,25 @@ def expressions() -> Iterator[str]:
         yield from (target["expr"] for target in panel.get("targets", []))
 
 
-def declared_series() -> set[str]:
-    names = set()
+def asked() -> Iterator[tuple[str, set[str]]]:
+    """Each series an expression selects or sums, with the labels it is asked by."""
+    for expression in expressions():
+        grouped = set(re.findall(r"\w+", " ".join(re.findall(r"\bby \((.*?)\)", expression))))
+        for name, selector in re.findall(r"\b([a-z_]+)\{(.*?)\}", expression):
+            yield name, set(re.findall(r"(\w+)=", selector)) | grouped
+
+
+def declared_series() -> dict[str, set[str]]:
+    """The server's series and their labels."""
+    names: dict[str, set[str]] = {}
     for metric in vars(metrics).values():
         if isinstance(metric, MetricWrapperBase):
             [family] = metric.describe()
-            names |= {f"{family.name}_total"} if isinstance(metric, Counter) else {family.name, f"{family.name}_bucket"}
+            labels = SCRAPED | set(metric._labelnames)
+            if isinstance(metric, Counter):
+                names[f"{family.name}_total"] = labels
+            else:
+                names |= {family.name: labels, f"{family.name}_bucket": labels | {"le"}}
     return names
 
 
@@ -66,9 +88,12 @@ def error_codes(root: type[errors.ServeError] = errors.ServeError) -> set[str]:
     return {root.code}.union(*(error_codes(child) for child in root.__subclasses__()))
 
 
-def test_every_series_asked_for_is_one_the_server_has() -> None:
-    asked = {name for expression in expressions() for name in re.findall(r"\bmistral_\w+", expression)}
-    assert asked <= declared_series()
+def test_every_series_asked_for_exists_and_has_the_labels_it_is_asked_by() -> None:
+    known = LABELS | declared_series()
+    wrong = [(name, labels) for name, labels in asked() if not labels <= known.get(name, set())]
+
+    assert wrong == []
+    assert len(list(asked())) > len(rules()) + len(dashboard()["panels"])
 
 
 def test_every_series_of_the_server_is_on_the_dashboard() -> None:
@@ -76,27 +101,30 @@ def test_every_series_of_the_server_is_on_the_dashboard() -> None:
     assert not [name for name in declared_series() if name.removesuffix("_bucket") not in shown]
 
 
-def test_knatives_series_have_the_names_of_today() -> None:
-    asked = {name for expression in expressions() for name in re.findall(r"\bkn_\w+", expression)}
-    assert asked - {"kn_revision_name", "kn_service_name"} == KNATIVE
-
-
-def test_there_is_an_alert_for_each_way_to_fail() -> None:
-    assert {rule["alert"] for rule in rules()} == ALERTS
-
-
-def test_an_alert_has_no_field_that_prometheus_does_not_know() -> None:
+def test_an_alert_has_a_severity_a_summary_and_a_runbook() -> None:
+    page = (ROOT / "docs" / "monitoring.md").read_text()
     for rule in rules():
         assert rule.keys() <= {"alert", "expr", "for", "labels", "annotations"}
         assert rule["labels"]["severity"] in {"warning", "critical"}
         assert rule["annotations"]["summary"]
+        assert rule["annotations"]["runbook_url"] == f"docs/monitoring.md#{rule['alert'].lower()}"
+        assert f"\n### {rule['alert']}\n" in page
+
+
+def test_the_runbook_may_stand_elsewhere() -> None:
+    values = {"monitoring.prometheusRule.runbookUrl": "https://docs.example.com/monitoring/"}
+    [group] = render(values, scenario="production")[("PrometheusRule", "mistral-7b")]["spec"]["groups"]
+    assert group["rules"][0]["annotations"]["runbook_url"] == "https://docs.example.com/monitoring#mistraldown"
 
 
 def test_an_alert_watches_this_release_only() -> None:
+    releases = ('namespace="mistral",inferenceservice="mistral-7b"', 'kn_service_name="mistral-7b-predictor"')
     for rule in rules():
         selectors = re.findall(r"\{(.*?)\}", rule["expr"])
         assert selectors
-        assert all('namespace="mistral",inferenceservice="mistral-7b"' in s for s in selectors)
+        for selector in selectors:
+            assert 'namespace="mistral"' in selector or 'k8s_namespace_name="mistral"' in selector
+            assert any(release in selector for release in (*releases, 'pod=~"mistral-7b-predictor-.*"'))
 
 
 def test_the_error_alert_counts_outcomes_that_the_server_gives() -> None:
@@ -119,13 +147,39 @@ def test_the_scrape_finds_the_port_by_the_name_it_has_in_the_pod(values: Any, po
     spec = render(values)[("PodMonitor", "mistral-7b")]["spec"]
     assert spec.keys() == {"selector", "podMetricsEndpoints"}
     [endpoint] = spec["podMetricsEndpoints"]
+    assert endpoint["relabelings"][0]["regex"] == "Running"
     assert endpoint.keys() == {"port", "path", "interval", "relabelings"}
     assert endpoint["port"] == port
     assert spec["selector"]["matchLabels"] == {"serving.kserve.io/inferenceservice": "mistral-7b"}
 
 
+def test_queue_proxy_is_scraped_when_asked_for() -> None:
+    values = {"monitoring.podMonitor.queueProxy": True}
+    endpoints = render(values, scenario="production")[("PodMonitor", "mistral-7b")]["spec"]["podMetricsEndpoints"]
+    assert [endpoint["port"] for endpoint in endpoints] == ["user-port", "http-usermetric"]
+    standard = render({**STANDARD, **values})[("PodMonitor", "mistral-7b")]["spec"]["podMetricsEndpoints"]
+    assert [endpoint["port"] for endpoint in standard] == ["http1"]
+
+
 def test_the_dashboard_is_the_file_in_the_chart() -> None:
     assert dashboard() == json.loads((CHART / "files" / "dashboard.json").read_text())
+
+
+def test_two_releases_have_two_dashboards() -> None:
+    [(file, text)] = render({"fullnameOverride": "other"}, scenario="production")[("ConfigMap", "other-dashboard")][
+        "data"
+    ].items()
+    other = json.loads(text)
+    assert file == "mistral-other.json"
+    assert (other["uid"], other["title"]) == ("mistral-other", "Mistral 7B mistral/other")
+
+
+def test_the_uid_of_a_dashboard_has_at_most_the_40_characters_that_grafana_takes() -> None:
+    name = "a" * 40
+    [text] = render({"fullnameOverride": name}, scenario="production")[("ConfigMap", f"{name}-dashboard")][
+        "data"
+    ].values()
+    assert len(json.loads(text)["uid"]) == 40
 
 
 def test_panels_have_titles_units_and_numbers_of_their_own() -> None:

@@ -1,11 +1,13 @@
-"""What only a GPU shows: flash attention over spans and recorded decode steps give what plain PyTorch gives.
+"""Flash attention and CUDA graphs give what plain attention gives, on a card and with stand-ins.
 
-Run on a machine with one: `make test`, or `pytest tests/test_gpu.py`.
+Every test runs twice: on `cuda` if there is a card, and on the CPU with stand-ins for streams, graphs, events and the
+kernel, so that the tests themselves work when a card comes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -14,129 +16,182 @@ from transformers import MistralForCausalLM
 from model_server.compute.cuda_graphs import StaticStep
 from model_server.compute.fused_linear import fuse
 from model_server.compute.host_device import AsyncHostCopy, to_device
+from model_server.compute.kv_cache import contiguous
 from model_server.compute.kv_cache.base import TokenRange
-from model_server.compute.kv_cache.contiguous import ContiguousKVCache, flash_attention_unavailable_reason
+from model_server.compute.kv_cache.contiguous import ContiguousKVCache
+from model_server.compute.kv_cache.flash_check import verify_flash_attention
 from model_server.compute.runner import Runner
+from tests.support.cuda import FakeCuda
+from tests.support.flash_attention import documented_varlen_attn
 from tests.support.tiny_model import tiny_mistral
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+needs_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+MAX_SEQUENCE_TOKENS = 256
 
-MAX_ROW_TOKENS = 256
+
+@dataclass
+class Card:
+    """A model on a device that computes as a GPU does."""
+
+    model: MistralForCausalLM
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def runner(self, *, flash: bool = True) -> Runner:
+        cache = ContiguousKVCache(
+            self.model.config,
+            num_tokens=2000,
+            max_sequence_tokens=MAX_SEQUENCE_TOKENS,
+            dtype=self.model.dtype,
+            device=self.device,
+            flash=flash,
+        )
+        return Runner(self.model, cache)
+
+
+@pytest.fixture(params=[pytest.param("cuda", marks=needs_card), "stand-ins"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    if request.param == "cuda":
+        return torch.device("cuda")
+    FakeCuda(monkeypatch)
+    monkeypatch.setattr(contiguous, "varlen_attn", documented_varlen_attn)
+    return torch.device("cpu")
 
 
 @pytest.fixture(params=[torch.float16, torch.bfloat16], ids=str)
-def on_gpu(request: pytest.FixtureRequest) -> Iterator[MistralForCausalLM]:
-    model = tiny_mistral(head_dim=128).to(torch.device("cuda"), request.param)
+def card(request: pytest.FixtureRequest, device: torch.device) -> Iterator[Card]:
+    model = tiny_mistral(head_dim=128).to(device, request.param)
     fuse(model)
-    yield model
-    torch.cuda.empty_cache()
-
-
-@pytest.fixture
-def make_runner(on_gpu: MistralForCausalLM) -> Callable[[bool], Runner]:
-    def make(flash: bool) -> Runner:
-        spans = ContiguousKVCache(
-            on_gpu.config,
-            num_tokens=2000,
-            max_sequence_tokens=MAX_ROW_TOKENS,
-            dtype=on_gpu.dtype,
-            device=on_gpu.device,
-            flash=flash,
-        )
-        return Runner(on_gpu, spans)
-
-    return make
+    yield Card(model)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def logits_of(runner: Runner) -> torch.Tensor:
-    """Read three prompts and decode four tokens in each: the logits of every step, one below the other."""
+    """Prefill three prompts and decode four tokens of each; return the logits of every step, concatenated."""
     lengths = [3, 70, 150]
-    places = [runner.kv_cache.allocate(MAX_ROW_TOKENS) or 0 for _ in lengths]
+    offsets = [runner.kv_cache.allocate(MAX_SEQUENCE_TOKENS) or 0 for _ in lengths]
     prompts = [
-        TokenRange(place, 0, [(7 * i + length) % 290 + 5 for i in range(length)])
-        for place, length in zip(places, lengths, strict=True)
+        TokenRange(offset, 0, [(7 * i + length) % 290 + 5 for i in range(length)])
+        for offset, length in zip(offsets, lengths, strict=True)
     ]
-    ends = [sum(lengths[: i + 1]) - 1 for i in range(len(lengths))]
-    found = [runner.forward([], prompts, ends)]
+    last = [sum(lengths[: i + 1]) - 1 for i in range(len(lengths))]
+    logits = [runner.forward([], prompts, last)]
     for step in range(4):
-        decode = [TokenRange(place, length + step, [20 + step]) for place, length in zip(places, lengths, strict=True)]
-        found.append(runner.forward(decode, [], range(len(decode))))
-    return torch.cat(found).cpu()
+        decode = [
+            TokenRange(offset, length + step, [20 + step]) for offset, length in zip(offsets, lengths, strict=True)
+        ]
+        logits.append(runner.forward(decode, [], range(len(decode))))
+    return torch.cat(logits).cpu()
 
 
-def test_this_card_computes_flash_attention_over_spans(on_gpu: MistralForCausalLM) -> None:
-    assert flash_attention_unavailable_reason(on_gpu.config, on_gpu.dtype, on_gpu.device) is None
+def test_flash_attention_works(card: Card) -> None:
+    assert verify_flash_attention(card.model.config, card.model.dtype, card.device) is None
 
 
 @pytest.mark.parametrize("graphs", [False, True])
 def test_flash_attention_and_graphs_give_what_plain_attention_gives(
-    make_runner: Callable[[bool], Runner], graphs: bool, monkeypatch: pytest.MonkeyPatch
+    card: Card, graphs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replayed = []
+    runs_with_graph: list[bool] = []
     run = StaticStep.run
-    monkeypatch.setattr(StaticStep, "run", lambda step, decode: replayed.append(step._graph) or run(step, decode))
-    runner = make_runner(True)
-    if graphs:
-        runner.record_graphs(8)
 
-    difference = (logits_of(runner) - logits_of(make_runner(False))).abs().max()
+    def recording(step: StaticStep, decode: list[TokenRange], tokens: torch.Tensor | None = None) -> torch.Tensor:
+        runs_with_graph.append(step.is_captured)
+        return run(step, decode, tokens)
+
+    monkeypatch.setattr(StaticStep, "run", recording)
+    runner = card.runner()
+    if graphs:
+        runner.capture_graphs(8)
+
+    difference = (logits_of(runner) - logits_of(card.runner(flash=False))).abs().max()
 
     assert float(difference) < 0.2
-    assert [graph is not None for graph in replayed] == [True] * 4 * graphs
+    assert runs_with_graph == [True] * 4 * graphs
 
 
-def test_steps_give_the_models_own_logits(make_runner: Callable[[bool], Runner], on_gpu: MistralForCausalLM) -> None:
-    """Against Transformers' forward, which knows nothing of how keys and values are written here; logits go up to 5."""
+def test_steps_give_the_models_own_logits(card: Card) -> None:
+    """Transformers' forward shares no code with this server's KV cache; logits go up to 5."""
     tokens = [*((7 * i + 70) % 290 + 5 for i in range(70)), 20, 21]
-    wanted = on_gpu(torch.tensor([tokens], device=on_gpu.device)).logits[0, 69:].float()
-    runner = make_runner(True)
-    runner.record_graphs(2)
-    place = runner.kv_cache.allocate(MAX_ROW_TOKENS) or 0
+    expected = card.model(torch.tensor([tokens], device=card.device)).logits[0, 69:].float()
+    runner = card.runner()
+    runner.capture_graphs(2)
+    offset = runner.kv_cache.allocate(MAX_SEQUENCE_TOKENS) or 0
 
-    read = runner.forward([], [TokenRange(place, 0, tokens[:70])], [69])
-    decoded = [runner.forward([TokenRange(place, at, tokens[at : at + 1])], [], [0]) for at in (70, 71)]
+    prefilled = runner.forward([], [TokenRange(offset, 0, tokens[:70])], [69])
+    decoded = [runner.forward([TokenRange(offset, at, tokens[at : at + 1])], [], [0]) for at in (70, 71)]
 
-    assert float((torch.cat([read, *decoded]) - wanted).abs().max()) < 0.4
+    assert float((torch.cat([prefilled, *decoded]) - expected).abs().max()) < 0.4
 
 
-def test_a_copied_beginning_is_read_as_the_original(make_runner: Callable[[bool], Runner]) -> None:
-    runner = make_runner(True)
-    runner.record_graphs(2)
-    original, copy = (runner.kv_cache.allocate(MAX_ROW_TOKENS) or 0 for _ in range(2))
+def test_chunk_inside_a_prompt_runs_without_logits(card: Card) -> None:
+    runner = card.runner()
+    offset = runner.kv_cache.allocate(MAX_SEQUENCE_TOKENS) or 0
+
+    assert runner.forward([], [TokenRange(offset, 0, list(range(5, 75)))], []).shape == (0, 300)
+
+
+def test_copied_prefix_reads_as_the_original(card: Card) -> None:
+    runner = card.runner()
+    runner.capture_graphs(2)
+    original, copy = (runner.kv_cache.allocate(MAX_SEQUENCE_TOKENS) or 0 for _ in range(2))
     runner.forward([], [TokenRange(original, 0, list(range(5, 105)))], [99])
 
     runner.kv_cache.copy(original, copy, 100)
-    first, second = runner.forward([TokenRange(place, 100, [7]) for place in (original, copy)], [], range(2))
+    first, second = runner.forward([TokenRange(offset, 100, [7]) for offset in (original, copy)], [], range(2))
 
     assert torch.equal(first, second)
 
 
-def test_numbers_cross_without_waiting_for_what_is_launched_later() -> None:
-    device = torch.device("cuda")
-    AsyncHostCopy(to_device([1], device)).read()  # from here on, there is pinned memory to take
+@pytest.mark.parametrize("graphs", [False, True])
+def test_step_fed_on_the_device_equals_one_fed_by_the_host(card: Card, graphs: bool) -> None:
+    runner = card.runner()
+    if graphs:
+        runner.capture_graphs(4)
+    offsets = [runner.kv_cache.allocate(MAX_SEQUENCE_TOKENS) or 0 for _ in range(3)]
+    decode = [TokenRange(offset, 0, [20 + i]) for i, offset in enumerate(offsets)]
+    unknown = [TokenRange(offset, 0, [0]) for offset in offsets]
 
-    arriving = AsyncHostCopy(to_device([3, 1, 2], device).flip(0))
+    by_host = runner.forward(decode, [], range(3))
+    on_device = runner.forward(unknown, [], range(3), to_device([20, 21, 22], card.device))
+
+    assert torch.equal(on_device, by_host)
+
+
+@needs_card
+def test_copies_do_not_wait_for_later_work() -> None:
+    device = torch.device("cuda")
+    AsyncHostCopy(to_device([1], device)).read()  # allocates the pinned memory that the next copy reuses
+
+    copy = AsyncHostCopy(to_device([3, 1, 2], device).flip(0))
     torch.cuda._sleep(2 * 10**9)  # cycles: about a second
-    (computed := torch.cuda.Event()).record()
+    (later := torch.cuda.Event()).record()
     fed = to_device([5], device)
 
-    assert arriving.read() == [2, 1, 3]
-    assert not computed.query()
+    assert copy.read() == [2, 1, 3]
+    assert not later.query()
     assert fed.tolist() == [5]
 
 
-@pytest.mark.parametrize("graphs", [False, True])
-def test_a_step_fed_on_the_card_gives_what_one_fed_by_the_host_gives(
-    make_runner: Callable[[bool], Runner], graphs: bool
-) -> None:
-    runner = make_runner(True)
-    if graphs:
-        runner.record_graphs(4)
-    places = [runner.kv_cache.allocate(MAX_ROW_TOKENS) or 0 for _ in range(3)]
-    decode = [TokenRange(place, 0, [20 + i]) for i, place in enumerate(places)]
-    unknown = [TokenRange(place, 0, [0]) for place in places]
+def test_waiting_for_a_step_sleeps_instead_of_spinning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`cudaEventSynchronize` spins on an event that is not blocking, and takes a core."""
+    FakeCuda(monkeypatch)
+    made: list[dict[str, bool]] = []
+    event: Callable[..., object] = torch.cuda.Event
+    monkeypatch.setattr(torch.cuda, "Event", lambda **options: made.append(options) or event(**options))
+    tensor = torch.tensor([4, 2])
 
-    by_host = runner.forward(decode, [], range(3))
-    on_card = runner.forward(unknown, [], range(3), to_device([20, 21, 22], torch.device("cuda")))
+    class OnCuda:
+        """Claims to be on a GPU; copies as a CPU tensor."""
 
-    assert torch.equal(on_card, by_host)
+        device, shape, dtype = torch.device("cuda"), tensor.shape, tensor.dtype
+
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *args, pin_memory, **options: empty(*args, **options))
+    monkeypatch.setattr(torch.Tensor, "copy_", lambda target, source, non_blocking: target.set_(tensor))
+
+    assert AsyncHostCopy(OnCuda()).read() == [4, 2]  # type: ignore[arg-type]
+    assert made == [{"blocking": True}]

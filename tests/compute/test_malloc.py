@@ -1,4 +1,4 @@
-"""glibc's allocator: one arena for all threads, and its free memory handed back."""
+"""glibc's allocator: one arena for all threads, and free memory returned to the system."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason
 ALLOCATES = """
 import ctypes, os, threading
 from model_server.compute.cpu import malloc
-heap.use_one_arena()
+malloc.use_one_arena()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
@@ -37,7 +37,7 @@ for thread in [threading.Thread(target=allocate) for _ in range(3)]:
     thread.start()
     thread.join()
 grown = resident() - before
-heap.trim()
+malloc.trim()
 print(grown, resident() - before, flush=True)
 out = libc.fdopen(1, b"w")
 libc.malloc_info(0, out)
@@ -49,7 +49,7 @@ libc.fflush(out)
 @pytest.mark.parametrize(
     ("environ", "num_arenas"), [({}, range(1, 2)), ({"MALLOC_ARENA_MAX": "4"}, range(2, 5))], ids=str
 )
-def test_threads_share_an_arena_unless_the_operator_says_otherwise_and_what_is_free_goes_back(
+def test_threads_share_an_arena_unless_configured_otherwise_and_trim_returns_free_memory(
     environ: dict[str, str], num_arenas: range
 ) -> None:
     environ = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"} | environ

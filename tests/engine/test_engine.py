@@ -1,4 +1,4 @@
-"""Admission, leaving and lanes of the engine, on a real model."""
+"""Submission, cancellation, deadlines and the two execution paths of the engine, on a real model."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from model_server.errors import (
-    BadRequest,
-    QueueFull,
-    TimedOut,
-)
-from model_server.request import Finished, FinishReason, Lane, PromptLogprobs, Request, TextDelta
+from model_server.errors import BadRequest, QueueFull, TimedOut
+from model_server.request import Finished, FinishReason, PromptLogprobs, Request, TextDelta
 from tests.support.engine_requests import GREEDY, SLOW_BEAMS, Gate, MakeEngine, beams, events, request, until
 
 
-async def test_more_than_may_wait_is_refused_at_once_and_the_others_are_answered(
+async def test_a_full_queue_refuses_a_request_and_the_queued_ones_are_answered(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(max_batch_size=2, max_queue_size=3)
@@ -32,16 +28,14 @@ async def test_more_than_may_wait_is_refused_at_once_and_the_others_are_answered
     with pytest.raises(QueueFull) as refusal:
         engine.submit([request()])
     with pytest.raises(QueueFull):
-        engine.check_open()
+        engine.ensure_accepting()
     gate.open.set()
 
     assert refusal.value.retry_after_s is not None
     assert all(isinstance(found, list) for found in await events(*taken))
 
 
-async def test_an_instances_call_is_taken_whole_or_not_at_all(
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_requests_of_a_call_are_queued_all_or_none(make_engine: MakeEngine) -> None:
     engine = make_engine(max_batch_size=2, max_queue_size=3)
 
     with pytest.raises(QueueFull):
@@ -50,8 +44,8 @@ async def test_an_instances_call_is_taken_whole_or_not_at_all(
     assert engine.waiting == 0
 
 
-async def test_a_request_that_can_never_fit_is_refused(make_engine: MakeEngine) -> None:
-    engine = make_engine(max_model_len=64, own_lane_tokens=100)
+async def test_a_request_that_never_fits_is_refused(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_model_len=64, max_fallback_tokens=100)
 
     with pytest.raises(BadRequest, match="64"):
         engine.submit([request(62)])
@@ -59,23 +53,21 @@ async def test_a_request_that_can_never_fit_is_refused(make_engine: MakeEngine) 
         engine.submit([beams(30)])
 
 
-@pytest.mark.parametrize("make", [request, beams], ids=["shared", "own"])
-async def test_a_client_that_leaves_frees_its_place(make_engine: MakeEngine, make: Callable[[int], Request]) -> None:
+@pytest.mark.parametrize("make", [request, beams], ids=["batch", "fallback"])
+async def test_a_cancelled_request_stops_running(make_engine: MakeEngine, make: Callable[[int], Request]) -> None:
     engine = make_engine()
-    leaving = make(200)
-    engine.submit([leaving])
+    cancelled = make(200)
+    engine.submit([cancelled])
     await until(lambda: engine.running == 1)
 
-    leaving.cancel()
+    cancelled.cancel()
 
     await until(lambda: engine.running == 0)
-    assert leaving.num_generated < 200
+    assert cancelled.num_output_tokens < 200
 
 
-@pytest.mark.parametrize("make", [request, beams], ids=["shared", "own"])
-async def test_a_client_that_leaves_the_line_frees_its_place_there(
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, make: Callable[[int], Request]
-) -> None:
+@pytest.mark.parametrize("make", [request, beams], ids=["batch", "fallback"])
+async def test_a_cancelled_request_leaves_the_queue(make_engine: MakeEngine, make: Callable[[int], Request]) -> None:
     engine = make_engine(max_batch_size=1, max_queue_size=1)
     running, waiting, late = make(200), make(200), make(200)
     engine.submit([running])
@@ -90,7 +82,7 @@ async def test_a_client_that_leaves_the_line_frees_its_place_there(
     late.cancel()
 
 
-async def test_leaving_a_stream_early_cancels_it_within_two_steps(
+async def test_a_reader_that_leaves_cancels_its_request_within_two_steps(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine()
@@ -101,18 +93,18 @@ async def test_leaving_a_stream_early_cancels_it_within_two_steps(
         break
 
     gate.open.clear()
-    steps_when_left = gate.num_steps
+    steps_before = gate.num_steps
     gate.open.set()
     await until(lambda: engine.running == 0)
 
-    assert gate.num_steps <= steps_when_left + 2
+    assert gate.num_steps <= steps_before + 2
 
 
-async def test_a_request_whose_time_is_up_ends_with_what_it_has(make_engine: MakeEngine) -> None:
+async def test_a_request_past_its_deadline_ends_with_the_tokens_it_has(make_engine: MakeEngine) -> None:
     engine = make_engine()
     one = request(200)
     engine.submit([one])
-    await until(lambda: one.num_generated > 2)
+    await until(lambda: one.num_output_tokens > 2)
     one.deadline_s = time.monotonic()
 
     (found,) = await events(one)
@@ -131,10 +123,10 @@ async def test_max_time_ends_an_answer_with_length(make_engine: MakeEngine) -> N
     (found,) = await events(one)
 
     assert isinstance(found, list)
-    assert found[-1] == Finished(FinishReason.LENGTH, 3, one.num_generated)
+    assert found[-1] == Finished(FinishReason.LENGTH, 3, one.num_output_tokens)
 
 
-async def test_a_request_whose_time_is_up_in_the_line_is_told_so(
+async def test_a_request_past_its_deadline_in_the_queue_times_out(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(max_batch_size=1)
@@ -152,7 +144,7 @@ async def test_a_request_whose_time_is_up_in_the_line_is_told_so(
     assert isinstance(found[1], TimedOut)
 
 
-async def test_beams_do_not_stop_the_shared_lane(make_engine: MakeEngine) -> None:
+async def test_the_batch_generates_while_the_fallback_runs(make_engine: MakeEngine) -> None:
     engine = make_engine()
     slow, quick = beams(200), request(4)
     engine.submit([slow])
@@ -161,33 +153,32 @@ async def test_beams_do_not_stop_the_shared_lane(make_engine: MakeEngine) -> Non
 
     await events(quick)
 
-    assert not slow.channel.ended
+    assert not slow.channel.finished
     slow.cancel()
 
 
-async def test_each_lane_computes_with_its_own_number_of_threads(
+async def test_the_fallback_takes_one_thread_from_the_batch_while_it_runs(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One core for the own lane, and for the shared lane all, less that one while it works."""
     torch.set_num_threads(3)
     try:
         engine = make_engine()
     finally:
         torch.set_num_threads(1)
     gate = Gate(engine, monkeypatch)
-    seen: dict[str, list[int]] = {"shared": [], "own": []}
+    seen: dict[str, list[int]] = {"batch": [], "fallback": []}
     over = threading.Event()
 
-    def answer(request: Request, **callbacks: Any) -> None:
-        seen["own"].append(torch.get_num_threads())
+    def generate(request: Request, **callbacks: Any) -> None:
+        seen["fallback"].append(torch.get_num_threads())
         over.wait(60)
 
-    gate.fault = lambda decode, prefill: seen["shared"].append(torch.get_num_threads())
-    monkeypatch.setattr(engine._own, "answer", answer)
+    gate.fault = lambda decode, prefill: seen["batch"].append(torch.get_num_threads())
+    monkeypatch.setattr(engine.fallback, "generate", generate)
     beside, after = request(1), request(1)
 
     engine.submit([beams()])
-    await until(lambda: seen["own"] == [1])
+    await until(lambda: seen["fallback"] == [1])
     engine.submit([beside])
     await events(beside)
     over.set()
@@ -195,12 +186,12 @@ async def test_each_lane_computes_with_its_own_number_of_threads(
     engine.submit([after])
     await events(after)
 
-    assert seen == {"shared": [2, 3], "own": [1]}
+    assert seen == {"batch": [2, 3], "fallback": [1]}
 
 
-async def test_several_beam_answers_come_in_one_call(make_engine: MakeEngine) -> None:
+async def test_one_call_returns_several_beams(make_engine: MakeEngine) -> None:
     engine = make_engine()
-    one = request(6, sampling={"generate": SLOW_BEAMS, "lane": Lane.OWN, "num_answers": 3})
+    one = request(6, sampling={"generate": SLOW_BEAMS, "num_choices": 3})
     engine.submit([one])
 
     (found,) = await events(one)
@@ -209,10 +200,10 @@ async def test_several_beam_answers_come_in_one_call(make_engine: MakeEngine) ->
     assert sorted(event.index for event in found if isinstance(event, Finished)) == [0, 1, 2]
 
 
-async def test_log_probabilities_equal_the_models(make_engine: MakeEngine, model: Any) -> None:
+async def test_log_probabilities_equal_those_of_the_model(make_engine: MakeEngine, model: Any) -> None:
     prompt = [5, 9, 33, 70]
     one = request(3, prompt, sampling={"logprobs": 2, "prompt_logprobs": True})
-    make_engine(prefill_tokens=3).submit([one])
+    make_engine(max_prefill_tokens_per_step=3).submit([one])
 
     (found,) = await events(one)
 
@@ -228,8 +219,8 @@ async def test_log_probabilities_equal_the_models(make_engine: MakeEngine, model
         assert [v for _, v in token.top] == pytest.approx(values.tolist(), abs=1e-4)
 
 
-async def test_penalties_count_the_answers_tokens_only(make_engine: MakeEngine) -> None:
-    """OpenAI's penalties: a strong one forbids repetition in the answer, not words of the prompt."""
+async def test_penalties_count_the_generated_tokens_only(make_engine: MakeEngine) -> None:
+    """OpenAI's penalties: they do not apply to the prompt."""
     plain, penalised = request(30), request(30, sampling={"presence_penalty": 2.0, "frequency_penalty": 2.0})
     engine = make_engine()
     engine.submit([plain])

@@ -1,4 +1,4 @@
-"""Faults and endings of the engine, on a real model; what breaks is a double at the model's edge."""
+"""Faults and drains of the engine, on a real model whose forward is made to fail."""
 
 from __future__ import annotations
 
@@ -9,21 +9,18 @@ import pytest
 import torch
 
 from model_server.compute.kv_cache.base import TokenRange
-from model_server.errors import (
-    Draining,
-    EngineDead,
-    InternalError,
-    OutOfMemory,
-)
+from model_server.errors import Draining, EngineDead, InternalError, OutOfMemory
 from tests.support.engine_requests import Gate, MakeEngine, beams, events, request, until
 
 
-async def test_a_row_that_breaks_its_step_fails_alone(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_the_sequence_that_breaks_a_step_fails(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = make_engine()
     gate = Gate(engine, monkeypatch)
 
     def fault(decode: Sequence[TokenRange], prefill: Sequence[TokenRange]) -> None:
-        if any(66 in segment.token_ids for segment in prefill):
+        if any(66 in token_range.token_ids for token_range in prefill):
             raise ValueError("poison")
 
     gate.fault = fault
@@ -40,7 +37,7 @@ async def test_a_row_that_breaks_its_step_fails_alone(make_engine: MakeEngine, m
     assert isinstance(found[4], InternalError)
 
 
-async def test_out_of_memory_sheds_the_newest_and_goes_on(
+async def test_out_of_memory_ends_the_newest_sequences_and_the_others_go_on(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine()
@@ -59,7 +56,7 @@ async def test_out_of_memory_sheds_the_newest_and_goes_on(
     assert [isinstance(one, OutOfMemory) for one in found] == [False, False, True, True]
 
 
-async def test_when_the_thread_dies_everyone_is_told_within_a_second(
+async def test_when_a_thread_dies_every_request_ends_with_an_error(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reasons: list[str] = []
@@ -83,7 +80,7 @@ async def test_when_the_thread_dies_everyone_is_told_within_a_second(
         engine.submit([request()])
 
 
-async def test_a_step_that_hangs_is_noticed(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_step_that_hangs_ends_the_engine(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine(stall_s=0.2)
     gate = Gate(engine, monkeypatch)
     gate.open.clear()
@@ -97,7 +94,7 @@ async def test_a_step_that_hangs_is_noticed(make_engine: MakeEngine, monkeypatch
     assert "0.2 s" in str(engine.dead)
 
 
-async def test_draining_lets_the_running_and_the_waiting_finish(make_engine: MakeEngine) -> None:
+async def test_a_drain_lets_running_and_waiting_requests_finish(make_engine: MakeEngine) -> None:
     engine = make_engine(max_batch_size=1)
     requests = [request(20) for _ in range(3)]
     engine.submit(requests)
@@ -110,15 +107,15 @@ async def test_draining_lets_the_running_and_the_waiting_finish(make_engine: Mak
         engine.submit([request()])
 
 
-async def test_a_request_has_one_line_in_the_log_however_it_ends(
+async def test_a_drained_request_has_one_line_in_the_log(
     make_engine: MakeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A drain that ran out wrote two: one for its error, one when the row left."""
+    """A drain that ran out of time once wrote two: one for its error, one when the sequence was released."""
     caplog.set_level("INFO", logger="model_server.telemetry.request_log")
     engine = make_engine(max_batch_size=1)
-    requests = [request(250, request_id="shared"), beams(200)]
+    requests = [request(250, request_id="batched"), beams(200)]
     engine.submit(requests)
-    await until(lambda: requests[0].num_generated > 0)
+    await until(lambda: requests[0].num_output_tokens > 0)
 
     reading = asyncio.create_task(events(*requests))
     await engine.drain(0)
@@ -128,11 +125,11 @@ async def test_a_request_has_one_line_in_the_log_however_it_ends(
     assert [record.outcome for record in caplog.records] == ["draining"] * 2  # type: ignore[attr-defined]
 
 
-async def test_what_is_left_when_draining_is_over_ends_with_an_error(make_engine: MakeEngine) -> None:
+async def test_requests_that_outlast_a_drain_end_with_an_error(make_engine: MakeEngine) -> None:
     engine = make_engine(max_batch_size=1)
     requests = [request(250), request(250), beams(200)]
     engine.submit(requests)
-    await until(lambda: requests[0].num_generated > 0)
+    await until(lambda: requests[0].num_output_tokens > 0)
 
     reading = asyncio.create_task(events(*requests))
     await engine.drain(0)

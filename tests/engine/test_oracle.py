@@ -1,4 +1,4 @@
-"""Correctness has an oracle: `model.generate` on the same weights, token for token."""
+"""The oracle: answers equal those of `model.generate` on the same weights, token for token."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import pytest
 import torch
 from transformers import MistralForCausalLM
 
-from model_server.compute.fused_linear import fuse, pack
+from model_server.compute.cpu.packed_linear import pack
+from model_server.compute.fused_linear import fuse
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.kv_cache.dense import DenseKVCache
 from model_server.compute.runner import Runner
 from model_server.engine.engine import Engine
-from model_server.request import Finished, FinishReason, Lane, Request, SamplingParams
+from model_server.request import Finished, FinishReason, Request, SamplingParams
 from tests.support.fakes import TokenIds
 from tests.support.tiny_model import VOCAB_SIZE, tiny_mistral
 
@@ -24,7 +25,7 @@ SEED = 7
 GREEDY: dict[str, Any] = {"do_sample": False}
 SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 0.8}
 
-SHARED_LANE = [
+BATCHED = [
     GREEDY,
     GREEDY | {"repetition_penalty": 1.3},
     GREEDY | {"encoder_repetition_penalty": 1.4},
@@ -59,7 +60,7 @@ SHARED_LANE = [
     SAMPLED | {"top_k": 40, "top_p": 0.9, "min_p": 0.05},
     SAMPLED | {"no_repeat_ngram_size": 3, "top_k": 20, "renormalize_logits": True},
 ]
-OWN_LANE = [
+FALLBACK = [
     GREEDY | {"num_beams": 4},
     GREEDY | {"num_beams": 3, "length_penalty": 0.3, "early_stopping": True},
     GREEDY | {"num_beams": 3, "early_stopping": "never"},
@@ -82,7 +83,7 @@ def prompt(length: int) -> list[int]:
 
 
 def expected(model: MistralForCausalLM, prompt_ids: list[int], num_tokens: int, fields: dict[str, Any]) -> list[int]:
-    """Return what plain `generate` answers."""
+    """Return the tokens that plain `generate` returns."""
     fields = dict(fields)
     if "negative_prompt_ids" in fields:
         fields["negative_prompt_ids"] = torch.tensor([fields["negative_prompt_ids"]])
@@ -97,17 +98,16 @@ def expected(model: MistralForCausalLM, prompt_ids: list[int], num_tokens: int, 
 async def answer(
     engine: Engine, prompt_ids: list[int], num_tokens: int, fields: dict[str, Any]
 ) -> tuple[list[int], Finished]:
-    """Return the engine's answer to one request and how it ended."""
-    lane = Lane.OWN if fields in OWN_LANE else Lane.SHARED
+    """Return the tokens that the engine generates for one request, and its last event."""
     text = TokenIds()
-    request = Request(prompt_ids, SamplingParams(fields, num_tokens, lane=lane, seed=SEED), [text])
+    request = Request(prompt_ids, SamplingParams(fields, num_tokens, seed=SEED), [text])
     engine.submit([request])
     events = [event async for event in request.answer()]
     assert isinstance(events[-1], Finished)
     return text.ids, events[-1]
 
 
-@pytest.mark.parametrize("fields", SHARED_LANE + OWN_LANE, ids=str)
+@pytest.mark.parametrize("fields", BATCHED + FALLBACK, ids=str)
 async def test_an_answer_equals_generate_with_the_same_field(
     plain_model: MistralForCausalLM, make_engine: Callable[..., Engine], fields: dict[str, Any]
 ) -> None:
@@ -120,9 +120,9 @@ async def test_an_answer_equals_generate_with_the_same_field(
 async def test_answers_in_a_full_batch_equal_generate(
     plain_model: MistralForCausalLM, make_engine: Callable[..., Engine]
 ) -> None:
-    """Rows of every kind, of different lengths, joining and leaving: none changes another's tokens."""
+    """Sequences of every kind and of different lengths join and leave: none changes the tokens of another."""
     engine = make_engine(max_batch_size=6)
-    jobs = [(prompt(3 + 7 * (i % 10)), 8 + 3 * (i % 5), fields) for i, fields in enumerate(SHARED_LANE * 2 + OWN_LANE)]
+    jobs = [(prompt(3 + 7 * (i % 10)), 8 + 3 * (i % 5), fields) for i, fields in enumerate(BATCHED * 2 + FALLBACK)]
 
     answers = await asyncio.gather(*(answer(engine, *job) for job in jobs))
 
@@ -150,10 +150,10 @@ async def test_every_shape_of_the_architecture_equals_generate(
     assert [ids for ids, _ in answers] == wanted
 
 
-async def test_one_long_row_among_short_ones_equals_generate(
+async def test_a_long_sequence_among_short_ones_equals_generate(
     plain_model: MistralForCausalLM, make_engine: Callable[..., Engine]
 ) -> None:
-    """The long row gets an attention call of its own (`_split_at`)."""
+    """The long sequence gets a separate attention call."""
     engine = make_engine(max_model_len=512, max_batch_size=4)
     jobs = [(prompt(n), 20, GREEDY) for n in (400, 5, 9, 12, 300)]
 
@@ -179,11 +179,11 @@ async def test_an_answer_with_an_end_of_sequence_token_ends_with_stop(
 
 
 def test_in_bfloat16_the_decoder_rounds_where_transformers_does() -> None:
-    """A step of one prompt gives the very logits of the model's own forward, and not only nearly."""
+    """A step of one prompt gives exactly the logits of the model's forward."""
     model = tiny_mistral().bfloat16()
     wanted = model(torch.tensor([prompt(20)])).logits[0, -1]
     fuse(model)
-    slots = DenseKVCache(model.config, num_slots=1, slot_len=64, dtype=model.dtype, device=model.device)
+    slots = DenseKVCache(model.config, max_batch_size=1, max_sequence_tokens=64, dtype=model.dtype, device=model.device)
 
     logits = Runner(model, slots).forward([], [TokenRange(0, 0, prompt(20))], [19])
 

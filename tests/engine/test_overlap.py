@@ -1,4 +1,4 @@
-"""Steps launched before the last one's tokens are read, or told: as on an accelerator, with answers as on a CPU."""
+"""Overlap scheduling: the order of launches, reads and output, and answers equal to those of the plain loop."""
 
 from __future__ import annotations
 
@@ -11,22 +11,19 @@ from typing import Any
 import pytest
 import torch
 
+from model_server.compute.host_device import AsyncHostCopy
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.sampling import SampledTokens
 from model_server.engine.engine import Engine
+from model_server.engine.overlap import OverlappedBatchLoop
 from model_server.errors import EngineDead, InternalError, OutOfMemory, ServeError
 from model_server.request import Event, Finished, FinishReason, Request
 from tests.support.engine_requests import GREEDY, Gate, MakeEngine, events, request, until
 from tests.support.fakes import TokenIds
 
 
-def overlapping(engine: Engine) -> Engine:
-    engine._shared.runner.is_async = True
-    return engine
-
-
 class Stopping(TokenIds):
-    """Meets its stop string with a token of its choice."""
+    """Finds a stop string after some tokens."""
 
     def __init__(self, after: int) -> None:
         super().__init__()
@@ -39,6 +36,8 @@ class Stopping(TokenIds):
 
 
 class Failing(TokenIds):
+    """Fails at the first token."""
+
     def push(self, token_id: int) -> str:
         raise ValueError("no such token")
 
@@ -69,104 +68,114 @@ def a_mixed_batch(eos_token_id: int) -> list[Request]:
     ]
 
 
+def in_flight(engine: Engine) -> object:
+    assert isinstance(engine.batch, OverlappedBatchLoop)
+    return engine.batch.in_flight
+
+
 async def answers(engine: Engine, requests: list[Request]) -> list[Any]:
     engine.submit(requests)
     return await events(*requests)
 
 
-async def test_answers_are_those_without_overlap(make_engine: MakeEngine) -> None:
+async def test_answers_equal_those_of_the_plain_loop(make_engine: MakeEngine) -> None:
     ((*chunks, _),) = await answers(make_engine(), [request(12)])
     eos_token_id = int(chunks[6].text)
-    told_at_once = await answers(make_engine(), a_mixed_batch(eos_token_id))
-    told_later = await answers(overlapping(make_engine()), a_mixed_batch(eos_token_id))
+    plain = await answers(make_engine(), a_mixed_batch(eos_token_id))
+    overlapped = await answers(make_engine(overlap=True), a_mixed_batch(eos_token_id))
 
-    reasons = [answer[-1].finish_reason for answer in told_at_once]
+    reasons = [answer[-1].finish_reason for answer in plain]
     assert reasons == [FinishReason.LENGTH] * 4 + [FinishReason.STOP] * 2 + [FinishReason.LENGTH] * 3 + ["stop"]
-    assert told_later == told_at_once
+    assert overlapped == plain
 
 
 @pytest.mark.parametrize(
-    ("aside", "order"),
+    ("overlap", "order"),
     [
-        (True, ["launched", "launched", "told", "launched", "told", "told"]),
-        (False, ["launched", "told", "launched", "told", "launched", "told"]),
+        (True, ["launch", "launch", "text", "launch", "text", "text"]),
+        (False, ["launch", "text", "launch", "text", "launch", "text"]),
     ],
-    ids=["accelerator", "CPU"],
+    ids=["overlapped", "plain"],
 )
-async def test_a_token_is_told_after_the_next_step_was_launched_on_an_accelerator_and_at_once_on_a_cpu(
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, aside: bool, order: list[str]
+async def test_text_is_made_after_the_next_launch_when_overlapped_and_at_once_when_not(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, overlap: bool, order: list[str]
 ) -> None:
-    engine = overlapping(make_engine()) if aside else make_engine()
+    engine = make_engine(overlap=overlap)
     happened: list[str] = []
 
     class Noting(TokenIds):
         def push(self, token_id: int) -> str:
-            happened.append("told")
+            happened.append("text")
             return super().push(token_id)
 
-    Gate(engine, monkeypatch).fault = lambda decode, prefill: happened.append("launched")
+    Gate(engine, monkeypatch).fault = lambda decode, prefill: happened.append("launch")
     await answers(engine, [with_detokenizer(Noting(), 3)])
 
     assert happened == order
 
 
-def of_steps(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return what will have happened: steps launched, and their tokens read."""
+def launches_and_reads(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list to which the engine's launches and reads of tokens are added."""
     happened: list[str] = []
     read = SampledTokens.read
 
-    def noting(picked: SampledTokens) -> Any:
+    def noting(tokens: SampledTokens) -> Any:
         happened.append("read")
-        return read(picked)
+        return read(tokens)
 
     monkeypatch.setattr(SampledTokens, "read", noting)
     Gate(engine, monkeypatch).fault = lambda decode, prefill: happened.append("prompt" if prefill else "decode")
     return happened
 
 
-UNREAD = ["prompt", "read", "decode", "decode", "read", "decode", "read", "read"]
-READ = ["prompt", "read", "decode", "read", "decode", "read", "decode", "read"]
+OVERLAPPED = ["prompt", "read", "decode", "decode", "read", "decode", "read", "read"]
+PLAIN = ["prompt", "read", "decode", "read", "decode", "read", "decode", "read"]
 
 
 @pytest.mark.parametrize(
-    ("aside", "sampling", "order"),
+    ("overlap", "sampling", "order"),
     [
-        (True, {}, UNREAD),
-        (True, {"generate": {"do_sample": True, "top_p": 0.9, "eos_token_id": None}, "seed": 3}, UNREAD),
-        (True, {"generate": GREEDY | {"repetition_penalty": 1.3}}, READ),
-        (True, {"generate": {"do_sample": True, "repetition_penalty": 1.3, "eos_token_id": None}}, READ),
-        (True, {"logprobs": 0}, READ),
-        (False, {}, READ),
+        (True, {}, OVERLAPPED),
+        (True, {"generate": {"do_sample": True, "top_p": 0.9, "eos_token_id": None}, "seed": 3}, OVERLAPPED),
+        (True, {"generate": GREEDY | {"repetition_penalty": 1.3}}, OVERLAPPED),
+        (True, {"generate": {"do_sample": True, "repetition_penalty": 1.3, "eos_token_id": None}}, OVERLAPPED),
+        (True, {"logprobs": 2}, OVERLAPPED),
+        (True, {"generate": GREEDY | {"suppress_tokens": [5]}}, PLAIN),
+        (False, {}, PLAIN),
     ],
-    ids=["greedy", "drawn", "processors", "history", "log-probabilities", "CPU"],
+    ids=["greedy", "sampled", "penalty", "sampled with penalty", "log-probabilities", "processors", "plain loop"],
 )
-async def test_a_step_is_launched_before_the_last_ones_tokens_are_read_where_it_does_not_need_them(
+async def test_a_step_is_launched_before_the_tokens_of_the_last_are_read_if_it_needs_them_only_on_the_device(
     make_engine: MakeEngine,
     monkeypatch: pytest.MonkeyPatch,
-    aside: bool,
+    overlap: bool,
     sampling: dict[str, Any],
     order: list[str],
 ) -> None:
-    engine = overlapping(make_engine()) if aside else make_engine()
-    happened = of_steps(engine, monkeypatch)
+    engine = make_engine(overlap=overlap)
+    happened = launches_and_reads(engine, monkeypatch)
 
     await answers(engine, [request(4, sampling=sampling)])
 
     assert happened == order
 
 
-async def test_who_comes_is_read_as_soon_as_the_step_under_way_has_ended(
+async def test_a_new_request_is_prefilled_as_soon_as_the_step_in_flight_has_ended(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = overlapping(make_engine())
+    engine = make_engine(overlap=True)
     gate = Gate(engine, monkeypatch)
     steps: list[tuple[int, int]] = []
     late = request(3)
+    loop = asyncio.get_running_loop()
+
+    async def submit() -> None:
+        engine.submit([late])
 
     def note(decode: Sequence[TokenRange], prefill: Sequence[TokenRange]) -> None:
         steps.append((len(decode), len(prefill)))
         if len(steps) == 4:
-            engine._shared.scheduler.waiting.add(late)
+            asyncio.run_coroutine_threadsafe(submit(), loop).result(10)
 
     gate.fault = note
     first, second = await answers(engine, [request(8)]), await events(late)
@@ -175,11 +184,11 @@ async def test_who_comes_is_read_as_soon_as_the_step_under_way_has_ended(
     assert [chunk.text for chunk in second[0][:-1]] == [chunk.text for chunk in first[0][:3]]
 
 
-async def test_a_place_left_with_a_step_under_way_serves_the_next_one(make_engine: MakeEngine) -> None:
-    """The step that nobody waits for writes to the place that the next request gets."""
+async def test_a_kv_region_freed_with_a_step_in_flight_serves_the_next_sequence(make_engine: MakeEngine) -> None:
+    """The discarded step writes to the region that the next sequence gets."""
     ((*chunks, _),) = await answers(make_engine(), [request(12)])
     ends_early = {"sampling": {"generate": GREEDY | {"eos_token_id": int(chunks[4].text)}}}
-    engine = overlapping(make_engine(max_batch_size=1, prefix_caching=False))
+    engine = make_engine(max_batch_size=1, prefix_caching=False, overlap=True)
     prompts = [range(5, 8), range(40, 48)] * 3
     given = await answers(engine, [request(12, prompt, **ends_early) for prompt in prompts])
     alone = await answers(make_engine(), [request(12, prompt, **ends_early) for prompt in prompts[:2]])
@@ -196,7 +205,7 @@ async def test_a_launch_that_fails_before_the_last_tokens_are_read_is_tried_agai
 ) -> None:
     jobs = [request(9), request(6, range(9, 30)), request(9, sampling={"generate": {"do_sample": True}, "seed": 1})]
     wanted = await answers(make_engine(), jobs)
-    engine = overlapping(make_engine())
+    engine = make_engine(overlap=True)
     faults = [fault]
 
     def break_once(decode: Sequence[TokenRange], prefill: Sequence[TokenRange]) -> None:
@@ -209,19 +218,19 @@ async def test_a_launch_that_fails_before_the_last_tokens_are_read_is_tried_agai
     assert not faults
 
 
-async def test_rows_beside_one_that_fails_draw_once_for_each_token(
+async def test_sequences_beside_one_that_fails_sample_once_for_each_token(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The step is run again in halves, of which none may be left under way: the other half would take its place."""
+    """The step is run again in halves, and neither half may be left in flight."""
 
     def four() -> list[Request]:
         return [request(9, sampling={"generate": {"do_sample": True}, "seed": seed}) for seed in range(4)]
 
     wanted = await answers(make_engine(), four())
-    engine = overlapping(make_engine())
+    engine = make_engine(overlap=True)
 
     def poison_the_last(decode: Sequence[TokenRange], prefill: Sequence[TokenRange]) -> None:
-        if any(segment.place == 3 * 256 and segment.start == 6 for segment in decode):
+        if any((chunk.kv_offset, chunk.start) == (3 * 256, 6) for chunk in decode):
             raise ValueError("poison")
 
     Gate(engine, monkeypatch).fault = poison_the_last
@@ -234,16 +243,16 @@ async def test_rows_beside_one_that_fails_draw_once_for_each_token(
 async def test_a_broken_accelerator_ends_the_engine_wherever_it_shows(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = overlapping(make_engine())
+    engine = make_engine(overlap=True)
     read = SampledTokens.read
     num_read = 0
 
-    def broken(picked: SampledTokens) -> Any:
+    def broken(tokens: SampledTokens) -> Any:
         nonlocal num_read
         num_read += 1
         if num_read == 3:
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-        return read(picked)
+        return read(tokens)
 
     monkeypatch.setattr(SampledTokens, "read", broken)
     found = await asyncio.wait_for(answers(engine, [request(30), request(30)]), 20)
@@ -252,50 +261,49 @@ async def test_a_broken_accelerator_ends_the_engine_wherever_it_shows(
     assert engine.dead is not None
 
 
-async def test_nothing_stays_under_way_when_all_have_gone(
+async def test_no_step_stays_in_flight_when_the_batch_is_empty(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = overlapping(make_engine())
+    engine = make_engine(overlap=True)
     gate = Gate(engine, monkeypatch)
-    gate.fault = lambda decode, prefill: gate.open.clear()  # one step, and the next is waited for
-    engine.submit([gone := request(200)])
+    gate.fault = lambda decode, prefill: gate.open.clear()  # every step closes the gate
+    engine.submit([cancelled := request(200)])
     for _ in range(3):
         await until(lambda: not gate.open.is_set())
         gate.open.set()
-    gone.cancel()
+    cancelled.cancel()
     gate.fault = lambda decode, prefill: None
     gate.open.set()
     await until(lambda: engine.running == 0)
-    await until(lambda: engine._shared._under_way is None)
+    await until(lambda: in_flight(engine) is None)
 
     ((*chunks, _),) = await answers(engine, [request(5)])
     assert len(chunks) == 5
 
 
-async def test_a_stop_string_frees_the_place_and_the_neighbour_goes_on(
+async def test_a_stop_string_ends_one_sequence_and_the_other_goes_on(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = overlapping(make_engine())
-    rows_of_steps: list[int] = []
-    Gate(engine, monkeypatch).fault = lambda decode, prefill: rows_of_steps.append(len(decode))
+    engine = make_engine(overlap=True)
+    batch_sizes: list[int] = []
+    Gate(engine, monkeypatch).fault = lambda decode, prefill: batch_sizes.append(len(decode))
 
     requests = [with_detokenizer(Stopping(4)), request(30)]
 
     stopped, neighbour = await answers(engine, requests)
 
-    assert requests[0].num_generated == 4
+    assert requests[0].num_output_tokens == 4
     assert stopped[-1] == Finished(FinishReason.STOP, prompt_tokens=3, completion_tokens=4)
     assert neighbour[-1] == Finished(FinishReason.LENGTH, prompt_tokens=3, completion_tokens=30)
-    assert rows_of_steps == [0, *[2] * 4, *[1] * 25]  # the fourth is one more than it needed
+    assert batch_sizes == [0, *[2] * 4, *[1] * 25]  # the fourth step's token for it is discarded
     await until(lambda: engine.running == 0)
     assert engine.kv_usage == 0
-    assert engine._shared._under_way is None
+    assert in_flight(engine) is None
 
 
-@pytest.mark.parametrize("overlaps", [False, True])
-async def test_a_row_whose_text_fails_fails_alone(make_engine: MakeEngine, overlaps: bool) -> None:
-    engine = make_engine()
-    engine._shared.runner.is_async = overlaps
+@pytest.mark.parametrize("overlap", [False, True])
+async def test_only_the_sequence_whose_detokenizer_fails_ends(make_engine: MakeEngine, overlap: bool) -> None:
+    engine = make_engine(overlap=overlap)
 
     failed, neighbour = await answers(engine, [with_detokenizer(Failing()), request(10)])
 
@@ -309,10 +317,10 @@ async def test_a_row_whose_text_fails_fails_alone(make_engine: MakeEngine, overl
     ("fault", "error"),
     [(torch.OutOfMemoryError("CUDA out of memory"), OutOfMemory), (ValueError("poison"), InternalError)],
 )
-async def test_who_fails_is_told_the_tokens_before(
+async def test_a_sequence_that_fails_has_sent_the_tokens_before(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, fault: Exception, error: type[ServeError]
 ) -> None:
-    engine = overlapping(make_engine())
+    engine = make_engine(overlap=True)
 
     def break_third_step(decode: Sequence[TokenRange], prefill: Sequence[TokenRange]) -> None:
         if decode and decode[0].start == 4:
@@ -320,19 +328,19 @@ async def test_who_fails_is_told_the_tokens_before(
 
     Gate(engine, monkeypatch).fault = break_third_step
     engine.submit([one := request(20)])
-    told: list[Event] = []
+    received: list[Event] = []
 
     async def read() -> None:
         async for event in one.answer():
-            told.append(event)
+            received.append(event)
 
     with pytest.raises(error):
         await read()
-    assert len(told) == 2
+    assert len(received) == 2
 
 
-async def test_whose_time_is_up_is_told_all_tokens_it_has(make_engine: MakeEngine) -> None:
-    engine = overlapping(make_engine())
+async def test_a_sequence_past_its_max_time_sends_all_tokens_it_has(make_engine: MakeEngine) -> None:
+    engine = make_engine(overlap=True)
 
     (answer,) = await answers(engine, [request(240, sampling={"generate": GREEDY | {"max_time": 0.05}})])
 
@@ -343,8 +351,8 @@ async def test_whose_time_is_up_is_told_all_tokens_it_has(make_engine: MakeEngin
 
 @pytest.fixture
 async def held(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Held]:
-    """An engine that is kept from its third step: its first request has all its tokens, and was told one."""
-    engine = overlapping(make_engine())
+    """An engine held at its third step: its first request has all its tokens, of which one is sent."""
+    engine = make_engine(overlap=True)
     held = Held(engine, [request(2), request(4)])
 
     def fault(decode: Sequence[TokenRange], prefill: Sequence[TokenRange]) -> None:
@@ -361,7 +369,7 @@ async def held(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> Asyn
     held.release.set()
 
 
-async def test_a_drain_waits_for_what_is_not_told(held: Held) -> None:
+async def test_a_drain_waits_for_pending_output(held: Held) -> None:
     assert held.engine.running == 2
 
     reading = asyncio.create_task(events(*held.requests))
@@ -374,7 +382,7 @@ async def test_a_drain_waits_for_what_is_not_told(held: Held) -> None:
     assert all(isinstance(answer, list) for answer in await reading)
 
 
-async def test_who_was_not_told_the_end_is_told_of_the_engines_death(held: Held) -> None:
+async def test_a_request_with_pending_output_ends_with_the_engines_death(held: Held) -> None:
     held.dies = True
     held.release.set()
 
@@ -383,7 +391,7 @@ async def test_who_was_not_told_the_end_is_told_of_the_engines_death(held: Held)
     assert all(isinstance(answer, EngineDead) for answer in found)
 
 
-async def test_who_was_ended_before_the_end_was_told_has_one_line_in_the_log(
+async def test_a_request_drained_with_pending_output_has_one_line_in_the_log(
     held: Held, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="model_server.telemetry.request_log")
@@ -394,4 +402,25 @@ async def test_who_was_ended_before_the_end_was_told_has_one_line_in_the_log(
     await until(lambda: held.engine.running == 0)
 
     assert [record.outcome for record in caplog.records] == ["draining"] * 2  # type: ignore[attr-defined]
-    assert [one.num_generated for one in held.requests] == [1, 1]
+    assert [one.num_output_tokens for one in held.requests] == [1, 1]
+
+
+async def test_steps_that_only_prefill_are_launched_one_ahead_at_most(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have no tokens to read: without a limit, a long prompt's chunks would all be queued on the device."""
+    engine = make_engine(overlap=True)
+    happened: list[str] = []
+    read = AsyncHostCopy.read
+
+    def noting(copy: AsyncHostCopy) -> list[Any]:
+        happened.append("wait")
+        return read(copy)
+
+    monkeypatch.setattr(AsyncHostCopy, "read", noting)
+    Gate(engine, monkeypatch).fault = lambda decode, prefill: happened.append("launch")
+
+    await answers(engine, [request(1, prompt=range(3, 250))])
+
+    assert happened[:4] == ["launch", "launch", "wait", "launch"]
+    assert all(happened[i : i + 3] != ["launch"] * 3 for i in range(len(happened)))

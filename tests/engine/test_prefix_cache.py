@@ -1,4 +1,4 @@
-"""What prompts have in common is read once: never the wrong keys and values, and fewer tokens read."""
+"""The prefix cache: it never supplies wrong keys and values, and it saves prefill."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from model_server.compute.fused_linear import fuse, pack
+from model_server.compute.cpu.packed_linear import pack
+from model_server.compute.fused_linear import fuse
 from model_server.compute.kv_cache.base import TokenRange
+from model_server.compute.runner import Runner
 from model_server.engine.engine import Engine
-from model_server.engine.prefix_cache import MIN_TOKENS, PrefixCache, num_common
+from model_server.engine.prefix_cache import MIN_PREFIX_TOKENS, PrefixCache, common_prefix_length
 from model_server.request import Request
-from tests.compute.test_kv_cache import over_spans, spans_for  # noqa: F401 - a fixture
+from tests.compute.test_kv_cache import contiguous_cache, make_contiguous_engine  # noqa: F401 - a fixture
 from tests.engine.test_oracle import SEED, expected, prompt
 from tests.support.engine_requests import GREEDY, Gate, events, request, until
 from tests.support.tiny_model import tiny_mistral
@@ -25,7 +27,7 @@ SHARED = prompt(100)
 
 
 def chat(length: int, shared: Sequence[int] = SHARED) -> list[int]:
-    """Return a prompt that begins as others do and ends in its own way."""
+    """Return a prompt with the shared prefix and a suffix of this length."""
     return [*shared, *prompt(length)]
 
 
@@ -33,69 +35,69 @@ def ids(one: Request) -> list[int]:
     return one.detokenizers[0].ids  # type: ignore[attr-defined, no-any-return]
 
 
-class Reading:
-    """Counts the prompt tokens that an engine's steps read."""
+class PrefillCounter:
+    """Counts the prompt tokens that an engine computes."""
 
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.num_tokens = 0
-        forward = engine._shared.runner.forward
+        forward = engine.runner.forward
 
         def counting(
             decode: Sequence[TokenRange], prefill: Sequence[TokenRange], wanted: Sequence[int]
         ) -> torch.Tensor:
-            self.num_tokens += sum(len(segment.token_ids) for segment in prefill)
+            self.num_tokens += sum(len(chunk.token_ids) for chunk in prefill)
             return forward(decode, prefill, wanted)
 
-        monkeypatch.setattr(engine._shared.runner, "forward", counting)
+        monkeypatch.setattr(engine.runner, "forward", counting)
 
 
-def test_what_is_found_is_what_lies_there() -> None:
-    """Two thousand random rows in a small memory, against a map of which prefix each of its tokens belongs to."""
+def test_a_match_is_what_the_kv_cache_holds() -> None:
+    """Two thousand random sequences in a small KV cache, against a map of the prefix that each token belongs to."""
     numbers = random.Random(0)
-    prefixes = PrefixCache()
+    prefix_cache = PrefixCache()
     memory: list[tuple[int, ...]] = [()] * 300
-    num_found = 0
+    num_matched = 0
     for _ in range(2000):
         token_ids = [numbers.randint(0, 1) for _ in range(numbers.randint(1, 40))]
         start = numbers.randrange(300 - len(token_ids))
-        source, length = prefixes.longest(token_ids, start)
+        source, length = prefix_cache.match_prefix(token_ids, start)
         for i in range(length):
             assert memory[source + i] == tuple(token_ids[: i + 1])
-        assert source == start or abs(source - start) >= length, "copying would write over what it reads"
-        num_found += length
+        assert source == start or abs(source - start) >= length, "the copy would overwrite its source"
+        num_matched += length
         reserved = len(token_ids) + numbers.randint(0, 5)
-        prefixes.forget(start, reserved)
+        prefix_cache.invalidate(start, reserved)
         memory[start : start + reserved] = [()] * len(memory[start : start + reserved])
         written = numbers.randint(0, len(token_ids))
         for i in range(written):
             memory[start + i] = tuple(token_ids[: i + 1])
-        prefixes.hold(start, token_ids[:written])
-    assert num_found > 4000, "little was found: the test shows little"
+        prefix_cache.insert(start, token_ids[:written])
+    assert num_matched > 4000, "too few matches to test"
 
 
 def test_common_tokens_are_counted_to_the_first_that_differs() -> None:
-    assert num_common([1, 2, 3], [1, 2, 4, 5]) == 2
-    assert num_common([1, 2], [1, 2, 4]) == 2
-    assert num_common([], [1]) == 0
+    assert common_prefix_length([1, 2, 3], [1, 2, 4, 5]) == 2
+    assert common_prefix_length([1, 2], [1, 2, 4]) == 2
+    assert common_prefix_length([], [1]) == 0
 
 
-@pytest.fixture(params=["slots", "spans"])
+@pytest.fixture(params=["dense", "contiguous"])
 def make(request: pytest.FixtureRequest, make_engine: MakeEngine) -> MakeEngine:
-    """A factory of engines over each kind of memory."""
+    """A factory of engines over each kind of KV cache."""
 
     def make(model: Any = None, **changes: Any) -> Engine:
         model = model or request.getfixturevalue("model")
-        memory = spans_for(model, num_tokens=900) if request.param == "spans" else None
-        return make_engine(model, memory=memory, **changes)
+        runner = Runner(model, contiguous_cache(model, num_tokens=900)) if request.param == "contiguous" else None
+        return make_engine(model, runner=runner, **changes)
 
     return make
 
 
-async def test_a_prompt_that_begins_like_an_earlier_one_is_read_from_there(
+async def test_a_prompt_with_the_prefix_of_an_earlier_one_computes_only_the_rest(
     plain_model: Any, make: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make()
-    reading = Reading(engine, monkeypatch)
+    prefilled = PrefillCounter(engine, monkeypatch)
     asked = [request(12, chat(9)), request(12, chat(30)), request(12, chat(20))]
 
     for one in asked:
@@ -103,12 +105,12 @@ async def test_a_prompt_that_begins_like_an_earlier_one_is_read_from_there(
         await events(one)
 
     assert [ids(one) for one in asked] == [expected(plain_model, one.prompt_ids, 12, GREEDY) for one in asked]
-    assert [one.num_cached for one in asked] == [0, 100, 100]
-    assert reading.num_tokens == 109 + 30 + 20
+    assert [one.num_cached_tokens for one in asked] == [0, 100, 100]
+    assert prefilled.num_tokens == 109 + 30 + 20
 
 
-async def test_the_next_turn_of_a_chat_reads_only_what_is_new(plain_model: Any, make: MakeEngine) -> None:
-    """The answer is in memory too, all but its last token, whose keys and values nobody has asked for."""
+async def test_the_next_turn_of_a_chat_computes_only_what_is_new(plain_model: Any, make: MakeEngine) -> None:
+    """The answer is cached too, all but its last token, which was never computed."""
     engine = make()
     first = request(20, prompt(50))
     engine.submit([first])
@@ -119,10 +121,10 @@ async def test_the_next_turn_of_a_chat_reads_only_what_is_new(plain_model: Any, 
     await events(second)
 
     assert ids(second) == expected(plain_model, second.prompt_ids, 20, GREEDY)
-    assert second.num_cached == 50 + 19
+    assert second.num_cached_tokens == 50 + 19
 
 
-async def test_conversations_that_take_turns_keep_what_is_theirs(plain_model: Any, make: MakeEngine) -> None:
+async def test_conversations_that_take_turns_stay_cached(plain_model: Any, make: MakeEngine) -> None:
     """With a short request between any two turns, and nothing running in between."""
     engine = make()
     said = {"one": prompt(60), "other": prompt(70)}
@@ -133,37 +135,37 @@ async def test_conversations_that_take_turns_keep_what_is_theirs(plain_model: An
                 engine.submit([one])
                 await events(one)
             assert ids(asked) == expected(plain_model, asked.prompt_ids, 6, GREEDY)
-            assert asked.num_cached == (len(known) - 1 if turn else 0)
+            assert asked.num_cached_tokens == (len(known) - 1 if turn else 0)
             said[name] = [*asked.prompt_ids, *ids(asked)]
 
 
-async def test_a_row_that_still_runs_is_read_from(
+async def test_a_running_sequence_supplies_its_prefix(
     plain_model: Any, make: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make()
     gate = Gate(engine, monkeypatch)
     first, second = request(140, chat(5)), request(10, chat(6))
     engine.submit([first])
-    await until(lambda: first.num_generated > 2)
+    await until(lambda: first.num_output_tokens > 2)
     gate.open.clear()
     engine.submit([second])
-    assert engine.running == 1, "the first has left before the second came"
+    assert engine.running == 1, "the first sequence has finished before the second was submitted"
     gate.open.set()
     await events(first, second)
 
-    assert second.num_cached == 100
+    assert second.num_cached_tokens == 100
     assert [ids(first), ids(second)] == [
         expected(plain_model, chat(5), 140, GREEDY),
         expected(plain_model, chat(6), 10, GREEDY),
     ]
 
 
-async def test_what_comes_at_once_is_read_by_the_first_for_all(
+async def test_requests_that_arrive_together_share_the_prefix_that_the_first_computes(
     plain_model: Any, make: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The others wait for it: what an ingress holds back while nothing runs arrives in one moment."""
+    """The others wait for it. An ingress that has held requests back delivers them together."""
     engine = make()
-    reading = Reading(engine, monkeypatch)
+    prefilled = PrefillCounter(engine, monkeypatch)
     asked = [request(8, chat(length)) for length in (5, 6, 7, 8, 9, 10)]
 
     engine.submit(asked)
@@ -171,10 +173,10 @@ async def test_what_comes_at_once_is_read_by_the_first_for_all(
 
     assert [ids(one) for one in asked] == [expected(plain_model, one.prompt_ids, 8, GREEDY) for one in asked]
     half_a_step = 16
-    assert 100 + 45 <= reading.num_tokens <= 100 + 45 + 5 * half_a_step
+    assert 100 + 45 <= prefilled.num_tokens <= 100 + 45 + 5 * half_a_step
 
 
-async def test_who_waits_for_a_reader_goes_on_when_the_reader_leaves(
+async def test_a_sequence_that_waits_for_a_prefix_goes_on_when_the_other_is_cancelled(
     plain_model: Any, make: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make()
@@ -190,7 +192,7 @@ async def test_who_waits_for_a_reader_goes_on_when_the_reader_leaves(
     assert ids(second) == expected(plain_model, chat(6), 8, GREEDY)
 
 
-async def test_a_seed_and_log_probabilities_of_the_prompt_have_it_read_anew(make: MakeEngine) -> None:
+async def test_seeded_requests_and_prompt_log_probabilities_bypass_the_prefix_cache(make: MakeEngine) -> None:
     engine = make()
     asked = [
         request(4, chat(5)),
@@ -202,36 +204,36 @@ async def test_a_seed_and_log_probabilities_of_the_prompt_have_it_read_anew(make
         engine.submit([one])
         await events(one)
 
-    assert [one.num_cached for one in asked] == [0, 0, 0, 104]
+    assert [one.num_cached_tokens for one in asked] == [0, 0, 0, 104]
 
 
-async def test_a_short_beginning_is_not_looked_for(make: MakeEngine) -> None:
+async def test_a_prefix_below_the_minimum_is_not_reused(make: MakeEngine) -> None:
     engine = make()
-    for length, wanted in ((MIN_TOKENS - 1, 0), (MIN_TOKENS, MIN_TOKENS)):
+    for length, wanted in ((MIN_PREFIX_TOKENS - 1, 0), (MIN_PREFIX_TOKENS, MIN_PREFIX_TOKENS)):
         start = prompt(200)[:length] if wanted else prompt(199)[:length]
         asked = [request(2, [*start, 7, 8]), request(2, [*start, 9, 8])]
         for one in asked:
             engine.submit([one])
             await events(one)
-        assert asked[1].num_cached == wanted
+        assert asked[1].num_cached_tokens == wanted
 
 
-async def test_nothing_is_shared_when_the_operator_says_so(make: MakeEngine) -> None:
+async def test_nothing_is_reused_without_prefix_caching(make: MakeEngine) -> None:
     engine = make(prefix_caching=False)
     asked = [request(4, chat(5)), request(4, chat(5))]
     for one in asked:
         engine.submit([one])
         await events(one)
 
-    assert [one.num_cached for one in asked] == [0, 0]
+    assert [one.num_cached_tokens for one in asked] == [0, 0]
 
 
-async def test_random_families_of_prompts_in_a_full_memory_equal_generate(
+async def test_random_prompts_with_common_prefixes_in_a_full_kv_cache_equal_generate(
     plain_model: Any,
-    over_spans: MakeEngine,  # noqa: F811
+    make_contiguous_engine: MakeEngine,  # noqa: F811
 ) -> None:
-    """Rows that share, join, leave early and write over one another, in memory that holds only a few of them."""
-    engine = over_spans(tiny_packed(), max_batch_size=6)
+    """Sequences reuse, join, leave early and overwrite one another, in a KV cache that holds only a few of them."""
+    engine = make_contiguous_engine(tiny_packed(), max_batch_size=6)
     numbers = random.Random(3)
     roots = [prompt(length) for length in (40, 70, 90)]
     asked = []
@@ -253,12 +255,12 @@ async def test_random_families_of_prompts_in_a_full_memory_equal_generate(
 
     for one in asked:
         assert ids(one) == expected(plain_model, one.prompt_ids, one.sampling.max_new_tokens, GREEDY)
-    assert sum(one.num_cached for one in asked) > 1000
+    assert sum(one.num_cached_tokens for one in asked) > 1000
     assert engine.kv_usage == 0
 
 
 @pytest.mark.parametrize("changes", [{"sliding_window": 13}], ids=str)
-async def test_a_sliding_window_shares_too(make: MakeEngine, changes: dict[str, Any]) -> None:
+async def test_a_model_with_a_sliding_window_reuses_prefixes(make: MakeEngine, changes: dict[str, Any]) -> None:
     asked = [request(12, chat(5)), request(12, chat(6))]
     wanted = [expected(tiny_mistral(**changes), one.prompt_ids, 12, GREEDY) for one in asked]
     engine = make(tiny_packed(**changes))
@@ -267,7 +269,7 @@ async def test_a_sliding_window_shares_too(make: MakeEngine, changes: dict[str, 
         await events(one)
 
     assert [ids(one) for one in asked] == wanted
-    assert asked[1].num_cached == 100
+    assert asked[1].num_cached_tokens == 100
 
 
 def tiny_packed(**changes: Any) -> Any:

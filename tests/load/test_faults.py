@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.loaded_server import LoadedServer, Resources
 
-pytestmark = [pytest.mark.load, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 StartLoaded = Callable[..., LoadedServer]
 
 REQUESTS: Sequence[tuple[int, Mapping[str, Any]]] = (

@@ -22,7 +22,7 @@ from benchmarks.figures import summary
 from benchmarks.load import Run, ask_once, closed_loop, least_disturbed
 from tests.support.loaded_server import LoadedServer
 
-pytestmark = [pytest.mark.load, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 NO_PREFIX_CACHE = ("--prefix_caching", "false")
 REPEATS, PROBES, LIMIT_S = 3, 12, 300
 StartLoaded = Callable[..., LoadedServer]

@@ -139,7 +139,7 @@ def test_when_the_engine_dies_every_client_is_told_at_once_and_the_next_start_sa
     assert dead_routes(url) == [(503, "engine_dead"), (503, "not_ready"), (503, "engine_dead")]
     after = start_server("--model_dir", str(tmp_path / "nothing"), environ={"TMPDIR": str(tmp_path)}, ready=False)
     assert after.process.wait(60) == 1
-    assert "the last process died: the shared-lane thread died: SystemExit: killed" in after.log
+    assert "the last process died: the batch thread died: SystemExit: killed" in after.log
 
 
 def test_a_step_that_hangs_is_noticed_and_the_process_still_ends_when_told(
@@ -158,7 +158,7 @@ def test_a_step_that_hangs_is_noticed_and_the_process_still_ends_when_told(
     assert error_event(streamed)["code"] == "engine_dead"
     assert 1 <= seconds < 2 + BUSY_S
     assert dead_routes(url) == [(503, "engine_dead"), (503, "not_ready"), (503, "engine_dead")]
-    assert "taken more than 1 s" in (tmp_path / "mistral-last-words").read_text()
+    assert "taken more than 1 s" in (tmp_path / "mistral-termination-reason").read_text()
     os.kill(program.pid, signal.SIGTERM)
     program.wait_for_exit(limit_s=5)
 

@@ -84,7 +84,7 @@ async def test_a_flood_is_answered_or_refused_and_the_answers_are_a_quiet_server
 async def test_clients_that_leave_while_they_run_and_while_they_wait_leave_nothing(client: httpx.AsyncClient) -> None:
     before = (await ask(client, "hello")).json()
 
-    # Of each way to ask four; four of the shared lane run and one of the own lane, the others wait.
+    # Of each way to ask four; the batch runs four and the fallback one, the others wait.
     crowd = [asyncio.create_task(client.post(PREDICT, json=FOREVER | way)) for way in LEAVERS for _ in range(4)]
     await until(client, running=SLOTS + 1, waiting=len(crowd) - SLOTS - 1)
     await leave(*crowd)

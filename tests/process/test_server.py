@@ -40,7 +40,7 @@ def predict(client: httpx.Client, **body: Any) -> dict[str, Any]:
     return prediction
 
 
-def sse(lines: Iterator[str]) -> Iterator[dict[str, Any] | str]:
+def sse(lines: Iterator[str]) -> Iterator[Any]:
     """Yield the data of each event; "[DONE]" as it stands."""
     for line in lines:
         if line.startswith("data: "):
@@ -162,7 +162,7 @@ def test_a_body_that_is_too_large_is_refused(client: httpx.Client) -> None:
     assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
 
 
-@pytest.mark.parametrize("fields", [FOREVER, BEAMS], ids=["shared lane", "own lane"])
+@pytest.mark.parametrize("fields", [FOREVER, BEAMS], ids=["batch", "fallback"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_place(client: httpx.Client, fields: dict[str, Any], stream: bool) -> None:
     if stream and fields is BEAMS:
@@ -274,13 +274,13 @@ def test_a_wrong_setting_stops_the_start_with_one_sentence(start_server: Callabl
 
 
 def test_a_start_says_why_the_last_process_died(start_server: Callable[..., ServerProcess], tmp_path: Path) -> None:
-    (tmp_path / "mistral-last-words").write_text("the shared-lane thread died: ValueError: poison\n")
+    (tmp_path / "mistral-termination-reason").write_text("the batch thread died: ValueError: poison\n")
 
     server = start_server("--model_dir", str(tmp_path / "nothing"), environ={"TMPDIR": str(tmp_path)}, ready=False)
 
     assert server.process.wait(60) == 1
-    assert "the last process died: the shared-lane thread died: ValueError: poison" in server.log
-    assert not (tmp_path / "mistral-last-words").exists()
+    assert "the last process died: the batch thread died: ValueError: poison" in server.log
+    assert not (tmp_path / "mistral-termination-reason").exists()
 
 
 def test_a_missing_model_stops_the_start_with_one_sentence(

@@ -1,4 +1,4 @@
-"""Settings: where a value comes from, and that every wrong one stops the start with a sentence."""
+"""Settings: where a value comes from; a bad one stops the start with a sentence."""
 
 import re
 from pathlib import Path
@@ -26,7 +26,7 @@ def refusal(*argv: str, **environ: str) -> str:
     return sentence
 
 
-def test_nothing_given_means_the_documented_defaults():
+def test_defaults_are_the_documented_ones():
     settings = parse()
     assert (settings.max_model_len, settings.max_batch_size, settings.max_queue_size) == (4096, 32, 128)
     assert (settings.dtype, settings.drain_seconds, settings.max_request_bytes) == ("auto", 30.0, 1048576)
@@ -46,24 +46,37 @@ def test_every_flag_can_come_from_the_environment():
             assert name in parse(**{f"MISTRAL_{name.upper()}": samples.get(name, "9")}).given
 
 
-def test_empty_variable_is_an_unset_one():
+def test_empty_variable_counts_as_unset():
     assert parse(MISTRAL_MAX_BATCH_SIZE="", INFERENCE_SERVICE_NAME="", PORT="").given == frozenset()
 
 
-def test_model_name_is_the_flag_then_the_inference_service():
+def test_model_name_comes_from_the_flag_or_else_the_inference_service():
     assert parse("--model_name", "a", INFERENCE_SERVICE_NAME="b").model_name == "a"
     assert parse(INFERENCE_SERVICE_NAME="b").model_name == "b"
 
 
-def test_port_is_the_flag_then_what_knative_injects():
+def test_port_comes_from_the_flag_or_else_from_knative():
     assert parse("--http_port", "9000", PORT="9001").http_port == 9000
     assert parse(PORT="9001").http_port == 9001
 
 
-def test_mounted_model_is_the_default_directory_when_it_is_there(tmp_path, monkeypatch):
+def test_mounted_model_is_the_default_directory_if_it_exists(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MOUNTED_MODEL", tmp_path)
     assert parse().model_dir == tmp_path
     assert parse("--model_dir", "/elsewhere").model_dir == Path("/elsewhere")
+
+
+def test_modelcar_provides_the_model_later(tmp_path, monkeypatch):
+    """KServe sets MODEL_INIT_MODE=async for oci:// models: the mount may be linked after the server has started."""
+    mount = tmp_path / "models"
+    monkeypatch.setattr(module, "MOUNTED_MODEL", mount)
+
+    late = parse(MODEL_INIT_MODE="async")
+    assert (late.model_dir, late.model_dir_appears_late) == (mount, True)
+    assert parse("--model_dir", str(mount), MODEL_INIT_MODE="async").model_dir_appears_late
+    assert not parse("--model_dir", "/elsewhere", MODEL_INIT_MODE="async").model_dir_appears_late
+    assert parse("--model_id", "a/b", MODEL_INIT_MODE="async").model_dir is None
+    assert parse().model_dir is None
 
 
 def test_origins_are_separated_by_commas():
@@ -117,7 +130,7 @@ def test_unknown_variable_is_refused_with_the_nearest():
     assert "MISTRAL_dtype is not a setting" in refusal(MISTRAL_dtype="float16")
 
 
-def test_service_links_of_kubernetes_are_not_taken_for_settings():
+def test_service_links_of_kubernetes_are_ignored():
     links = {
         "MISTRAL_7B_PREDICTOR_SERVICE_HOST": "10.0.0.1",
         "MISTRAL_7B_PREDICTOR_SERVICE_PORT": "80",
@@ -128,7 +141,7 @@ def test_service_links_of_kubernetes_are_not_taken_for_settings():
     assert parse(**links).given == frozenset()
 
 
-def test_key_of_the_client_is_not_taken_for_a_setting():
+def test_api_key_of_the_command_line_is_ignored():
     assert parse(MISTRAL_API_KEY="secret").given == frozenset()
 
 
@@ -141,14 +154,14 @@ def test_grpc_is_off_and_refused():
     assert "--enable_grpc" in refusal("--enable_grpc", "true")
 
 
-def test_parsing_leaves_the_parser_of_kserve_as_it_was():
+def test_parsing_does_not_change_the_parser_of_kserve():
     parse("--model_name", "a")
     assert parser.get_default("model_name") == "model"
     assert parser.get_default("enable_grpc") is True
 
 
 @pytest.mark.parametrize("flag", ["--ssl_certfile", "--ssl_keyfile", "--log_config_file"])
-def test_file_that_is_not_there_is_refused_before_anything_is_loaded(flag):
+def test_missing_file_is_refused_before_anything_is_loaded(flag):
     assert f"{flag}: there is no file /nowhere" in refusal(flag, "/nowhere")
 
 

@@ -1,4 +1,4 @@
-"""How `serve` starts: what happens before what, with the model and the server's loop as doubles."""
+"""The order of a start, with doubles for the model and the server's loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from model_server import __main__ as main
 from model_server import model as model_module
 from model_server import server as server_module
 from model_server.compute.cpu import malloc
-from model_server.loading import read_ahead
 from tests.support.server_process import free_port
 
 
@@ -27,12 +26,12 @@ def collecting() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("collecting")
-def test_weights_are_read_ahead_and_no_garbage_is_collected_until_the_model_is_there(
+def test_weights_are_prefetched_and_garbage_is_collected_only_once_the_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(malloc, "use_one_arena", lambda: seen.append("one arena"))
-    monkeypatch.setattr(read_ahead, "start", lambda directory: seen.append(("read ahead", directory)))
+    monkeypatch.setattr(main, "prefetch_weights", lambda directory: seen.append(("prefetch", directory)))
     monkeypatch.setattr(
         model_module.MistralModel, "load", lambda model: seen.append(("loading collects", gc.isenabled()))
     )
@@ -40,7 +39,7 @@ def test_weights_are_read_ahead_and_no_garbage_is_collected_until_the_model_is_t
 
     main.serve(["--model_dir", str(tmp_path), "--http_port", str(free_port()), "--configure_logging", "false"], {})
 
-    assert seen == ["one arena", ("read ahead", tmp_path), ("loading collects", False), ("serving collects", True)]
+    assert seen == ["one arena", ("prefetch", tmp_path), ("loading collects", False), ("serving collects", True)]
     assert gc.get_freeze_count() > 0
 
 
@@ -56,7 +55,7 @@ def loops() -> Iterator[None]:
     ("flags", "loop"),
     [((), "uvloop"), (("--event-loop", "uvloop"), "uvloop"), (("--event-loop", "asyncio"), "asyncio")],
 )
-def test_server_runs_in_the_loop_that_was_asked_for(
+def test_server_runs_in_the_configured_event_loop(
     flags: tuple[str, ...], loop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran_in: list[str] = []
@@ -70,7 +69,7 @@ def test_server_runs_in_the_loop_that_was_asked_for(
             coroutine.close()
 
     monkeypatch.setattr(malloc, "use_one_arena", lambda: None)
-    monkeypatch.setattr(read_ahead, "start", lambda directory: None)
+    monkeypatch.setattr(main, "prefetch_weights", lambda directory: None)
     monkeypatch.setattr(model_module.MistralModel, "load", load)
     monkeypatch.setattr(server_module.Server, "_serve", serve)
 

@@ -1,4 +1,4 @@
-"""Requests to an engine, their answers, and a gate in its way: what the engine's tests share."""
+"""Requests to an engine, their events, and a gate in front of its forward."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ import torch
 
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.engine.engine import Engine
-from model_server.errors import (
-    ServeError,
-)
-from model_server.request import Event, Lane, Request, SamplingParams
+from model_server.errors import ServeError
+from model_server.request import Event, Request, SamplingParams
 from tests.support.fakes import TokenIds
 
 MakeEngine = Callable[..., Engine]
@@ -27,12 +25,13 @@ SLOW_BEAMS = GREEDY | {"num_beams": 4}
 def request(num_tokens: int = 8, prompt: Sequence[int] = (5, 6, 7), **changes: Any) -> Request:
     sampling = {"generate": GREEDY, "max_new_tokens": num_tokens} | changes.pop("sampling", {})
     return Request(
-        list(prompt), SamplingParams(**sampling), [TokenIds() for _ in range(sampling.get("num_answers", 1))], **changes
+        list(prompt), SamplingParams(**sampling), [TokenIds() for _ in range(sampling.get("num_choices", 1))], **changes
     )
 
 
 def beams(num_tokens: int = 200) -> Request:
-    return request(num_tokens, sampling={"generate": SLOW_BEAMS, "lane": Lane.OWN})
+    """Return a request that the fallback generates."""
+    return request(num_tokens, sampling={"generate": SLOW_BEAMS})
 
 
 async def events(*requests: Request) -> list[list[Event] | ServeError]:
@@ -48,22 +47,22 @@ async def events(*requests: Request) -> list[list[Event] | ServeError]:
 
 
 async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Wait for what other threads will do; fail when they do not."""
+    """Wait until a condition that other threads bring about holds."""
     deadline_s = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline_s, "it did not happen"
+        assert time.monotonic() < deadline_s, "the condition did not become true"
         await asyncio.sleep(0.005)
 
 
 class Gate:
-    """Holds every forward until it is opened, and can be told what to raise before one."""
+    """Holds each forward of an engine until the gate is open; `fault` is called before the forward and may raise."""
 
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open = threading.Event()
         self.open.set()
         self.fault: Callable[[Sequence[TokenRange], Sequence[TokenRange]], None] = lambda decode, prefill: None
         self.num_steps = 0
-        forward = engine._shared.runner.forward
+        forward = engine.runner.forward
 
         def gated(decode: Sequence[TokenRange], prefill: Sequence[TokenRange], *rest: Any) -> torch.Tensor:
             self.open.wait(60)
@@ -71,4 +70,4 @@ class Gate:
             self.fault(decode, prefill)
             return forward(decode, prefill, *rest)
 
-        monkeypatch.setattr(engine._shared.runner, "forward", gated)
+        monkeypatch.setattr(engine.runner, "forward", gated)

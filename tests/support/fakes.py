@@ -31,6 +31,19 @@ class ByteStream:
         return self._decoder.decode(b"", final=True)
 
 
+class FullByteStream(ByteStream):
+    """The same for prompt and completion as one text."""
+
+    def __init__(self, prompt: str) -> None:
+        super().__init__()
+        self.prompt = prompt
+        self.ids: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        self.ids.append(token_id)
+        return super().push(token_id)
+
+
 class ByteText:
     """A tokenizer whose tokens are bytes, with a chat template that knows user and assistant."""
 
@@ -46,6 +59,12 @@ class ByteText:
 
     def stream(self, stop: tuple[str, ...] = ()) -> ByteStream:
         return ByteStream()
+
+    def full_text_stream(self, prompt_ids: list[int], stop: tuple[str, ...] = (), **options: bool) -> FullByteStream:
+        return FullByteStream(self.full_text(prompt_ids))
+
+    def full_text(self, ids: list[int], *, skip_special_tokens: bool = False) -> str:
+        return bytes(id - FIRST_BYTE for id in ids if id >= FIRST_BYTE).decode("utf-8", "replace")
 
     def max_prompt_chars(self, num_tokens: int) -> int:
         return 4 * num_tokens

@@ -43,7 +43,7 @@ def break_model() -> None:
             raise torch.OutOfMemoryError("no memory for another row")
         return forward(self, decode, prefill, wanted)
 
-    Runner.forward = faulty  # type: ignore[method-assign]
+    Runner.forward = faulty  # type: ignore[method-assign, assignment]
 
 
 if __name__ == "__main__":

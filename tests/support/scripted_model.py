@@ -12,12 +12,13 @@ import uvloop
 from model_server.api.connection import Connection
 from model_server.api.middleware import wrap
 from model_server.api.routes import create_app
+from model_server.api.truss import truss_router
 
 PREDICT = "/v1/models/tiny:predict"
 
 
 class ScriptedModel:
-    """Answers with what it was told; knows whether it was left alone."""
+    """Answers with its script; records whether its client disconnected."""
 
     name = "tiny"
 
@@ -65,12 +66,13 @@ class ScriptedModel:
 
 def make_app(model: ScriptedModel, *, docs: bool = False):
     app = create_app(model, docs=docs)
+    app.include_router(truss_router(model))
     wrap(app, max_request_bytes=1000, client_stall_s=30)
     return app
 
 
 def ask(model: ScriptedModel, method: str, path: str, *, docs: bool = False, **request) -> httpx.Response:
-    """Send one request to the app, without a network between."""
+    """Send one request to the app, without a network."""
 
     async def run() -> httpx.Response:
         transport = httpx.ASGITransport(make_app(model, docs=docs))
@@ -87,7 +89,7 @@ def over_a_socket(model: ScriptedModel, act, client_stall_s: float = 30):
         server = uvicorn.Server(
             uvicorn.Config(
                 make_app(model),
-                http=partial(Connection, client_stall_s=client_stall_s),
+                http=partial(Connection, client_stall_s=client_stall_s),  # type: ignore[arg-type]
                 log_config=None,
                 lifespan="off",
             )

@@ -1,36 +1,26 @@
 """The routes of OpenAI's API, beside KServe's, on the same engine.
 
-On the paths that KServe gives them. Leaves out the wire format (`openai.py`, `openai_answers.py`) and how errors look
-(`http.py`).
+On the paths that KServe gives them. Leaves out the wire format (`requests.py`, `responses.py`) and how errors look
+(`middleware.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from model_server.api.middleware import EVENT_STREAM, Stream, cancel_on_disconnect
 from model_server.api.openai import requests as openai_requests
 from model_server.api.openai.responses import answer, sse
 from model_server.api.openai.schema import ChatBody, CompletionBody
 from model_server.api.openapi import openai_body
-from model_server.api.predict import parse_json
+from model_server.api.routes import Model
+from model_server.api.streaming import EVENT_STREAM, Stream, cancel_on_disconnect
+from model_server.api.v1.predict import parse_json
 
-Parse = Callable[..., openai_requests.Call]
-
-
-class Model(Protocol):
-    """What the routes ask of the model; `model.MistralModel` is the real one."""
-
-    openai_server: openai_requests.Server
-    created_s: int
-
-    async def submit(self, parse: Callable[[float], openai_requests.Call]) -> openai_requests.Call:
-        """Parse a body, with the deadline it is given, and have its requests generated."""
-        ...
+Parse = Callable[..., openai_requests.OpenAICall]
 
 
 def openai_router(model: Model) -> APIRouter:
@@ -41,12 +31,12 @@ def openai_router(model: Model) -> APIRouter:
         payload = parse_json(await request.body())
         request_id = request.headers.get("x-request-id", "")
 
-        async def begun() -> Any:
-            call = await model.submit(lambda deadline_s: parse(payload, model.openai_server, request_id, deadline_s))
+        async def answered() -> Any:
+            call = await model.submit(lambda deadline_s: parse(payload, model.served, request_id, deadline_s))
             return await (sse(call) if call.stream else answer(call))
 
-        found = await cancel_on_disconnect(request, begun())
-        return JSONResponse(found) if isinstance(found, dict) else Stream(found, media_type=EVENT_STREAM)
+        result = await cancel_on_disconnect(request, answered())
+        return JSONResponse(result) if isinstance(result, dict) else Stream(result, media_type=EVENT_STREAM)
 
     @router.post("/completions", name="openai_completions", response_model=None, **openai_body(CompletionBody))
     async def completions(request: Request) -> Response:
@@ -61,6 +51,6 @@ def openai_router(model: Model) -> APIRouter:
     @router.get("/models", name="openai_models")
     async def models() -> dict[str, Any]:
         """List the one model."""
-        return openai_requests.models(model.openai_server, model.created_s)
+        return openai_requests.models(model.served, model.created_s)
 
     return router

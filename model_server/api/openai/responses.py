@@ -1,4 +1,4 @@
-"""OpenAI's API on the wire, outbound: a `Call`'s events in, JSON or an event stream out.
+"""OpenAI's API on the wire, outbound: an `OpenAICall`'s events in, JSON or an event stream out.
 
 `answer` gathers everything; `sse` waits for the first event, so that a failure before it is still an HTTP error.
 Leaving either early cancels the call. Knows nothing of HTTP, KServe or torch.
@@ -12,9 +12,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
-from model_server.api.openai.requests import Call
+from model_server.api.openai.requests import OpenAICall
+from model_server.api.streaming import DONE, after_first, frame
 from model_server.request import Event, Finished, PromptLogprobs, Request, Token
 
 LEAST_LOGPROB = -9999.0
@@ -23,7 +22,7 @@ LEAST_LOGPROB = -9999.0
 Json = dict[str, Any]
 
 
-async def answer(call: Call) -> Json:
+async def answer(call: OpenAICall) -> Json:
     """Return the whole answer.
 
     Raises:
@@ -42,42 +41,31 @@ async def answer(call: Call) -> Json:
     }
 
 
-async def sse(call: Call) -> AsyncGenerator[bytes, None]:
+async def sse(call: OpenAICall) -> AsyncGenerator[bytes, None]:
     """Wait for the first event, then return the server-sent events.
 
     Raises:
         ServeError: the call failed before its first event; nothing has been sent. A later failure is raised by the
-            iterator; the layer around the routes makes it the stream's last event.
+            iterator; the middleware makes it the stream's last event.
     """
-    events = _merged(call.requests)
-    first = await anext(events)
-    return _frames(call, first, events)
+    return _frames(call, await after_first(_merged(call.requests)))
 
 
-async def _frames(
-    call: Call, first: tuple[int, Event], events: AsyncGenerator[tuple[int, Event], None]
-) -> AsyncGenerator[bytes, None]:
+async def _frames(call: OpenAICall, events: AsyncGenerator[tuple[int, Event], None]) -> AsyncGenerator[bytes, None]:
     choices = [_Choice(call, index) for index in range(len(call.requests))]
     envelope = _envelope(call)
     if call.include_usage:
         envelope["usage"] = None
-
-    def added(index: int, event: Event) -> list[bytes]:
-        piece = choices[index].add(event)
-        return [_frame(envelope | {"choices": [choices[index].written(piece)]})] if piece else []
-
     try:
         if call.chat:
             for choice in choices:
-                yield _frame(envelope | {"choices": [choice.opening()]})
-        for frame in added(*first):
-            yield frame
+                yield frame(envelope | {"choices": [choice.opening()]})
         async for index, event in events:
-            for frame in added(index, event):
-                yield frame
+            if piece := choices[index].add(event):
+                yield frame(envelope | {"choices": [choices[index].written(piece)]})
         if call.include_usage:
-            yield _frame(envelope | {"choices": [], "usage": _usage(call, choices)})
-        yield b"data: [DONE]\n\n"
+            yield frame(envelope | {"choices": [], "usage": _usage(call, choices)})
+        yield DONE
     finally:
         await events.aclose()
         call.cancel()
@@ -122,7 +110,7 @@ class _Piece:
 class _Choice:
     """One choice as it grows. It is written either piece by piece or whole, not both: offsets count on."""
 
-    def __init__(self, call: Call, index: int) -> None:
+    def __init__(self, call: OpenAICall, index: int) -> None:
         self._call = call
         self._index = index
         self._unsent = call.echoes[index]
@@ -211,7 +199,7 @@ def _finite(logprob: float | None) -> float | None:
     return None if logprob is None else max(logprob, LEAST_LOGPROB)
 
 
-def _envelope(call: Call) -> Json:
+def _envelope(call: OpenAICall) -> Json:
     """Return what every chunk of a call, or its whole answer, begins with."""
     kind = "text_completion"
     if call.chat:
@@ -220,15 +208,13 @@ def _envelope(call: Call) -> Json:
     return {"id": f"{prefix}-{call.id}", "object": kind, "created": call.created_s, "model": call.model}
 
 
-def _usage(call: Call, choices: list[_Choice]) -> Json:
+def _usage(call: OpenAICall, choices: list[_Choice]) -> Json:
     completion_tokens = sum(choice.completion_tokens for choice in choices)
     return {
         "prompt_tokens": call.num_prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": call.num_prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(request.num_cached for request in call.requests[:: call.n])},
+        "prompt_tokens_details": {
+            "cached_tokens": sum(request.num_cached_tokens for request in call.requests[:: call.n])
+        },
     }
-
-
-def _frame(data: Json) -> bytes:
-    return b"data: " + orjson.dumps(data) + b"\n\n"

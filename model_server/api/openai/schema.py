@@ -1,26 +1,30 @@
 """The bodies of OpenAI's API: what a completion and a chat may ask for, by its names and with its defaults.
 
 A field that OpenAI knows and this server does not support is refused unless its value asks for nothing; a field that
-nobody knows is refused too. The models are what the OpenAPI document shows. What a body becomes is `openai.py`'s.
+OpenAI does not know is refused too. The models are what the OpenAPI document shows. What a body becomes is
+`requests.py`'s.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from model_server.api.fields import MAX_LIST, check_unicode, shown
+from model_server.api.prompts import CONTENT_RULE, TextPart
+from model_server.api.v1.parameters import MAX_LIST
+from model_server.api.validation import describe, validate
 from model_server.errors import BadRequest
 
 MAX_CHOICES = 128
 """Answers of one call, all prompts together."""
 
-LABELS = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "user"})
-"""For OpenAI's own books: no answer depends on them, so they are taken and dropped."""
+IGNORED_FIELDS = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "user"})
+"""For OpenAI's own records: no answer depends on them, so they are accepted and ignored."""
 
-ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
+NO_OP_VALUES: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "function_call": ("none",),
     "functions": ([],),
@@ -41,13 +45,6 @@ ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 """Fields of OpenAI's that are not supported, and the values with which they change nothing."""
-
-FORMS = {
-    "prompt": "must be a string, a list of strings, a list of token ids or a list of such lists, none empty",
-    "stop": "must be a string, or a list of up to 16, each of 1 to 256 characters",
-    "content": 'must be a string or a list of {"type": "text", "text": "..."}',
-}
-"""What fields of several forms may be, where pydantic would name each form that failed."""
 
 Item = TypeVar("Item")
 NotEmpty = Annotated[list[Item], Field(min_length=1)]
@@ -89,32 +86,33 @@ class Body(_Strict):
 class CompletionBody(Body):
     """The body of `POST /openai/v1/completions`."""
 
-    prompt: str | NotEmpty[str] | TokenIds | NotEmpty[TokenIds]
+    prompt: str | NotEmpty[str] | TokenIds | NotEmpty[TokenIds] = Field(
+        title="a string, a list of strings, a list of token ids or a list of such lists, none empty"
+    )
     best_of: int | None = None
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=5)
     max_tokens: int = Field(16, ge=0)
 
 
-class TextPart(_Strict):
+class StrictTextPart(TextPart):
     """A piece of a message."""
 
-    type: Literal["text"]
-    text: str
+    model_config = ConfigDict(strict=True, extra="forbid")
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
     """One turn. What an answer of ours holds may be sent back as it came: its empty fields are dropped."""
 
     model_config = ConfigDict(strict=True, extra="allow")
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Annotated[str | list[StrictTextPart], Field(title=CONTENT_RULE)]
 
 
 class ChatBody(Body):
     """The body of `POST /openai/v1/chat/completions`."""
 
-    messages: NotEmpty[Message]
+    messages: NotEmpty[ChatMessage]
     logprobs: bool = False
     max_completion_tokens: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=1)
@@ -131,38 +129,19 @@ def read(kind: type[AnyBody], body: object) -> AnyBody:
         BadRequest: the sentence names the field.
     """
     if not isinstance(body, Mapping):
-        raise BadRequest(f"The body must be a JSON object, not {shown(body)}.", field="body")
-    given = {name: value for name, value in body.items() if value is not None and name not in LABELS}
-    for name in given.keys() & ASKS_FOR_NOTHING:
-        if given.pop(name) not in ASKS_FOR_NOTHING[name]:
+        raise BadRequest(f"The body must be a JSON object, not {describe(body)}.", field="body")
+    given = {name: value for name, value in body.items() if value is not None and name not in IGNORED_FIELDS}
+    for name in given.keys() & NO_OP_VALUES:
+        value = given.pop(name)
+        # With its type, because `0 == False`.
+        if not any(type(value) is type(no_op) and value == no_op for no_op in NO_OP_VALUES[name]):
             raise BadRequest(f"{name} is not supported here: leave it out.", field=name)
     try:
-        asked = kind.model_validate(given)
-    except ValidationError as error:
-        raise _bad(error) from None
-    for stop in asked.stops:
-        check_unicode(stop, "stop")
-    if asked.stream_options is not None and not asked.stream:
+        parsed = validate(kind, given)
+    except BadRequest as error:
+        # OpenAI's `param` is the name of the field, without the place in it.
+        field = re.split(r"[.\[]", error.field or "", maxsplit=1)[0]
+        raise BadRequest(str(error), field=field) from None
+    if parsed.stream_options is not None and not parsed.stream:
         raise BadRequest("stream_options needs stream to be true.", field="stream_options")
-    return asked
-
-
-def _bad(error: ValidationError) -> BadRequest:
-    """Say the first thing that is wrong, without repeating what was sent."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    path: list[str] = []
-    form = None
-    for part in first["loc"]:
-        if isinstance(part, int):
-            path.append(f"[{part}]")
-        else:
-            path.append(ascii(part[:64])[1:-1] if not path else f".{ascii(part[:64])[1:-1]}")
-            form = FORMS.get(part)
-        if form:
-            break
-    label = "".join(path)
-    rule = {
-        "extra_forbidden": "is not a field of this request",
-        "missing": "must be given",
-    }.get(first["type"], "must" + first["msg"].removeprefix("Input should").replace("Field required", "be given"))
-    return BadRequest(f"{label} {form or rule}.", field=str(first["loc"][0])[:64])
+    return parsed

@@ -1,1 +1,1 @@
-"""Tuning that only a CPU needs."""
+"""Tuning that only a CPU needs: packed weights, threads, the allocator, torch's environment."""

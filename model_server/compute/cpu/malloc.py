@@ -1,4 +1,4 @@
-"""glibc's allocator, told to give memory back. Elsewhere (musl, macOS) nothing happens.
+"""glibc's allocator: one arena, and free memory returned to the system. Does nothing with another C library.
 
 See malloc_trim(3) and mallopt(3).
 """
@@ -13,16 +13,16 @@ _libc = ctypes.CDLL(None)
 
 
 def use_one_arena() -> None:
-    """Have all threads allocate from one arena; call before there are threads.
+    """Have all threads allocate from one arena; call before threads start. `MALLOC_ARENA_MAX` overrides it.
 
-    glibc makes an arena for each of the first threads and cannot trim the end of any but the first: tens of megabytes
-    that a step of many tokens or a `generate` call once needed would stay. What the operator has set stays.
+    By default glibc makes an arena for each of the first threads, and `malloc_trim` shortens only the main one. Memory
+    that one large step or `generate` call needed would stay resident: tens of megabytes.
     """
     if "MALLOC_ARENA_MAX" not in os.environ and hasattr(_libc, "mallopt"):
         _libc.mallopt(_M_ARENA_MAX, 1)
 
 
 def trim() -> None:
-    """Hand all memory back to the system that is free."""
+    """Return all free memory to the system."""
     if hasattr(_libc, "malloc_trim"):
         _libc.malloc_trim(0)

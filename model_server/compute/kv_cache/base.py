@@ -1,4 +1,4 @@
-"""What the shared lane asks of its KV memory, whatever it looks like inside (slots, spans)."""
+"""The KV cache's interface, the same for both layouts (contiguous and dense)."""
 
 from __future__ import annotations
 
@@ -14,46 +14,55 @@ from model_server.compute.decoder import Step
 
 @dataclass(frozen=True, slots=True)
 class TokenRange:
-    """Consecutive tokens of one row: a chunk of its prompt, or the one token it decodes."""
+    """Consecutive tokens of one sequence that a step computes: a chunk of its prompt, or the one token it decodes."""
 
-    place: int
-    """Where the row's keys and values begin, in tokens of the memory."""
+    kv_offset: int
+    """Where the sequence's keys and values begin, in tokens of the cache."""
     start: int
-    """Position of the first token, counted from the row's beginning."""
+    """Position of the first token in its sequence."""
     token_ids: Sequence[int]
+
+    @property
+    def kv_len(self) -> int:
+        """Tokens of the sequence in the cache once the step has run."""
+        return self.start + len(self.token_ids)
 
 
 class KVCache(Protocol):
-    """Keys and values of the running rows; a row's memory is reserved whole, so that it never runs out."""
+    """Keys and values of the running sequences.
+
+    A sequence's memory is reserved when it is admitted, for its prompt and all the tokens it may generate. A running
+    sequence therefore never runs out of memory.
+    """
 
     num_tokens: int
-    """All that it holds."""
+    """Capacity in tokens."""
     max_sequence_tokens: int
-    """The most that one row may hold."""
+    """Capacity of one sequence in tokens."""
 
     def allocate(self, num_tokens: int) -> int | None:
-        """Reserve memory for a row of so many tokens and return its place, or None while there is none.
+        """Reserve memory for a sequence and return its offset, or None if there is no room.
 
-        What it holds from an earlier row stays until it is written over.
+        Keys and values of earlier sequences stay there until they are overwritten.
         """
 
-    def free(self, place: int) -> None: ...
+    def free(self, kv_offset: int) -> None: ...
 
-    def copy(self, source: int, place: int, num_tokens: int) -> None:
-        """Copy the keys and values of a row's first tokens to another place; the two must not overlap."""
+    def copy(self, source: int, kv_offset: int, num_tokens: int) -> None:
+        """Copy the first tokens of a sequence to another offset; the two regions must not overlap."""
 
-    def num_allocatable(self, rows: Iterable[int]) -> int:
-        """Return how many of these rows, given by their tokens, would get a place now, in this order."""
+    def num_allocatable(self, lengths: Iterable[int]) -> int:
+        """Return how many sequences of these lengths, in this order, could be allocated now."""
 
     def release_unused(self) -> bool:
-        """Hand unused memory back to the system and say whether that is possible; call when no row is held."""
+        """Return unused memory to the system, and whether that is possible; call when nothing is allocated."""
 
     def step(self, decode: Sequence[TokenRange], prefill: Sequence[TokenRange]) -> Step:
-        """Return a step of these segments in tensors, `decode` (one token each) first."""
+        """Return a step over these ranges as tensors, `decode` (one token each) first."""
 
 
 def kv_bytes_per_token(config: MistralConfig, dtype: torch.dtype) -> int:
-    """Return the bytes that one token's keys and values take over all layers."""
+    """Return the bytes of one token's keys and values in all layers."""
     return 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim(config) * dtype.itemsize
 
 
@@ -62,6 +71,6 @@ def head_dim(config: MistralConfig) -> int:
 
 
 def window_of(config: MistralConfig, max_sequence_tokens: int) -> int | None:
-    """Return the sliding window in tokens, or None when no row is long enough to notice it."""
+    """Return the sliding window in tokens, or None if no sequence is longer than it."""
     window = config.sliding_window
     return window if window is not None and window < max_sequence_tokens else None

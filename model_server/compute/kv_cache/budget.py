@@ -1,4 +1,4 @@
-"""How many rows fit beside the weights: the memory for keys and values, divided once, at start."""
+"""The KV cache's memory budget: the memory left beside the weights, divided once, at start."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from model_server.errors import StartupError
 from model_server.telemetry.progress import in_units
 
 USABLE = {"cuda": 0.9, "cpu": 0.5}
-"""Share of the free memory that keys and values may take: a GPU is ours alone, a CPU's memory seldom is."""
-OWN_LANE = 0.25
-"""Share of that for the own lane's one call, which holds its keys and values twice while beams change places."""
-MAX_OWN_LANE_SEQUENCES = 16
+"""Share of the free memory for keys and values: the server has a GPU to itself, but seldom a CPU's memory."""
+FALLBACK_SHARE = 0.25
+"""Share of that for one `generate` call of the fallback, which holds its keys and values twice while beams reorder."""
+MAX_FALLBACK_SEQUENCES = 16
 
 
 @dataclass(frozen=True)
-class Capacity:
+class KVCacheBudget:
     """What the engine may hold at once."""
 
-    num_rows: int
-    """Rows of the shared lane."""
+    max_batch_size: int
+    """Sequences in the batch."""
     num_tokens: int
     """Tokens of all of them together."""
-    own_lane_tokens: int
-    """Sequences times length of one own-lane call."""
+    max_fallback_tokens: int
+    """Sequences times length of one `generate` call of the fallback."""
     reason: str
     """One sentence for the log."""
 
@@ -40,37 +40,40 @@ def plan(
     free_bytes: int,
     max_model_len: int,
     max_batch_size: int,
-    equal_rows: bool,
-) -> Capacity:
+    dense: bool,
+) -> KVCacheBudget:
     """Divide the memory that is free once the weights are loaded.
 
     Args:
-        equal_rows: each row reserves the longest length there is (`slots.py`), not only what it may need (`spans.py`).
+        dense: each sequence reserves `max_model_len` tokens, not only those that it may need.
     Raises:
-        StartupError: not even one row of the longest length fits.
+        StartupError: not even one sequence of `max_model_len` tokens fits.
     """
     usable_bytes = int(free_bytes * USABLE[device.type])
     token_bytes = kv_bytes_per_token(config, dtype)
-    row_bytes = token_bytes * max_model_len
-    shared_bytes = int(usable_bytes * (1 - OWN_LANE))
-    if shared_bytes < row_bytes:
+    sequence_bytes = token_bytes * max_model_len
+    batch_bytes = int(usable_bytes * (1 - FALLBACK_SHARE))
+    if batch_bytes < sequence_bytes:
         raise StartupError(
-            f"One request of {max_model_len} tokens needs {in_units(row_bytes)} of memory beside the weights "
-            f"and {in_units(usable_bytes)} can be used: give more memory or choose a smaller --max_model_len."
+            f"One request of {max_model_len} tokens needs {in_units(sequence_bytes)} of memory beside the weights, "
+            f"and {in_units(batch_bytes)} can be used: give the container more memory or choose a smaller "
+            "--max_model_len."
         )
-    own_lane_tokens = min(int(usable_bytes * OWN_LANE) // (2 * token_bytes), MAX_OWN_LANE_SEQUENCES * max_model_len)
-    if equal_rows:
-        num_rows = min(max_batch_size, shared_bytes // row_bytes)
-        num_tokens = num_rows * max_model_len
+    max_fallback_tokens = min(
+        int(usable_bytes * FALLBACK_SHARE) // (2 * token_bytes), MAX_FALLBACK_SEQUENCES * max_model_len
+    )
+    asked_for = max_batch_size
+    if dense:
+        max_batch_size = min(asked_for, batch_bytes // sequence_bytes)
+        num_tokens = max_batch_size * max_model_len
     else:
-        num_rows = max_batch_size
-        num_tokens = min(shared_bytes // token_bytes, max_batch_size * max_model_len)
-    asked = "as asked for" if num_rows == max_batch_size else f"memory allows no more, {max_batch_size} were asked for"
-    return Capacity(
-        num_rows,
+        num_tokens = min(batch_bytes // token_bytes, asked_for * max_model_len)
+    why = "as configured" if max_batch_size == asked_for else f"memory allows no more of the {asked_for} configured"
+    return KVCacheBudget(
+        max_batch_size,
         num_tokens,
-        own_lane_tokens,
-        f"batch {num_rows}: {asked}; {in_units(num_tokens * token_bytes)} for keys and values, {num_tokens} tokens "
-        f"({in_units(token_bytes)} each, a request holds up to {max_model_len}), "
-        f"{own_lane_tokens} tokens for the own lane",
+        max_fallback_tokens,
+        f"max_batch_size {max_batch_size}: {why}; KV cache {in_units(num_tokens * token_bytes)}, {num_tokens} tokens "
+        f"({in_units(token_bytes)} each, a request holds up to {max_model_len}); "
+        f"fallback {max_fallback_tokens} tokens",
     )

@@ -1,7 +1,7 @@
-"""KV memory as slots: rows at equal distances, so that one attention call serves them all. For a CPU.
+"""Dense KV cache: every sequence has a region of the maximum length, so one attention call serves them all. For a CPU.
 
-Owns the tensors, which slot is free, and attention over slots. A slot has addresses for the longest row and is reserved
-whole; on a CPU the kernel gives memory only to what is written.
+Owns the tensors, which region is free, and attention over regions. A region reserves addresses only: the kernel
+provides memory for the pages that are written.
 """
 
 from __future__ import annotations
@@ -16,78 +16,81 @@ from transformers import MistralConfig
 
 from model_server.compute.attention import chunk_attention
 from model_server.compute.cpu import malloc
-from model_server.compute.fused_linear import padded
+from model_server.compute.cpu.packed_linear import padded
 from model_server.compute.kv_cache.base import TokenRange, head_dim, kv_bytes_per_token, window_of
 
-LONG_ROW_TOKENS = 128
-"""What a separate attention call costs, counted in tokens of a batched one (see `_split_at`)."""
-NUM_IN_TURN = 4
-"""Slots that requests take in turn which come one at a time."""
+SEPARATE_CALL_TOKENS = 128
+"""What a separate attention call costs, counted in tokens of a batched one (see `_batched_length`)."""
+NUM_ROTATED = 4
+"""Regions that are used in turn while only one request runs at a time."""
 
 
 class DenseKVCache:
-    """Keys and values of all layers: (layers, 2, num_slots, kv_heads, slot_len, head_dim)."""
+    """Keys and values of all layers: (layers, 2, max_batch_size, kv_heads, max_sequence_tokens, head_dim)."""
 
     def __init__(
         self,
         config: MistralConfig,
         *,
-        num_slots: int,
-        slot_len: int,
+        max_batch_size: int,
+        max_sequence_tokens: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         self.device = device
-        self.max_sequence_tokens = slot_len
-        self.num_tokens = num_slots * slot_len
-        self.window = window_of(config, slot_len)
-        shape = (config.num_hidden_layers, 2, num_slots, config.num_key_value_heads, slot_len, head_dim(config))
+        self.max_batch_size = max_batch_size
+        self.max_sequence_tokens = max_sequence_tokens
+        self.num_tokens = max_batch_size * max_sequence_tokens
+        self.window = window_of(config, max_sequence_tokens)
+        kv_heads, size = config.num_key_value_heads, head_dim(config)
+        shape = (config.num_hidden_layers, 2, max_batch_size, kv_heads, max_sequence_tokens, size)
         self._pages: mmap.mmap | None = None
         if device.type == "cpu":
-            # An anonymous mapping costs memory only where rows have written, and reads as zeros elsewhere.
+            # An anonymous mapping takes memory only where it has been written, and reads as zeros elsewhere.
             num_bytes = self.num_tokens * kv_bytes_per_token(config, dtype)
             self._pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             memory = torch.frombuffer(self._pages, dtype=dtype).view(shape)
         else:
-            # Zeros and not garbage: what the mask hides is still multiplied, and 0 x NaN is NaN.
+            # Zeros and not garbage: masked keys are still multiplied, and 0 x NaN is NaN.
             memory = torch.zeros(shape, dtype=dtype, device=device)
         self.memory = memory
         self.by_token = memory.permute(0, 2, 4, 1, 3, 5).unbind()
-        """The same seen as it is written: for each layer (num_slots, slot_len, 2, kv_heads, head_dim)."""
-        self._free = set(range(num_slots))
-        self._num_slots = num_slots
-        self._left = [0] * num_slots
-        """For each slot a number that is higher the later it was given back."""
-        self._num_left = 0
+        """The same as it is written: for each layer (max_batch_size, max_sequence_tokens, 2, kv_heads, head_dim)."""
+        self._free = set(range(max_batch_size))
+        self._freed_at = [0] * max_batch_size
+        """For each region a number that is higher the later it was freed."""
+        self._num_freed = 0
 
     def allocate(self, num_tokens: int) -> int | None:
-        """Return the place of the lowest free slot, as low slots keep the batch dense.
+        """Reserve the lowest free region and return its offset; low regions keep the batch dense.
 
-        When nothing runs, of the lowest few the one that was left longest ago: conversations that take turns find what
-        they left.
+        When no request runs, the least recently freed of the first few is taken: conversations that alternate then
+        find their prefixes in the cache.
         """
         if not self._free:
             return None
-        slot = min(self._free)
-        if len(self._free) == self._num_slots:
-            slot = min(range(min(NUM_IN_TURN, self._num_slots)), key=self._left.__getitem__)
-        self._free.remove(slot)
-        return slot * self.max_sequence_tokens
+        index = min(self._free)
+        if len(self._free) == self.max_batch_size:
+            index = min(range(min(NUM_ROTATED, self.max_batch_size)), key=self._freed_at.__getitem__)
+        self._free.remove(index)
+        return index * self.max_sequence_tokens
 
-    def free(self, place: int) -> None:
-        slot = self.slot(place)
-        self._num_left += 1
-        self._left[slot] = self._num_left
-        self._free.add(slot)
+    def free(self, kv_offset: int) -> None:
+        index = self.index(kv_offset)
+        self._num_freed += 1
+        self._freed_at[index] = self._num_freed
+        self._free.add(index)
 
-    def slot(self, place: int) -> int:
-        return place // self.max_sequence_tokens
+    def index(self, kv_offset: int) -> int:
+        """Return which region begins at an offset."""
+        return kv_offset // self.max_sequence_tokens
 
-    def copy(self, source: int, place: int, num_tokens: int) -> None:
-        self.memory[:, :, self.slot(place), :, :num_tokens] = self.memory[:, :, self.slot(source), :, :num_tokens]
+    def copy(self, source: int, kv_offset: int, num_tokens: int) -> None:
+        memory = self.memory
+        memory[:, :, self.index(kv_offset), :, :num_tokens] = memory[:, :, self.index(source), :, :num_tokens]
 
-    def num_allocatable(self, rows: Iterable[int]) -> int:
-        return min(len(list(rows)), len(self._free))
+    def num_allocatable(self, lengths: Iterable[int]) -> int:
+        return min(len(list(lengths)), len(self._free))
 
     def release_unused(self) -> bool:
         if self._pages is None:
@@ -96,113 +99,115 @@ class DenseKVCache:
         malloc.trim()
         return True
 
-    def step(self, decode: Sequence[TokenRange], prefill: Sequence[TokenRange]) -> SlotStep:
-        return SlotStep(self, decode, prefill)
+    def step(self, decode: Sequence[TokenRange], prefill: Sequence[TokenRange]) -> DenseStep:
+        return DenseStep(self, decode, prefill)
 
 
-class SlotStep:
-    """A step over slots (`decoder.Step`).
+class DenseStep:
+    """A step over a dense KV cache (`decoder.Step`).
 
-    What it reads and writes is cut out for all layers at once: cutting takes a CPU as long as a small computation.
+    The views that it reads and writes are cut for all layers at once: cutting one takes a CPU as long as a small
+    computation.
     """
 
-    def __init__(self, slots: DenseKVCache, decode: Sequence[TokenRange], prefill: Sequence[TokenRange]) -> None:
-        self._slots = slots
+    def __init__(self, cache: DenseKVCache, decode: Sequence[TokenRange], prefill: Sequence[TokenRange]) -> None:
+        self._cache = cache
         self._num_decode = len(decode)
-        segments = [*decode, *prefill]
-        token_ids = [t for s in segments for t in s.token_ids]
-        positions = [p for s in segments for p in range(s.start, s.start + len(s.token_ids))]
+        ranges = [*decode, *prefill]
+        token_ids = [t for r in ranges for t in r.token_ids]
+        positions = [p for r in ranges for p in range(r.start, r.kv_len)]
         padding = [0] * (padded(len(token_ids)) - len(token_ids))
-        self.token_ids = torch.tensor(token_ids + padding, device=slots.device)
-        self.positions = torch.tensor(positions + padding, device=slots.device)
-        self._chunks = [TextDelta(slots, segment) for segment in prefill]
-        self._lengths = [len(decode), *(len(segment.token_ids) for segment in prefill), len(padding)]
+        self.token_ids = torch.tensor(token_ids + padding, device=cache.device)
+        self.positions = torch.tensor(positions + padding, device=cache.device)
+        self._chunks = [PromptChunk(cache, chunk) for chunk in prefill]
+        self._lengths = [len(decode), *(len(chunk.token_ids) for chunk in prefill), len(padding)]
         if decode:
             self._plan_decode(decode)
 
     def _plan_decode(self, decode: Sequence[TokenRange]) -> None:
-        memory, device, window = self._slots.memory, self._slots.device, self._slots.window
+        memory, device, window = self._cache.memory, self._cache.device, self._cache.window
         kv_heads = memory.shape[3]
-        lengths = [s.start + 1 for s in decode]
-        places = [self._slots.slot(s.place) for s in decode]
-        self._places = torch.tensor(places, device=device)
+        kv_lens = [r.kv_len for r in decode]
+        indices = [self._cache.index(r.kv_offset) for r in decode]
+        self._indices = torch.tensor(indices, device=device)
         self._last = self.positions[: len(decode)]
-        self._num_slots = num_slots = max(places) + 1
-        self._dense = places == list(range(num_slots))
-        split = _split_at(lengths, num_slots)
-        # A key head of a slot is a sequence of its own: the output then lies as it is wanted.
-        self._short = _layers(memory[:, :, :num_slots, :, :split].flatten(2, 3).unsqueeze(3)) if split else []
+        self._num_regions = num_regions = max(indices) + 1
+        self._in_order = indices == list(range(num_regions))
+        batched_len = _batched_length(kv_lens, num_regions)
+        # Each key head of a region is a sequence of its own: the output then has the layout that the decoder wants.
+        short = memory[:, :, :num_regions, :, :batched_len].flatten(2, 3).unsqueeze(3)
+        self._short = _layers(short) if batched_len else []
         self._long: list[tuple[int, Sequence[Tensor]]] = []
-        for row, (slot, length) in enumerate(zip(places, lengths, strict=True)):
-            if length > split:
-                first = 0 if window is None else max(0, length - window)
-                self._long.append((row, _layers(memory[:, :, slot : slot + 1, :, first:length])))
-        window = window if window is not None and max(lengths) > window else None
+        for sequence, (index, kv_len) in enumerate(zip(indices, kv_lens, strict=True)):
+            if kv_len > batched_len:
+                first = 0 if window is None else max(0, kv_len - window)
+                self._long.append((sequence, _layers(memory[:, :, index : index + 1, :, first:kv_len])))
+        window = window if window is not None and max(kv_lens) > window else None
         self._mask: Tensor | None = None
-        if split and not (self._dense and min(lengths) >= split and window is None):
-            # A slot without a row shows its first key, so that its softmax stays finite; its output is not read.
-            row_lengths = torch.ones((num_slots, 1), dtype=torch.long, device=device)
-            row_lengths[self._places, 0] = self._last + 1
-            key_positions = torch.arange(split, device=device)
-            seen = key_positions < row_lengths
+        if batched_len and not (self._in_order and min(kv_lens) >= batched_len and window is None):
+            # A region without a sequence shows its first key, so that its softmax stays finite; its output is dropped.
+            lens = torch.ones((num_regions, 1), dtype=torch.long, device=device)
+            lens[self._indices, 0] = self._last + 1
+            key_positions = torch.arange(batched_len, device=device)
+            visible = key_positions < lens
             if window is not None:
-                seen &= key_positions >= row_lengths - window
-            # In the keys' own format: a mask of truth values would be turned into this again in every layer.
-            mask = torch.zeros(seen.shape, dtype=memory.dtype, device=device).masked_fill_(~seen, -torch.inf)
+                visible &= key_positions >= lens - window
+            # In the keys' number format: a boolean mask would be converted to it again in every layer.
+            mask = torch.zeros(visible.shape, dtype=memory.dtype, device=device).masked_fill_(~visible, -torch.inf)
             self._mask = mask.repeat_interleave(kv_heads, 0)[:, None, None, :]
 
     def attend(self, layer: int, q: Tensor, kv: Tensor, scaling: float) -> Tensor:
         """See `decoder.Step.attend`."""
         n = self._num_decode
         if n == len(q):
-            return self._attend_rows(layer, q, kv, scaling)
-        decoding, *queries, _ = q.split(self._lengths)
-        decoded, *written, _ = kv.split(self._lengths)
-        found = [self._attend_rows(layer, decoding, decoded, scaling)] if n else []
-        for chunk, asked, new in zip(self._chunks, queries, written, strict=True):
-            found.append(chunk.attend(layer, asked, new, scaling))
-        found.append(q.new_zeros((self._lengths[-1], found[0].shape[1])))  # padding, which nobody reads
-        return torch.cat(found)
+            return self._attend_decode(layer, q, kv, scaling)
+        decode_q, *chunks_q, _ = q.split(self._lengths)
+        decode_kv, *chunks_kv, _ = kv.split(self._lengths)
+        outputs = [self._attend_decode(layer, decode_q, decode_kv, scaling)] if n else []
+        for chunk, chunk_q, chunk_kv in zip(self._chunks, chunks_q, chunks_kv, strict=True):
+            outputs.append(chunk.attend(layer, chunk_q, chunk_kv, scaling))
+        outputs.append(q.new_zeros((self._lengths[-1], outputs[0].shape[1])))  # padding
+        return torch.cat(outputs)
 
-    def _attend_rows(self, layer: int, q: Tensor, kv: Tensor, scaling: float) -> Tensor:
-        """Decode attention: one query token for each row; the query heads of a group share its keys."""
-        self._slots.by_token[layer].index_put_((self._places, self._last), kv)
-        num_rows, num_heads, size = q.shape
+    def _attend_decode(self, layer: int, q: Tensor, kv: Tensor, scaling: float) -> Tensor:
+        """Attend from one query token of each sequence; the query heads of a group share its keys."""
+        self._cache.by_token[layer].index_put_((self._indices, self._last), kv)
+        num_sequences, num_heads, size = q.shape
         kv_heads = kv.shape[2]
-        rows = q.reshape(num_rows, kv_heads, num_heads // kv_heads, size)
+        grouped = q.reshape(num_sequences, kv_heads, num_heads // kv_heads, size)
         out = None
         if self._short:
-            queries = rows
-            if not self._dense:
-                queries = rows.new_zeros((self._num_slots, *rows.shape[1:]))
-                queries[self._places] = rows
+            queries = grouped
+            if not self._in_order:
+                queries = grouped.new_zeros((self._num_regions, *grouped.shape[1:]))
+                queries[self._indices] = grouped
             out = F.scaled_dot_product_attention(
-                queries.reshape(-1, 1, *rows.shape[2:]),
+                queries.reshape(-1, 1, *grouped.shape[2:]),
                 self._short[2 * layer],
                 self._short[2 * layer + 1],
                 attn_mask=self._mask,
                 scale=scaling,
             )
-            out = out.view(-1, *rows.shape[1:])
-            if not self._dense:
-                out = out[self._places]
+            out = out.view(-1, *grouped.shape[1:])
+            if not self._in_order:
+                out = out[self._indices]
         if out is None:
-            out = torch.empty_like(rows)
-        for row, read in self._long:
-            out[row] = F.scaled_dot_product_attention(
-                rows[row : row + 1], read[2 * layer], read[2 * layer + 1], scale=scaling
+            out = torch.empty_like(grouped)
+        for sequence, kv_views in self._long:
+            out[sequence] = F.scaled_dot_product_attention(
+                grouped[sequence : sequence + 1], kv_views[2 * layer], kv_views[2 * layer + 1], scale=scaling
             )[0]
-        return out.view(num_rows, -1)
+        return out.view(num_sequences, -1)
 
 
-class TextDelta:
-    """A piece of a prompt that a step reads."""
+class PromptChunk:
+    """A chunk of a prompt that a step prefills."""
 
-    def __init__(self, slots: DenseKVCache, segment: TokenRange) -> None:
-        slot, end = slots.slot(segment.place), segment.start + len(segment.token_ids)
-        self._start, self._window = segment.start, slots.window
-        self._keys_and_values = _layers(slots.memory[:, :, slot, :, :end])
-        self._written = slots.memory[:, :, slot, :, segment.start : end].permute(0, 3, 1, 2, 4).unbind()
+    def __init__(self, cache: DenseKVCache, chunk: TokenRange) -> None:
+        index = cache.index(chunk.kv_offset)
+        self._start, self._window = chunk.start, cache.window
+        self._keys_and_values = _layers(cache.memory[:, :, index, :, : chunk.kv_len])
+        self._written = cache.memory[:, :, index, :, chunk.start : chunk.kv_len].permute(0, 3, 1, 2, 4).unbind()
 
     def attend(self, layer: int, q: Tensor, kv: Tensor, scaling: float) -> Tensor:
         """Write keys and values and return attention's output; shapes as in `decoder.Step.attend`."""
@@ -216,18 +221,18 @@ def _layers(memory: Tensor) -> Sequence[Tensor]:
     return memory.flatten(0, 1).unbind()
 
 
-def _split_at(lengths: Sequence[int], num_slots: int) -> int:
-    """Return how many tokens of every slot the batched attention call should read.
+def _batched_length(kv_lens: Sequence[int], num_regions: int) -> int:
+    """Return how many tokens of every region the batched attention call should read.
 
-    Rows that are longer get a call of their own: one long row must not make all the others pay for its length. The
-    cheapest split is one of the lengths, or 0 (a call for each row).
+    Longer sequences get a call of their own: one long sequence must not make all others pay for its length. The
+    cheapest length is one of the sequences' lengths, or 0 (a call for each sequence).
     """
-    best, best_cost = 0, sum(lengths) + LONG_ROW_TOKENS * len(lengths)
-    rest, count = best_cost, len(lengths)
-    for length in sorted(lengths):
+    best, best_cost = 0, sum(kv_lens) + SEPARATE_CALL_TOKENS * len(kv_lens)
+    rest, count = best_cost, len(kv_lens)
+    for kv_len in sorted(kv_lens):
         count -= 1
-        rest -= length + LONG_ROW_TOKENS
-        cost = num_slots * length + rest
+        rest -= kv_len + SEPARATE_CALL_TOKENS
+        cost = num_regions * kv_len + rest
         if cost <= best_cost:
-            best, best_cost = length, cost
+            best, best_cost = kv_len, cost
     return best

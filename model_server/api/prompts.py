@@ -1,0 +1,179 @@
+"""From a prompt or messages to tokens, within the model's limits: what all the generating routes share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from model_server.api.validation import check_unicode
+from model_server.errors import BadRequest
+from model_server.request import Detokenizer, Request
+
+NUM_SEEDS = 2**63
+"""A seed is below this; the seeds of further answers start again at 0."""
+
+
+class FullText(Detokenizer, Protocol):
+    """A detokenizer of prompt and completion as one text; `text.full_text.FullTextDetokenizer` is the real one."""
+
+    prompt: str
+    """What is certain of the prompt's text."""
+    ids: list[int]
+    """The completion's tokens so far."""
+
+
+class Text(Protocol):
+    """What is needed of the tokenizer; `text.tokenizer.Text` is the real one."""
+
+    def encode(self, prompt: str) -> list[int]: ...
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> tuple[str, list[int]]:
+        """Return the messages as the model's chat template writes them, and its tokens.
+
+        Raises:
+            BadRequest: the template refuses the messages, or the model has none.
+        """
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def stream(self, stop: tuple[str, ...] = ()) -> Detokenizer: ...
+
+    def full_text_stream(
+        self,
+        prompt_ids: Sequence[int],
+        stop: tuple[str, ...] = (),
+        *,
+        with_prompt: bool = True,
+        skip_special_tokens: bool = False,
+    ) -> FullText: ...
+
+    def full_text(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str: ...
+
+    def token_text(self, token_id: int) -> str: ...
+
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+    def max_prompt_chars(self, num_tokens: int) -> int:
+        """Return how many characters can at most be in this many tokens."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """What the served model bounds."""
+
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The one model of this server: its name, its tokenizer and its limits."""
+
+    name: str
+    text: Text
+    limits: ModelLimits
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Call:
+    """The requests of one HTTP call, in the order of the answers."""
+
+    requests: tuple[Request, ...]
+    stream: bool = False
+
+    def cancel(self) -> None:
+        """Cancel all requests."""
+        for request in self.requests:
+            request.cancel()
+
+
+class TextPart(BaseModel):
+    """A piece of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+CONTENT_RULE = 'a string or a list of {"type": "text", "text": "..."}'
+
+
+class Message(BaseModel):
+    """One turn of a conversation. Which roles there are is the chat template's rule."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    role: str = Field(min_length=1, max_length=64)
+    content: Annotated[str | list[TextPart], Field(title=CONTENT_RULE)]
+
+
+def content_text(content: str | Iterable[TextPart], label: str) -> str:
+    """Return a message's text, given as one string or as parts."""
+    text = content if isinstance(content, str) else "".join(part.text for part in content)
+    check_unicode(text, label)
+    return text
+
+
+def encode_prompt(prompt: str, model: ServedModel, label: str) -> list[int]:
+    """Return a prompt's tokens.
+
+    Raises:
+        BadRequest: it is not Unicode, too long or empty.
+    """
+    check_unicode(prompt, label)
+    _check_chars(len(prompt), model, label)
+    return _some(model.text.encode(prompt), label)
+
+
+def encode_messages(messages: list[dict[str, str]], model: ServedModel, label: str) -> tuple[str, list[int]]:
+    """Return messages as the chat template writes them, and the tokens of that.
+
+    Raises:
+        BadRequest: they are too long, or the template refuses them.
+    """
+    _check_chars(sum(len(message["content"]) for message in messages), model, label)
+    try:
+        prompt, ids = model.text.encode_chat(messages)
+    except BadRequest as error:  # it can only say "messages": name them as the client wrote it
+        raise BadRequest(label + str(error).removeprefix("messages"), field=label) from None
+    return prompt, _some(ids, label)
+
+
+def room_after(num_prompt_tokens: int, limits: ModelLimits, label: str) -> int:
+    """Return how many tokens a prompt leaves for the completion.
+
+    Raises:
+        BadRequest: none.
+    """
+    if num_prompt_tokens >= limits.max_model_len:
+        raise BadRequest(
+            f"{label} is {num_prompt_tokens} tokens; the maximum context length is {limits.max_model_len} "
+            "(prompt and completion).",
+            field=label,
+        )
+    return limits.max_model_len - num_prompt_tokens
+
+
+def nth_seed(seed: int | None, index: int) -> int | None:
+    """Return the seed of the `index`-th answer to one prompt."""
+    return None if seed is None else (seed + index) % NUM_SEEDS
+
+
+def _check_chars(num_chars: int, model: ServedModel, label: str) -> None:
+    """Refuse a text that cannot fit before the work of tokenizing it."""
+    max_tokens = model.limits.max_model_len
+    max_chars = model.text.max_prompt_chars(max_tokens)
+    if num_chars > max_chars:
+        raise BadRequest(
+            f"{label} has {num_chars} characters; {max_tokens} tokens hold at most {max_chars}.", field=label
+        )
+
+
+def _some(ids: list[int], label: str) -> list[int]:
+    if not ids:
+        raise BadRequest(f"{label} must hold at least one token.", field=label)
+    return ids

@@ -1,0 +1,1 @@
+"""KServe's V1 predict: its parameters, its bodies and its answers."""

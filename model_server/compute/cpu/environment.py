@@ -1,0 +1,20 @@
+"""Environment variables that torch and oneDNN read when they are imported. Imports neither."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+
+DEFAULTS = {
+    # oneDNN keeps the code it compiles for each shape of a matmul, for 1,024 shapes by default: hundreds of megabytes.
+    # Steps are padded to few shapes (`packed_linear.padded`).
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
+    "LRU_CACHE_CAPACITY": "256",
+    # Weights in pages of 2 MB: a page fault for each 4 KB took half of the loading time.
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
+
+
+def set_defaults(environ: MutableMapping[str, str]) -> None:
+    """Set what the operator has not set; call before torch is imported."""
+    for name, value in DEFAULTS.items():
+        environ.setdefault(name, value)

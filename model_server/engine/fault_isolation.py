@@ -1,0 +1,48 @@
+"""Fault isolation: a step that fails is run again in halves until only the sequence that makes it fail is left."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+
+from model_server.engine.sequence import Sequence
+from model_server.engine.step import Batch
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+
+
+def isolate_faults(
+    batch: Batch, compute: Callable[[Batch], T], fail: Callable[[Sequence], None]
+) -> Iterator[tuple[Batch, T]]:
+    """Yield the batch with its result, or the parts of it that could be computed with theirs.
+
+    Args:
+        compute: changes nothing before it succeeds, so that a part can be computed again.
+        fail: is called with each sequence that cannot be computed.
+
+    Raises:
+        torch.OutOfMemoryError, MemoryError: no part is to blame.
+        torch.AcceleratorError: the accelerator is broken and stays so; the process has to restart.
+    """
+    try:
+        result = compute(batch)
+    except (*OUT_OF_MEMORY, torch.AcceleratorError):
+        raise
+    except Exception:
+        if len(batch) < 2:
+            for sequence in batch.sequences:
+                logger.exception("request %s failed in its step", sequence.request.request_id)
+                fail(sequence)
+            return
+    else:
+        yield batch, result
+        return
+    for half in batch.halves():
+        yield from isolate_faults(half, compute, fail)

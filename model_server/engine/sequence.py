@@ -1,0 +1,99 @@
+"""A sequence: an admitted request with its progress through prefill and decode."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from model_server.engine.output import OutputWriter
+from model_server.request import Request
+
+if TYPE_CHECKING:
+    from model_server.compute.sequence_sampler import SequenceSampler
+
+
+class SequenceStatus(enum.Enum):
+    """Where a sequence is in its life; it only moves forward."""
+
+    WAITING = "waiting"
+    """Admitted; no token of its prompt is computed."""
+    PREFILLING = "prefilling"
+    """The prefix cache was looked up; a part of the prompt may be computed."""
+    DECODING = "decoding"
+    """The whole prompt is computed; every step adds a token."""
+    FINISHED = "finished"
+    """Its KV cache is freed. A step in flight may still compute a token for it, which is discarded."""
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """One sequence of the batch."""
+
+    request: Request
+    kv_offset: int
+    """Where its keys and values start in the KV cache."""
+    started_s: float
+    """When it was admitted, on the engine's clock."""
+    sampler: SequenceSampler = field(init=False)
+    writer: OutputWriter = field(init=False)
+    status: SequenceStatus = SequenceStatus.WAITING
+    num_computed_tokens: int = 0
+    """Prompt tokens whose keys and values are in the KV cache."""
+    output_ids: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.writer = OutputWriter(self.request)
+
+    @property
+    def decoding(self) -> bool:
+        return self.status is SequenceStatus.DECODING
+
+    @property
+    def finished(self) -> bool:
+        return self.status is SequenceStatus.FINISHED
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Prompt tokens that prefill has yet to compute."""
+        return self.request.num_prompt_tokens - self.num_computed_tokens
+
+    @property
+    def kv_len(self) -> int:
+        """Tokens of a decoding sequence that are in the KV cache: all but the latest."""
+        return self.request.num_prompt_tokens + len(self.output_ids) - 1
+
+    @property
+    def remaining_tokens(self) -> int:
+        """Tokens that it may still generate."""
+        return self.request.sampling.max_new_tokens - len(self.output_ids)
+
+    @property
+    def cached_ids(self) -> list[int]:
+        """The tokens whose keys and values are in the KV cache."""
+        return [*self.request.prompt_ids[: self.num_computed_tokens], *self.output_ids[:-1]]
+
+    @property
+    def is_unwanted(self) -> bool:
+        """The client has disconnected, or another thread has ended the request."""
+        return self.request.cancelled or self.request.channel.finished
+
+    def is_late(self, now_s: float) -> bool:
+        """Return whether the request's deadline or its `max_time` has passed."""
+        max_time_s = self.sampler.max_time_s
+        return self.request.is_late(now_s) or (max_time_s is not None and now_s - self.started_s >= max_time_s)
+
+    def start_prefill(self, num_cached_tokens: int) -> None:
+        """Start the prefill behind the tokens that the prefix cache has supplied."""
+        self.status = SequenceStatus.PREFILLING
+        self.num_computed_tokens = self.request.num_cached_tokens = num_cached_tokens
+
+    def advance_prefill(self, num_tokens: int) -> None:
+        """Note that the next tokens of the prompt are computed."""
+        self.num_computed_tokens += num_tokens
+        if self.num_uncomputed_tokens == 0:
+            self.status = SequenceStatus.DECODING
+
+    def append(self, token_id: int) -> None:
+        """Accept a sampled token."""
+        self.output_ids.append(token_id)

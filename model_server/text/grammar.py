@@ -1,0 +1,229 @@
+"""Grammars: which token may come next, by a JSON schema, a regular expression, a list of choices or a Lark grammar.
+
+`GrammarCompiler` compiles a `GrammarSpec` once and hands out one `Matcher` for each sequence. llguidance does the
+parsing; its limits bound the time and memory of every step. Leaves out when masks are filled and how they reach the
+logits (`compute/token_mask.py`).
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from model_server.errors import BadRequest
+
+MAX_SOURCE_CHARS = 64 * 1024
+"""A schema, expression or grammar, as text. OpenAI allows schemas of 120,000 characters over all names and values."""
+MAX_CHOICES = 1000
+MAX_DEPTH = 50
+"""Levels of objects and lists in a schema."""
+CACHE_SIZE = 64
+"""Compiled grammars kept, the least recently used one dropped first."""
+
+_LIMITS = LLParserLimits(
+    max_items_in_row=1000,
+    initial_lexer_fuel=500_000,
+    step_lexer_fuel=100_000,
+    step_max_items=20_000,
+    max_lexer_states=20_000,
+    max_grammar_size=100_000,
+    verbose_errors=False,
+)
+"""What one grammar may cost: by llguidance, 10 ms to build the lexer, 8 ms and 1 ms a step, 40 MB of states."""
+
+
+class GrammarKind(enum.StrEnum):
+    """The field of a request that a grammar came in."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    CHOICE = "choice"
+    LARK = "grammar"
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarSpec:
+    """A grammar as a client sends it. Hashable, so that equal ones are compiled once."""
+
+    kind: GrammarKind
+    source: str
+    """JSON for a schema and for a list of choices, else the expression or the grammar itself."""
+    field: str = ""
+    """The request field to name in an error; the kind's own name by default."""
+
+    @classmethod
+    def json_schema(cls, schema: object, field: str = "json_schema") -> GrammarSpec:
+        """Make one from a decoded JSON schema.
+
+        Raises:
+            BadRequest: the schema is not an object, or it is nested too deeply.
+        """
+        if not isinstance(schema, dict):
+            raise BadRequest(f"{field} must be a JSON schema: an object.", field=field)
+        _check_depth(schema, field)
+        return cls(GrammarKind.JSON_SCHEMA, json.dumps(schema, ensure_ascii=False), field)
+
+    @classmethod
+    def choice(cls, choices: Sequence[str], field: str = "choice") -> GrammarSpec:
+        """Make one from a list of texts, of which the answer is exactly one.
+
+        Raises:
+            BadRequest: the list is empty or too long, or an entry is empty.
+        """
+        if not 1 <= len(choices) <= MAX_CHOICES:
+            raise BadRequest(f"{field} must be a list of 1 to {MAX_CHOICES} texts.", field=field)
+        if not all(choices):
+            raise BadRequest(f"{field} must not hold an empty text.", field=field)
+        return cls(GrammarKind.CHOICE, json.dumps(list(dict.fromkeys(choices)), ensure_ascii=False), field)
+
+
+class GrammarTooComplex(BadRequest):
+    """A grammar passed its limits in the middle of an answer."""
+
+    code = "grammar_too_complex"
+
+
+class Matcher:
+    """Where one sequence stands in its grammar. Used by one thread at a time."""
+
+    def __init__(self, matcher: LLMatcher, field: str, wake_token_id: int | None = None) -> None:
+        self._matcher = matcher
+        self._field = field
+        self._wake_token_id = wake_token_id
+
+    @property
+    def active(self) -> bool:
+        """False while every token is allowed, as before the token that wakes the grammar."""
+        return self._wake_token_id is None
+
+    def accept(self, token_id: int) -> None:
+        """Go on by a token that was sampled.
+
+        Raises:
+            GrammarTooComplex: the parser passed its limits.
+        """
+        if self._wake_token_id is not None:
+            if token_id == self._wake_token_id:
+                self._wake_token_id = None
+            return
+        if not self._matcher.is_stopped() and not self._matcher.consume_token(token_id):
+            self._raise()
+
+    def fill(self, address: int, num_bytes: int) -> None:
+        """Write the mask of the allowed tokens, one bit a token, to memory. Releases the GIL.
+
+        Raises:
+            GrammarTooComplex: the parser passed its limits.
+        """
+        self._matcher.unsafe_compute_mask_ptr(address, num_bytes)
+        if self._matcher.is_error():
+            self._raise()
+
+    def _raise(self) -> None:
+        raise GrammarTooComplex(
+            f"{self._field}: the grammar became too complex in the middle of the answer; simplify it.",
+            field=self._field,
+        )
+
+
+class GrammarCompiler:
+    """Compiles grammars for one tokenizer. Thread-safe; every call may take tens of milliseconds."""
+
+    def __init__(self, tokenizer_json: Callable[[], str], *, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        """Take what is needed to read the tokenizer; it is read at the first grammar, so that a start pays nothing.
+
+        `vocab_size` is the width of the logits, in tokens.
+        """
+        self._tokenizer_json = tokenizer_json
+        self._vocab_size = vocab_size
+        self._eos_token_ids = list(eos_token_ids)
+        self._tokenizer: LLTokenizer | None = None
+        self._compiled: OrderedDict[GrammarSpec, LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def compile(self, spec: GrammarSpec, *, wake_token_id: int | None = None) -> Matcher:
+        """Return a matcher at the start of the grammar.
+
+        With `wake_token_id` it allows every token until that one, and the grammar begins after it.
+
+        Raises:
+            BadRequest: the grammar is wrong, not supported or too large, or no text fits it; names the place.
+        """
+        field = spec.field or spec.kind.value
+        if len(spec.source) > MAX_SOURCE_CHARS:
+            raise BadRequest(
+                f"{field} has {len(spec.source)} characters; the maximum is {MAX_SOURCE_CHARS}.", field=field
+            )
+        with self._lock:
+            compiled = self._compiled.get(spec)
+            if compiled is not None:
+                self._compiled.move_to_end(spec)
+                return Matcher(compiled.deep_copy(), field, wake_token_id)
+            tokenizer = self._tokenizer or self._read_tokenizer()
+        compiled = LLMatcher(tokenizer, _source(spec), log_level=0, limits=_LIMITS)
+        if not compiled.is_error():
+            compiled.compute_bitmask()  # a grammar that no text fits fails here
+        if compiled.is_error():
+            raise BadRequest(f"{field}: {_reason(compiled)}", field=field)
+        with self._lock:
+            self._compiled[spec] = compiled
+            if len(self._compiled) > CACHE_SIZE:
+                self._compiled.popitem(last=False)
+            return Matcher(compiled.deep_copy(), field, wake_token_id)
+
+    def _read_tokenizer(self) -> LLTokenizer:
+        self._tokenizer = LLTokenizer(
+            self._tokenizer_json(), n_vocab=self._vocab_size, eos_token=self._eos_token_ids or None
+        )
+        return self._tokenizer
+
+
+def _source(spec: GrammarSpec) -> str:
+    """Return the grammar in the form that llguidance takes."""
+    if spec.kind is GrammarKind.JSON_SCHEMA:
+        try:
+            return LLMatcher.grammar_from_json_schema(spec.source)
+        except ValueError as error:
+            raise BadRequest(
+                f"{spec.field or spec.kind.value}: {error}", field=spec.field or spec.kind.value
+            ) from error
+    if spec.kind is GrammarKind.REGEX:
+        return LLMatcher.grammar_from_regex(spec.source)
+    if spec.kind is GrammarKind.CHOICE:
+        choices = json.loads(spec.source)
+        return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(c, ensure_ascii=False) for c in choices))
+    return LLMatcher.grammar_from_lark(spec.source)
+
+
+def _check_depth(value: object, field: str) -> None:
+    """Refuse a value that is nested too deeply; without recursion, since depth is what it looks for."""
+    level = [value]
+    for _ in range(2 * MAX_DEPTH):
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, dict | list)
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+        if not level:
+            return
+    raise BadRequest(f"{field} is nested too deeply; the maximum is {MAX_DEPTH} levels.", field=field)
+
+
+def _reason(matcher: LLMatcher) -> str:
+    """Return what is wrong with a grammar as one sentence."""
+    message = matcher.get_error() or matcher.stop_reason()
+    message = message.split("<state>")[0].strip()
+    if message.startswith("NoExtension"):
+        return "no text fits this grammar."
+    if "too big" in message or "too complex" in message.lower() or "limit" in message:
+        return f"the grammar is too large: {' '.join(message.split())[:200]}"
+    lines = [line.strip() for line in re.split(r"\n", message) if line.strip() and not re.fullmatch(r"[\s|^]*", line)]
+    return " ".join(" ".join(lines).split())[:300]

@@ -1,0 +1,108 @@
+"""CUDA graphs, with stand-ins for streams and graphs: what is captured, on which stream, and what a replay gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from model_server.compute.cuda_graphs import DecodeGraphs, batch_sizes
+from model_server.compute.fused_linear import fuse
+from model_server.compute.kv_cache import contiguous
+from model_server.compute.kv_cache.base import TokenRange
+from model_server.compute.kv_cache.contiguous import ContiguousKVCache
+from model_server.compute.runner import Runner
+from tests.support import cuda
+from tests.support.cuda import FakeCuda
+from tests.support.flash_attention import documented_varlen_attn
+from tests.support.tiny_model import tiny_mistral
+
+
+def make_runner(*, flash: bool = True) -> Runner:
+    model = tiny_mistral()
+    fuse(model)
+    cache = ContiguousKVCache(
+        model.config, num_tokens=900, max_sequence_tokens=100, dtype=model.dtype, device=model.device, flash=flash
+    )
+    return Runner(model, cache)
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
+    monkeypatch.setattr(contiguous, "varlen_attn", documented_varlen_attn)
+    FakeCuda(monkeypatch)
+    return make_runner()
+
+
+@pytest.mark.parametrize(
+    ("max_batch_size", "sizes"),
+    [
+        (1, [1]),
+        (4, [1, 2, 4]),
+        (12, [1, 2, 4, 8, 12]),
+        (32, [1, 2, 4, 8, 16, 24, 32]),
+        (100, [1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 100]),
+    ],
+)
+def test_graph_sizes_end_with_the_maximum_batch_size(max_batch_size: int, sizes: list[int]) -> None:
+    assert batch_sizes(max_batch_size) == sizes
+
+
+def test_the_largest_batch_size_needs_few_graphs() -> None:
+    assert len(batch_sizes(1024)) < 48
+
+
+def test_all_graphs_are_captured_on_one_side_stream(runner: Runner) -> None:
+    runner.capture_graphs(12)
+
+    assert runner.graphs is not None
+    assert all(step.is_captured for step in runner.graphs.steps)
+    assert cuda.Stream.made == 1
+
+
+def test_replays_of_different_sizes_equal_plain_attention(runner: Runner) -> None:
+    plain = make_runner(flash=False)
+    runner.capture_graphs(8)
+
+    for step, batch_size in enumerate((8, 3, 1, 5, 8)):
+        decode = [TokenRange(100 * i, step, [20 + i + step]) for i in range(batch_size)]
+        logits, expected = (r.forward(decode, [], range(batch_size)) for r in (runner, plain))
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
+
+
+def test_tokens_on_the_device_replace_those_of_the_host(runner: Runner) -> None:
+    runner.capture_graphs(4)
+    decode = [TokenRange(100 * i, 0, [20 + i]) for i in range(3)]
+    unknown = [TokenRange(100 * i, 0, [0]) for i in range(3)]
+
+    expected = runner.forward(decode, [], range(3))
+
+    assert torch.equal(runner.forward(unknown, [], range(3), torch.tensor([20, 21, 22])), expected)
+
+
+def failing(error: Exception) -> Any:
+    def capture(graphs: DecodeGraphs) -> None:
+        raise error
+
+    return capture
+
+
+def test_failed_capture_is_a_warning_and_steps_run_without_graphs(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(DecodeGraphs, "capture", failing(RuntimeError("operation not permitted\nmore")))
+
+    runner.capture_graphs(4)
+
+    assert runner.graphs is None
+    assert "without CUDA graphs, more slowly: operation not permitted" in caplog.text
+    assert caplog.records[-1].levelname == "WARNING"
+    assert runner.missing_features == ["cuda_graphs"]
+
+
+def test_broken_device_stops_the_start(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DecodeGraphs, "capture", failing(torch.AcceleratorError("illegal memory access")))
+
+    with pytest.raises(torch.AcceleratorError):
+        runner.capture_graphs(4)

@@ -1,0 +1,128 @@
+"""Building a sampler, a step and sampling never wait for the device: on PyTorch's meta device, any read raises.
+
+The kernels' own signatures are checked too: `varlen_attn` is the real one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import MistralForCausalLM
+
+from model_server.compute.cuda_graphs import DecodeGraphs
+from model_server.compute.fused_linear import fuse
+from model_server.compute.kv_cache.base import TokenRange
+from model_server.compute.kv_cache.contiguous import ContiguousKVCache
+from model_server.compute.logprobs import TokenLogprobs
+from model_server.compute.runner import Runner
+from model_server.compute.sampling import sample
+from model_server.compute.sequence_sampler import sequence_sampler
+from model_server.request import SamplingParams
+from tests.support.engine_requests import GREEDY
+from tests.support.tiny_model import tiny_mistral
+
+META = torch.device("meta")
+NO_GENERATOR: Any = None
+"""The meta device has no generators; its random operations take none."""
+SAMPLED: dict[str, Any] = {"do_sample": True}
+BATCHED: list[dict[str, Any]] = [
+    GREEDY,
+    GREEDY | {"repetition_penalty": 1.3},
+    SAMPLED | {"top_k": 0},
+    SAMPLED | {"top_k": 0, "temperature": 0.7},
+    SAMPLED | {"top_k": 5, "top_p": 0.9, "min_p": 0.05, "temperature": 0.7},
+    SAMPLED | {"top_k": 0, "top_p": 0.5},
+    SAMPLED | {"top_k": 290},
+    SAMPLED | {"repetition_penalty": 1.3},
+]
+
+
+@pytest.fixture(scope="module")
+def on_meta() -> MistralForCausalLM:
+    model = tiny_mistral(head_dim=128).to(META, torch.float16)
+    fuse(model)
+    return model
+
+
+@pytest.fixture
+def runner(on_meta: MistralForCausalLM) -> Runner:
+    cache = ContiguousKVCache(
+        on_meta.config, num_tokens=2000, max_sequence_tokens=256, dtype=on_meta.dtype, device=META, flash=True
+    )
+    return Runner(on_meta, cache)
+
+
+def params(generate: dict[str, Any], **changes: Any) -> SamplingParams:
+    return SamplingParams(generate=generate, max_new_tokens=4, **changes)
+
+
+def test_reading_raises() -> None:
+    with pytest.raises(NotImplementedError):
+        torch.zeros(3, device=META).tolist()
+
+
+def test_only_a_cpu_has_computed_when_a_forward_returns(runner: Runner, model: MistralForCausalLM) -> None:
+    assert runner.is_async
+    assert not Runner(model, runner.kv_cache).is_async
+
+
+def test_forward_reads_nothing(runner: Runner) -> None:
+    first, second = (runner.kv_cache.allocate(256) or 0 for _ in range(2))
+    prompts = [TokenRange(first, 0, list(range(5, 75))), TokenRange(second, 0, [3, 4, 5])]
+
+    assert runner.forward([], prompts, [69, 72]).shape == (2, 300)
+    runner.kv_cache.copy(first, second, 3)
+    assert runner.forward([TokenRange(first, 70, [3])], [TokenRange(second, 3, [6, 7])], [0, 2]).shape == (2, 300)
+    assert runner.forward([TokenRange(first, 71, [3]), TokenRange(second, 5, [4])], [], [0, 1]).shape == (2, 300)
+
+
+def test_static_step_reads_nothing(runner: Runner) -> None:
+    assert isinstance(runner.kv_cache, ContiguousKVCache)
+    graphs = DecodeGraphs(runner.decoder, runner.kv_cache, 8)
+
+    decode = [TokenRange(0, 70, [3]), TokenRange(256, 6, [4]), TokenRange(512, 9, [4])]
+    assert graphs.run(decode).shape == (3, 300)
+    assert graphs.run(decode, torch.zeros(3, dtype=torch.long, device=META)).shape == (3, 300)
+
+
+@pytest.mark.parametrize(
+    "generate",
+    [
+        *BATCHED,
+        GREEDY | {"min_new_tokens": 2, "eos_token_id": [2, 3]},
+        GREEDY | {"suppress_tokens": [5, 6]},
+        GREEDY | {"encoder_repetition_penalty": 1.4},
+        GREEDY | {"encoder_no_repeat_ngram_size": 2},
+        GREEDY | {"sequence_bias": [[[10], 5.0]]},
+    ],
+    ids=str,
+)
+def test_building_a_sampler_reads_nothing(on_meta: MistralForCausalLM, generate: dict[str, Any]) -> None:
+    """It waited for the step in flight seven times, while the event loop waited for the engine's lock."""
+    sampler = sequence_sampler(on_meta, [5, 6, 7], params(generate))
+
+    tensors = [value for p in sampler.processors for value in vars(p).values() if isinstance(value, torch.Tensor)]
+    assert all(tensor.device == META for tensor in tensors)
+
+
+def test_step_after_one_that_the_host_has_not_read_reads_nothing(runner: Runner, on_meta: MistralForCausalLM) -> None:
+    samplers = [sequence_sampler(on_meta, [5, 6, 7], params(generate)) for generate in BATCHED]
+    decode = [TokenRange(i, 70, [3]) for i in range(len(samplers))]
+
+    sampled = sample(runner.forward(decode, [], range(len(decode))), samplers, NO_GENERATOR)
+    assert sampled.on_device is not None
+    assert sampled.on_device.shape == (len(samplers),)
+    assert runner.forward(decode, [], range(len(decode)), sampled.on_device).shape == (len(samplers), 300)
+    with pytest.raises(NotImplementedError):
+        sampled.read()
+
+
+def test_log_probabilities_are_computed_without_a_read() -> None:
+    logprobs = TokenLogprobs(
+        torch.zeros((3, 300), device=META), torch.zeros(3, dtype=torch.long, device=META), [0, 5, 2]
+    )
+
+    with pytest.raises(NotImplementedError):
+        logprobs.read()

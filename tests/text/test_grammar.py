@@ -1,0 +1,235 @@
+"""Grammars: what they allow is what fits them, and a hostile one is a sentence and not a wait."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+
+import jsonschema
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from model_server.errors import BadRequest
+from model_server.text.grammar import GrammarCompiler, GrammarKind, GrammarSpec, Matcher
+from model_server.text.tokenizer import Text
+from tests.support.small_tokenizers import byte_fallback
+
+EOS = 2
+TEXT = byte_fallback()
+VOCAB_SIZE = len(TEXT.tokenizer)
+COMPILER = GrammarCompiler(TEXT.tokenizer.backend_tokenizer.to_str, vocab_size=VOCAB_SIZE, eos_token_ids=[EOS])
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 10}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+def allowed(matcher: Matcher, vocab_size: int = VOCAB_SIZE) -> list[int]:
+    """Return the tokens that may come next."""
+    import ctypes
+
+    num_bytes = (vocab_size + 31) // 32 * 4
+    memory = (ctypes.c_uint8 * num_bytes)()
+    matcher.fill(ctypes.addressof(memory), num_bytes)
+    return [i for i in range(vocab_size) if memory[i // 8] >> i % 8 & 1]
+
+
+def random_answer(spec: GrammarSpec, seed: int, max_tokens: int = 400, text: Text = TEXT) -> str | None:
+    """Return the text of a random walk through the grammar, or None when it is not at its end after `max_tokens`."""
+    matcher, chance, ids = COMPILER.compile(spec), random.Random(seed), []
+    for _ in range(max_tokens):
+        tokens = allowed(matcher)
+        token = EOS if EOS in tokens and chance.random() < 0.5 else chance.choice(tokens)
+        if token == EOS:
+            return text.decode(ids)
+        matcher.accept(token)
+        ids.append(token)
+    return None
+
+
+def refusal(spec: GrammarSpec) -> str:
+    with pytest.raises(BadRequest) as caught:
+        COMPILER.compile(spec)
+    return str(caught.value)
+
+
+def regex(source: str) -> GrammarSpec:
+    return GrammarSpec(GrammarKind.REGEX, source)
+
+
+def lark(source: str) -> GrammarSpec:
+    return GrammarSpec(GrammarKind.LARK, source)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_an_answer_to_a_schema_validates(seed):
+    answer = random_answer(GrammarSpec.json_schema(PERSON), seed)
+
+    assert answer is None or jsonschema.validate(json.loads(answer), PERSON) is None
+
+
+SCHEMAS = st.recursive(
+    st.sampled_from([{"type": "integer"}, {"type": "boolean"}, {"type": "null"}, {"enum": ["a", 1, None]}])
+    | st.builds(lambda n: {"type": "string", "maxLength": n}, st.integers(0, 5))
+    | st.builds(
+        lambda low, n: {"type": "integer", "minimum": low, "maximum": low + n}, st.integers(-9, 9), st.integers(0, 9)
+    ),
+    lambda inner: (
+        st.builds(lambda i, n: {"type": "array", "items": i, "maxItems": n}, inner, st.integers(0, 3))
+        | st.builds(lambda a, b: {"anyOf": [a, b]}, inner, inner)
+        | st.builds(
+            lambda properties: {
+                "type": "object",
+                "properties": properties,
+                "required": list(properties)[:1],
+                "additionalProperties": False,
+            },
+            st.dictionaries(st.sampled_from(["a", "b", "é"]), inner, max_size=3),
+        )
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(SCHEMAS, st.integers())
+def test_an_answer_to_any_made_up_schema_validates(schema, seed):
+    answer = random_answer(GrammarSpec.json_schema(schema), seed)
+
+    assert answer is None or jsonschema.validate(json.loads(answer), schema) is None
+
+
+@pytest.mark.parametrize("expression", [r"[0-9]{3}-[a-z]+", "(yes|no)!?", r"\d+(\.\d+)?", "日本(語)?", "a{0,9}b"])
+def test_an_answer_to_an_expression_matches_all_of_it(expression):
+    answers = [random_answer(regex(expression), seed) for seed in range(10)]
+
+    assert all(re.fullmatch(expression, answer) for answer in answers if answer is not None)
+
+
+@pytest.mark.parametrize(
+    "choices", [["yes", "no"], ['a "quoted"\n', "tab\t", "\\d", "/x/"], ["a", "ab", "abc"], ["é", "語"]]
+)
+def test_an_answer_is_one_of_the_choices(choices):
+    answers = {random_answer(GrammarSpec.choice(choices), seed) for seed in range(30)}
+
+    assert answers <= set(choices)
+
+
+def test_an_answer_to_a_grammar_is_in_its_language():
+    answers = [random_answer(lark('start: "a" start "b" | "c"'), seed) for seed in range(20)]
+
+    assert all(re.fullmatch("a*cb*", a) and a.count("a") == a.count("b") for a in answers if a is not None)
+
+
+def test_a_grammar_that_wakes_allows_everything_before_its_token():
+    matcher = COMPILER.compile(regex("x"), wake_token_id=7)
+    matcher.accept(100)
+    assert not matcher.active
+
+    matcher.accept(7)
+
+    assert matcher.active
+    assert {TEXT.decode([token]) for token in allowed(matcher)} <= {"x"}
+
+
+def test_equal_grammars_are_compiled_once_and_matched_apart():
+    first, second = (COMPILER.compile(GrammarSpec.choice(["ab", "b"])) for _ in range(2))
+    first.accept(next(token for token in allowed(first) if TEXT.decode([token]) == "a"))
+
+    assert allowed(first) != allowed(second)
+
+
+def test_an_answer_that_is_complete_may_only_end():
+    matcher = COMPILER.compile(regex("x"))
+    matcher.accept(next(token for token in allowed(matcher) if TEXT.decode([token]) == "x"))
+
+    assert allowed(matcher) == [EOS]
+
+
+@pytest.mark.parametrize(
+    ("spec", "part"),
+    [
+        (GrammarSpec.json_schema({"not": {}}), 'json_schema: Unimplemented keys: ["not"]'),
+        (GrammarSpec.json_schema({"$ref": "http://example.com/schema"}), "json_schema: "),
+        (GrammarSpec.json_schema({"$ref": "#"}), "json_schema: no text fits"),
+        (GrammarSpec.json_schema({"enum": []}), "json_schema: Unsatisfiable schema"),
+        (GrammarSpec.json_schema({"type": "string", "pattern": "(a"}), "json_schema: "),
+        (regex("(a"), "regex: "),
+        (regex("(?=a)b"), "look-around"),
+        (lark("start: foo"), 'unknown name: "foo"'),
+        (lark(""), "grammar: "),
+        (regex("x" * 70_000), "regex has 70000 characters; the maximum is 65536."),
+    ],
+)
+def test_a_wrong_grammar_is_refused_with_its_place(spec, part):
+    assert part in refusal(spec)
+
+
+@pytest.mark.parametrize(
+    ("make", "part"),
+    [
+        (lambda: GrammarSpec.choice([]), "1 to 1000"),
+        (lambda: GrammarSpec.choice(["x"] * 1001), "1 to 1000"),
+        (lambda: GrammarSpec.choice(["x", ""]), "empty text"),
+        (lambda: GrammarSpec.json_schema([1]), "an object"),
+        (lambda: GrammarSpec.json_schema(json.loads('{"items":' * 200 + "{}" + "}" * 200)), "50 levels"),
+    ],
+)
+def test_a_malformed_spec_is_refused(make, part):
+    with pytest.raises(BadRequest, match=part):
+        make()
+
+
+HOSTILE = [
+    regex("(a|aa)*" * 200 + "b"),
+    regex("((a{1,100}){1,100}){1,100}"),
+    regex("(a{1,1000}){1,1000}"),
+    regex("(.*a){50}"),
+    regex("(a|b)*a(a|b){500}"),
+    regex(r"(\p{L}|\w|.)*" * 50),
+    regex("|".join(str(i) for i in range(10_000))),
+    lark('start: start start | "a" | ""'),
+    lark(
+        "start: a\n"
+        + "\n".join(f"a{'a' * i}: a{'a' * (i + 1)} a{'a' * (i + 1)}" for i in range(60))
+        + f'\na{"a" * 60}: "x"'
+    ),
+    lark('start: "a"*' + "\n" + "A: /" + "(x?){1000}" * 5 + "/"),
+    GrammarSpec.json_schema({"enum": [f"value {i}" for i in range(4000)]}),
+    GrammarSpec.json_schema({"type": "array", "minItems": 10**9, "items": {}}),
+    GrammarSpec.json_schema({"type": "string", "minLength": 10**9}),
+    GrammarSpec.json_schema({"type": "string", "pattern": "^(a+)+$"}),
+    GrammarSpec.json_schema({"type": "integer", "minimum": -(10**300), "maximum": 10**300}),
+    GrammarSpec.json_schema({"properties": {f"p{i}": {"type": "string"} for i in range(2000)}}),
+    GrammarSpec.json_schema({"anyOf": [{"required": [f"p{i}"], "type": "object"} for i in range(500)]}),
+    GrammarSpec.json_schema({"allOf": [{"anyOf": [{"type": "string"}, {"type": "integer"}]} for _ in range(20)]}),
+    GrammarSpec.json_schema(
+        {
+            "$defs": {
+                f"d{i}": {
+                    "anyOf": [{"$ref": f"#/$defs/d{(i + 1) % 50}"}, {"type": "array", "items": {"$ref": "#/$defs/d0"}}]
+                }
+                for i in range(50)
+            },
+            "$ref": "#/$defs/d0",
+        }
+    ),
+]
+
+
+@pytest.mark.parametrize("spec", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_hostile_grammar_is_refused_or_walked_within_its_limits(spec):
+    begin = time.process_time()
+    try:
+        matcher = COMPILER.compile(spec)
+        for _ in range(20):
+            matcher.accept(random.Random(0).choice(allowed(matcher)))
+    except BadRequest:
+        pass
+
+    assert time.process_time() - begin < 10  # not a speed: without limits some of these take minutes
