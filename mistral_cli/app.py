@@ -15,6 +15,7 @@ from . import answer, body
 from .batch.command import batch
 from .connection import DEFAULT_URL, authorization, choose_endpoint
 from .exit_codes import Failure, Misused
+from .preflight.command import preflight
 from .retry import Retry
 from .rollout.command import app as rollout
 from .session import Session
@@ -24,6 +25,7 @@ MODELS_PATH = "/v1/models"
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(rollout, name="rollout")
+app.command()(preflight)
 
 
 def main() -> None:
