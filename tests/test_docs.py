@@ -1,4 +1,4 @@
-"""The words hold: every target, file and link that the README and the docs name is there."""
+"""The README and the docs name only what exists, and have one sentence a line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 
 
@@ -58,3 +58,32 @@ def test_every_module_named_exists(page: Path) -> None:
 
     assert [name for name in modules if not (ROOT / name).exists()] == []
     assert alone - {"utils.py"} <= known  # which is named as what there is not
+
+
+def prose(page: Path) -> list[list[str]]:
+    """The paragraphs of a page and the items of its lists, each as its lines: no headings, tables or code."""
+    text = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^( {4,}|[#|<!]).*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^ *(?:-|\d+\.) ", "\n", text, flags=re.MULTILINE)
+    return [block.strip().splitlines() for block in re.split(r"\n\s*\n", text) if block.strip()]
+
+
+@page
+def test_every_line_of_prose_ends_with_its_sentence(page: Path) -> None:
+    lines = [line for block in prose(page) for line in block[:-1]]
+
+    assert [line for line in lines if not re.search(r"[.:?!][)`\"*]*$", line)] == []
+
+
+@page
+def test_no_line_of_a_paragraph_holds_two_sentences(page: Path) -> None:
+    lines = [line for block in prose(page) for line in block]
+
+    assert [line for line in lines if re.search(r"[a-z0-9)`][.?!] (?=[A-Z])", re.sub(r"`[^`]*`", "x", line))] == []
+
+
+@page
+def test_no_paragraph_has_more_than_80_words(page: Path) -> None:
+    blocks = [" ".join(block) for block in prose(page)]
+
+    assert [block for block in blocks if len(block.split()) > 80] == []
