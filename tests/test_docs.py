@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
@@ -50,11 +51,17 @@ def test_every_entry_of_the_readmes_tree_exists() -> None:
     assert [entry for entry in entries if not (ROOT / entry).exists()] == []
 
 
+@functools.cache
+def python_files() -> set[str]:
+    folders = (path for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return {path.name for folder in folders for path in folder.rglob("*.py")}
+
+
 @page
 def test_every_module_named_exists(page: Path) -> None:
     modules = set(re.findall(r"`((?:model_server|tests|benchmarks|demo)/[\w/]+\.py)`", page.read_text()))
     alone = set(re.findall(r"`\*{0,2}(\w+\.py)\*{0,2}`", page.read_text()))
-    known = {path.name for path in ROOT.glob("*/**/*.py") if ".venv" not in path.parts}
+    known = python_files()
 
     assert [name for name in modules if not (ROOT / name).exists()] == []
     assert alone - {"utils.py"} <= known  # which is named as what there is not
