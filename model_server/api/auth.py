@@ -23,11 +23,11 @@ SCHEMES = ("bearer", "api-key")
 CHALLENGE = 'Bearer realm="model", Api-Key realm="model"'
 """The `WWW-Authenticate` of a refusal. A browser knows neither scheme: it shows the body and asks for no password."""
 SENDABLE = re.compile(rb"[\x21-\x7e]+")
-"""What a header carries unchanged: visible ASCII, without a space."""
+"""The characters that a header carries unchanged: visible ASCII, without a space."""
 
 
 class ApiKeys:
-    """The keys of a file, one a line; empty lines and lines that begin with `#` do not count.
+    """The keys of a file, one a line; empty lines and lines that begin with `#` are ignored.
 
     The file is checked with every request, so that a rotated Secret counts at once. If it is missing or invalid, the
     last valid keys stay, and the log says so once.
@@ -43,7 +43,7 @@ class ApiKeys:
             raise StartupError(f"--api_key_file: {_reason(file, error)}.") from None
 
     def accepts(self, key: bytes) -> bool:
-        """Say whether this is one of the keys, in a time that depends neither on which nor on how alike they are."""
+        """Return whether this is one of the keys, in constant time."""
         self._refresh()
         digest = _digest(key)
         matches = [hmac.compare_digest(digest, ours) for ours in self._digests]  # all of them, match or not
@@ -65,7 +65,7 @@ class ApiKeys:
         log.info("read %d keys from %s", len(self._digests), self._file)
 
     def _stat(self) -> tuple[int, ...]:
-        # Through links: Kubernetes rotates a Secret by pointing one elsewhere.
+        # Follows links: Kubernetes rotates a Secret by changing a symbolic link.
         found = self._file.stat()
         return found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size
 
@@ -84,7 +84,7 @@ class ApiKeys:
 
 
 def _digest(key: bytes) -> bytes:
-    """Return bytes of one length for keys of any, so that comparing tells nothing of the length."""
+    """Return a digest of fixed length, so that the comparison does not leak the length of a key."""
     return hashlib.sha256(key).digest()
 
 
