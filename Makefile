@@ -13,7 +13,7 @@ RELEASE ?= mistral-7b
 NAMESPACE ?= mistral
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test e2e fuzz check bench bench-quick load soak gpu lock image push manifests deploy undeploy
+.PHONY: help run dev test e2e fuzz check bench bench-quick load soak gpu docs screenshots lock image push manifests deploy undeploy
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -40,6 +40,7 @@ check: .venv/installed ## what CI runs: format, lint, types, imports, tests (cha
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 	$(BIN)/python -m charts.render_server --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --cov --cov-report term:skip-covered
 
 bench: .venv/installed ## run the benchmarks: about 12 minutes on a quiet machine
@@ -66,6 +67,12 @@ deploy: .venv/installed ## install or upgrade the release with Helm and wait: CO
 undeploy: .venv/installed ## remove the release; a PVC with the weights stays: CONTEXT=... [RELEASE= NAMESPACE=]
 	$(if $(CONTEXT),,$(error Name the kube context: make undeploy CONTEXT=...))
 	$(BIN)/helm uninstall $(RELEASE) --kube-context $(CONTEXT) -n $(NAMESPACE) --wait --ignore-not-found
+
+docs: .venv/installed ## build the documentation as a site in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+screenshots: .venv/installed ## take the pictures of the playground from the server on PORT; needs Chromium
+	$(BIN)/python -m docs.take_screenshots http://localhost:$(PORT)
 
 lock: .venv/installed ## make requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile -q pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --no-annotate --no-header -o build/requirements.txt

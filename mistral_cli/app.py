@@ -76,7 +76,7 @@ def predict(
         typer.Option("--wait", min=1, metavar="SECONDS", help="For an answer to begin, a cold start included."),
     ] = 900,
 ) -> None:
-    """Generate text: the twin of `truss predict`.
+    """Generate text, as `truss predict` does.
 
     Exit codes: 0 the whole answer was printed, 1 the server refused, 2 wrong usage, 3 the answer was
     cut short, 4 none began within --wait, 5 the server cannot be found, 130 Ctrl-C.

@@ -122,7 +122,7 @@ class Cluster:
         try:
             config.load_kube_config(config_file, context, settings)
         except (config.ConfigException, OSError) as error:
-            raise Unreachable(f"No cluster to ask: {error}") from error
+            raise Unreachable(f"No cluster could be found: {error}") from error
         self.namespace = _namespace(config_file or config.KUBE_CONFIG_DEFAULT_LOCATION, context)
         self.host: str = settings.host
         self._timeout_s = timeout_s

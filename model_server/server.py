@@ -57,7 +57,7 @@ class Server(ModelServer):
         self.start([self._model])
 
     def setup_event_loop(self) -> None:
-        """Choose the event loop; KServe would set up one that never runs, and run asyncio's own."""
+        """Choose the event loop: KServe accepts the flag but always runs asyncio's own."""
         if self.event_loop != "asyncio":
             uvloop.install()
 
