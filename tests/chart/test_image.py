@@ -66,7 +66,7 @@ def test_dependencies_are_the_projects_at_the_versions_of_the_lock() -> None:
     [install] = [run for run in stages()["dependencies"].all("RUN") if "pip install" in run]
     [written] = [run for run in stages()["dependencies"].all("RUN") if "runtime.txt" in run]
     for part in ('project["dependencies"]', 'optional-dependencies"]["server"]', 'optional-dependencies"]["traces"]'):
-        assert f"*{part}" in written or f"*project[\"{part}" in written
+        assert f"*{part}" in written or f'*project["{part}' in written
     assert "--constraint requirements.lock" in install
     assert "--no-cache-dir" in install
     assert "--only-binary :all:" in install
