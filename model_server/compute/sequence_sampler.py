@@ -22,7 +22,7 @@ from transformers.generation.logits_process import (
 
 from model_server.compute.host_device import to_device
 from model_server.errors import BadRequest
-from model_server.request import SamplingParams
+from model_server.request import SamplingParams, TokenMatcher
 
 CPU = torch.device("cpu")
 
@@ -65,6 +65,8 @@ class SequenceSampler:
     length: int
     num_logprobs: int | None = None
     """Report each token's log-probability and this many of the likeliest alternatives; None reports none."""
+    matcher: TokenMatcher | None = None
+    """Says which tokens the sequence's grammar allows."""
     by_type: dict[type, LogitsProcessor] = field(init=False)
     """The processors by type."""
     batchable: bool = field(init=False)
@@ -76,15 +78,21 @@ class SequenceSampler:
         self.batchable = types == [type_ for type_ in BATCHABLE if type_ in types]
 
     def note(self, token_id: int) -> None:
-        """Append a token to the history."""
+        """Append a token to the history, and advance the grammar.
+
+        Raises:
+            ServeError: the grammar cannot go on.
+        """
         if self.history is not None:
             self.history[0, self.length] = token_id
         self.length += 1
+        if self.matcher is not None:
+            self.matcher.accept(token_id)
 
     @property
     def can_run_ahead(self) -> bool:
         """Return whether the next token can be sampled before the host knows the last one."""
-        return self.batchable and self.history is None
+        return self.batchable and self.history is None and self.matcher is None
 
     @property
     def truncates(self) -> bool:
@@ -98,7 +106,12 @@ class SequenceSampler:
         return self.history[:, : self.length]
 
 
-def sequence_sampler(model: MistralForCausalLM, prompt_ids: Sequence[int], sampling: SamplingParams) -> SequenceSampler:
+def sequence_sampler(
+    model: MistralForCausalLM,
+    prompt_ids: Sequence[int],
+    sampling: SamplingParams,
+    matcher: TokenMatcher | None = None,
+) -> SequenceSampler:
     """Build a sequence's sampler from the configuration that `generate` would use.
 
     Raises:
@@ -138,6 +151,7 @@ def sequence_sampler(model: MistralForCausalLM, prompt_ids: Sequence[int], sampl
         history=history,
         length=len(prompt_ids),
         num_logprobs=sampling.logprobs,
+        matcher=matcher,
     )
 
 

@@ -95,6 +95,10 @@ class Sequence:
             self.status = SequenceStatus.DECODING
 
     def append(self, token_id: int) -> None:
-        """Accept a sampled token."""
+        """Accept a sampled token.
+
+        Raises:
+            ServeError: the sequence's grammar cannot go on.
+        """
         self.output_ids.append(token_id)
         self.sampler.note(token_id)

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from model_server.api.openai.grammars import matchers
 from model_server.api.openai.schema import MAX_CHOICES, Body, ChatBody, ChatMessage, CompletionBody, read
 from model_server.api.prompts import (
     Call,
@@ -188,7 +189,8 @@ def _requests(
         raise BadRequest(f"n times the prompts must be at most {MAX_CHOICES}, not {len(prompts) * body.n}.", field="n")
     generate = _generate(body, model.limits.vocab_size)
     group = object()
-    requests = []
+    requests: list[Request] = []
+    of_answers = matchers(body, model, len(prompts) * body.n)
     for ids in prompts:
         room = room_after(len(ids), model.limits, name)
         for index in range(body.n):
@@ -204,7 +206,15 @@ def _requests(
             )
             detokenizers = [model.text.stream(sampling.stop)]
             requests.append(
-                Request(ids, sampling, detokenizers, group=group, request_id=request_id, deadline_s=deadline_s)
+                Request(
+                    ids,
+                    sampling,
+                    detokenizers,
+                    of_answers[len(requests)],
+                    group=group,
+                    request_id=request_id,
+                    deadline_s=deadline_s,
+                )
             )
     return tuple(requests)
 
