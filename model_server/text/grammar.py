@@ -27,6 +27,9 @@ MAX_DEPTH = 50
 CACHE_SIZE = 64
 """Compiled grammars kept, the least recently used one dropped first."""
 
+WHITESPACE = r"[ \t\r\n]{0,64}"
+"""Between the tokens of JSON. Bounded, because some models write white space without end."""
+
 _LIMITS = LLParserLimits(
     max_items_in_row=1000,
     initial_lexer_fuel=500_000,
@@ -184,7 +187,7 @@ def _source(spec: GrammarSpec) -> str:
     """Return the grammar in the form that llguidance takes."""
     if spec.kind is GrammarKind.JSON_SCHEMA:
         try:
-            return LLMatcher.grammar_from_json_schema(spec.source)
+            return LLMatcher.grammar_from_json_schema(spec.source, defaults={"whitespace_pattern": WHITESPACE})
         except ValueError as error:
             raise BadRequest(
                 f"{spec.field or spec.kind.value}: {error}", field=spec.field or spec.kind.value
