@@ -2,13 +2,18 @@
 PORT ?= 8080
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+JOBS ?= 2
 # Weights of your own: make run MODEL_DIR=/path/to/model, or MODEL_ID=owner/name. Without: the demo model.
 MODEL = $(if $(MODEL_DIR),MISTRAL_MODEL_DIR='$(MODEL_DIR)',$(if $(MODEL_ID),MISTRAL_MODEL_ID='$(MODEL_ID)',$(DEMO)))
 DEMO = MISTRAL_MODEL_DIR="$$($(BIN)/python -m demo.make)"
 SERVE = $(BIN)/python -m model_server --model_name mistral-7b --http_port $(PORT)
 
+# A release on a cluster.
+RELEASE ?= mistral-7b
+NAMESPACE ?= mistral
+
 .DEFAULT_GOAL := help
-.PHONY: help run dev test fuzz check bench bench-quick promises soak lock image push manifests
+.PHONY: help run dev test e2e fuzz check bench bench-quick load soak gpu docs screenshots lock image push manifests deploy undeploy
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -19,18 +24,24 @@ run: .venv/installed ## serve the demo model, or MODEL_DIR=... or MODEL_ID=..., 
 dev: .venv/installed ## the same, restarted whenever a source file is saved
 	$(MODEL) exec $(BIN)/watchfiles --filter python '$(SERVE) --drain_seconds 1' model_server
 
-test: .venv/installed ## run the tests
-	$(BIN)/python -m pytest
+test: .venv/installed ## run the tests in two processes (JOBS=4: in four)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+e2e: .venv/installed ## run tests/e2e on the cluster of the kube context E2E_CONTEXT (tests/e2e/README.md)
+	$(BIN)/python -m pytest -s -v tests/e2e
 
 fuzz: .venv/installed ## try thousands of requests on the server that runs on PORT, for five minutes (key: MISTRAL_API_KEY)
 	$(BIN)/schemathesis run http://localhost:$(PORT)/openapi.json -H "Authorization: Bearer $${MISTRAL_API_KEY:-none}" \
 	  --exclude-checks positive_data_acceptance --max-time 300 --continue-on-failure
 
-check: .venv/installed ## what CI runs: format, lint, types, tests (chart and manifests among them)
+check: .venv/installed ## what CI runs: format, lint, types, imports, tests (chart and manifests among them)
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q
+	$(BIN)/deptry .
+	$(BIN)/python -m charts.render_server --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --cov --cov-report term:skip-covered
 
 bench: .venv/installed ## run the benchmarks: about 12 minutes on a quiet machine
 	$(BIN)/python -m benchmarks
@@ -38,15 +49,34 @@ bench: .venv/installed ## run the benchmarks: about 12 minutes on a quiet machin
 bench-quick: .venv/installed ## the same in two minutes, and less exact
 	$(BIN)/python -m benchmarks --quick
 
-promises: .venv/installed ## hold a server to its promises under load and faults: about ten minutes
-	$(BIN)/python -m benchmarks.promises
+load: .venv/installed ## test a server under load and faults: 15 minutes on a quiet machine
+	$(BIN)/python -m pytest -m load tests/load
 
-soak: .venv/installed ## twenty minutes at full load with clients that leave
-	$(BIN)/python -m benchmarks.promises --only soak --minutes 20
+soak: .venv/installed ## twenty minutes at full load with clients that disconnect
+	SOAK_MINUTES=20 $(BIN)/python -m pytest -m load tests/load -k memory_stays_flat -o timeout=3000
 
-lock: ## make requirements.lock anew from pyproject.toml, in an environment of its own
-	rm -rf build/lock && python3.11 -m venv build/lock && build/lock/bin/pip install -q '.[dev]'
-	{ echo '# Every dependency at one version, for `pip install -r`. Made by `make lock`.'; build/lock/bin/pip freeze --exclude mistral-7b-kserve --exclude setuptools | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > requirements.lock
+gpu: .venv/installed ## the tests and figures that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m benchmarks roofline
+
+deploy: .venv/installed ## install or upgrade the release with Helm and wait: CONTEXT=... VALUES=... [RELEASE= NAMESPACE=]
+	$(if $(CONTEXT),,$(error Name the kube context: make deploy CONTEXT=...))
+	$(BIN)/helm upgrade --install $(RELEASE) charts/mistral-7b --kube-context $(CONTEXT) -n $(NAMESPACE) --create-namespace $(addprefix -f ,$(VALUES))
+	$(BIN)/python -m mistral_cli rollout status $(RELEASE) --context $(CONTEXT) --namespace $(NAMESPACE) --wait 30m
+
+undeploy: .venv/installed ## remove the release; a PVC with the weights stays: CONTEXT=... [RELEASE= NAMESPACE=]
+	$(if $(CONTEXT),,$(error Name the kube context: make undeploy CONTEXT=...))
+	$(BIN)/helm uninstall $(RELEASE) --kube-context $(CONTEXT) -n $(NAMESPACE) --wait --ignore-not-found
+
+docs: .venv/installed ## build the documentation as a site in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+screenshots: .venv/installed ## take the pictures of the playground from the server on PORT; needs Chromium
+	$(BIN)/python -m docs.take_screenshots http://localhost:$(PORT)
+
+lock: .venv/installed ## make requirements.lock anew from pyproject.toml
+	$(BIN)/uv pip compile -q pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --no-annotate --no-header -o build/requirements.txt
+	{ echo '# Every dependency at one version. Made by `make lock`. The CUDA libraries are left out: torch pins them itself.'; grep -vE '^(cuda|nvidia|triton)' build/requirements.txt; } > requirements.lock
 
 image: ## build the container image for linux/amd64 with docker, podman or buildah
 	.ci/image
@@ -54,7 +84,8 @@ image: ## build the container image for linux/amd64 with docker, podman or build
 push: ## build it, push it to REGISTRY, and print its digest and the line that installs it
 	.ci/image "$(REGISTRY)"
 
-manifests: .venv/installed ## render manifests/ from the chart
+manifests: .venv/installed ## write what is generated: the flags in chart and docs, manifests/, the chart's README
+	$(BIN)/python -m charts.render_server
 	$(BIN)/python -m charts.render_manifests
 
 .venv/installed: requirements.lock pyproject.toml

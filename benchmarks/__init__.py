@@ -1,5 +1,4 @@
-"""What the server is measured with: load, starts and limits, beside what a user would take instead.
+"""Benchmarks of the server: throughput, start-up, and a decode step beside the hardware's limits.
 
-`python -m benchmarks` runs all of it; `serve`, `start` and `limits` run alone as modules. Nothing here is
-part of the server.
+`make bench` runs them all; docs/benchmarks.md says how to read the figures. None of it is part of the server.
 """

@@ -1,4 +1,4 @@
-"""From times to figures: percentiles of a run, medians and spreads over repeats, ratios of contenders."""
+"""Turns times into figures: percentiles of a run, medians and spreads over repeats, ratios between systems."""
 
 from __future__ import annotations
 
@@ -11,58 +11,50 @@ import numpy as np
 from benchmarks.load import Run
 
 Figure = dict[str, Any]
-"""One line of the results: what was measured, on whom, and the numbers."""
-
-PERCENTILES = (50, 90, 99)
+"""One line of the results: what was measured, on which system, and the numbers."""
+COUNTS = ("requests", "errors", "unfinished", "unanswered", "output_tokens")
 
 
 def summary(run: Run) -> Figure:
-    """Return one run's numbers: rates, and percentiles of time to first token, gaps and totals.
+    """Return a run's rate, and percentiles of time to first token, gaps between tokens and total time.
 
-    An answer cut at the limit stands with the time it had waited by then, which can only be too short:
-    `unfinished` says how many there are, and `unanswered` how many of them had not even a first token. Totals and
-    times to first token are lower bounds when there are any.
+    An unfinished answer counts with the time it had waited, so totals and times to first token are lower bounds when
+    `unfinished` or `unanswered` (no first token) is above 0.
     """
     good = [answer for answer in run.answers if answer.error is None]
-    first_s: list[float] = []
-    gaps_s: list[float] = []
-    totals_s: list[float] = []
-    for answer in good:
-        first_s.append((answer.chunk_times_s[0] if answer.chunk_times_s else run.ended_s) - answer.asked_s)
-        totals_s.append((answer.ended_s or run.ended_s) - answer.asked_s)
-        gaps_s.extend(np.diff(answer.chunk_times_s))
-    output_tokens = sum(answer.output_tokens for answer in good)
-    seconds = run.ended_s - run.began_s
-    errors = sorted({answer.error for answer in run.answers if answer.error})
+    first_s = [(a.chunk_times_s[0] if a.chunk_times_s else run.ended_s) - a.asked_s for a in good]
+    total_s = [(a.ended_s or run.ended_s) - a.asked_s for a in good]
+    gaps_s = [float(gap_s) for a in good for gap_s in np.diff(a.chunk_times_s)]
+    output_tokens, seconds = sum(a.output_tokens for a in good), run.ended_s - run.began_s
+    errors = sorted({a.error for a in run.answers if a.error})
     return {
         "requests": len(run.answers),
         "errors": len(run.answers) - len(good),
         **({"error_examples": errors[:3]} if errors else {}),
-        "unfinished": sum(answer.ended_s is None for answer in good),
-        "unanswered": sum(not answer.chunk_times_s for answer in good),
+        "unfinished": sum(a.ended_s is None for a in good),
+        "unanswered": sum(not a.chunk_times_s for a in good),
         "prompt_tokens": sorted({a.prompt_tokens for a in good if a.prompt_tokens is not None}),
         "output_tokens": output_tokens,
         "seconds": seconds,
-        "stolen": run.stolen,
+        "cpu_steal": run.cpu_steal,
         "output_tokens_per_s": output_tokens / seconds if seconds else 0.0,
         **_percentiles("first_token_s", first_s),
         **_percentiles("gap_s", gaps_s),
-        **_percentiles("total_s", totals_s),
+        **_percentiles("total_s", total_s),
     }
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
-    """Return the median and the extremes of repeats."""
     values = list(values)
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def over_repeats(repeats: Sequence[Figure]) -> Figure:
-    """Merge the same figure of several repeats: counts are added, measures get median, min and max."""
+    """Merge the figures of several repeats: counts are added, measures become median, min and max."""
     merged: Figure = {"repeats": len(repeats)}
     for key in repeats[0]:
         values = [repeat[key] for repeat in repeats if key in repeat]
-        if key in ("requests", "errors", "unfinished", "unanswered", "output_tokens"):
+        if key in COUNTS:
             merged[key] = sum(values)
         elif isinstance(values[0], list):
             merged[key] = sorted({item for value in values for item in value})
@@ -74,15 +66,9 @@ def over_repeats(repeats: Sequence[Figure]) -> Figure:
 
 
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float]:
-    """Return the spread of the ratios of repeats taken in turn, each with its neighbour in time.
-
-    A machine that slows down for a minute slows both, so pairs say more than a ratio of medians.
-    """
+    """Return the spread of the ratios of neighbouring repeats: a machine that slows down slows both of a pair."""
     return spread(a / b for a, b in zip(numerators, denominators, strict=True) if b)
 
 
 def _percentiles(name: str, values: Sequence[float]) -> Figure:
-    if not values:
-        return {}
-    points = np.percentile(values, PERCENTILES)
-    return {f"{name}_p{percent}": float(point) for percent, point in zip(PERCENTILES, points, strict=True)}
+    return {f"{name}_p{percent}": float(np.percentile(values, percent)) for percent in (50, 90, 99) if values}

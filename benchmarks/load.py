@@ -1,48 +1,22 @@
-"""The load generator: streams asked for in a closed loop (a number of clients) or an open one (a rate).
+"""The load generator: a closed loop with a number of clients, bounded in time.
 
-Owns clients and clocks; how one is asked is in `streams`, what the times mean in `figures`. Every run is
-bounded: what has not ended at the limit is cut and kept as unfinished, never dropped.
+A request that has not ended at the limit is cut and kept as unfinished, never dropped.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-from benchmarks.stolen import Stolen
+import psutil
 
-MOST_STOLEN = 0.03
-"""Of the processors' time; a run that lost more is done again, `TRIES` times in all."""
-TRIES = 3
+from benchmarks.client import Answer, Ask, Target, asking
 
-
-@dataclass
-class Answer:
-    """One request as its client saw it. Times are seconds of one clock, since any moment."""
-
-    asked_s: float
-    """When it was due: in the open loop the arrival drawn, even if the client itself was late."""
-    chunk_times_s: list[float] = field(default_factory=list)
-    """When each piece of text arrived."""
-    text: str = ""
-    ended_s: float | None = None
-    """None: cut at the limit."""
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    """As the server counts; None when it does not say."""
-    error: str | None = None
-
-    @property
-    def output_tokens(self) -> int:
-        """The server's own count, else one for each piece of text."""
-        if self.completion_tokens is not None:
-            return self.completion_tokens
-        return len(self.chunk_times_s)
+MAX_CPU_STEAL = 0.03
+"""Share of the CPU time that the host may take; a run that lost more is repeated, `MAX_TRIES` times in all."""
+MAX_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -52,27 +26,38 @@ class Run:
     answers: Sequence[Answer]
     began_s: float
     ended_s: float
-    """When the last text came, or the limit."""
+    """When the last text arrived, or the limit."""
     cut: bool
-    """The limit ended it."""
-    stolen: float
-    """Share of the processors' time that the host gave to others meanwhile."""
+    """Whether the limit ended it."""
+    cpu_steal: float
+    """Share of the CPU time that the host of a virtual machine gave to others meanwhile."""
 
 
-Ask = Callable[[str, Answer], Coroutine[None, None, None]]
-"""Sends one prompt and notes in the answer what comes back, and when."""
+class CpuSteal:
+    """Measures the share of CPU time that the hypervisor takes, from construction on."""
+
+    def __init__(self) -> None:
+        self._began_s, self._steal_s = time.perf_counter(), self._now_s()
+
+    def share(self) -> float:
+        """Return the share so far, 0 to 1; 0 where the kernel does not report it."""
+        elapsed_s = (time.perf_counter() - self._began_s) * (psutil.cpu_count() or 1)
+        return (self._now_s() - self._steal_s) / elapsed_s
+
+    def _now_s(self) -> float:
+        return float(getattr(psutil.cpu_times(), "steal", 0.0))
 
 
 async def closed_loop(ask: Ask, prompts: Iterator[str], *, clients: int, min_seconds: float, limit_s: float) -> Run:
-    """Keep `clients` streams open: each asks again when answered, until `min_seconds` have passed.
+    """Keep `clients` streams open: each client asks again after its answer, until `min_seconds` have passed.
 
-    Then it asks as often as the one that has asked most: few streams that outlast all the others would make a server
-    that was a moment faster look slow. `prompts` have no end; loads of one server that draw from the same iterator ask
-    for nothing twice.
+    Then each client asks until it has asked as often as the others: a few streams that outlast the rest would make a
+    server that was a moment faster look slow. `prompts` is endless; loads that share it never repeat a prompt.
     """
     most_asked = 0
+    answers: list[Answer] = []
 
-    async def client(began_s: float, answers: list[Answer]) -> None:
+    async def client() -> None:
         nonlocal most_asked
         asked = 0
         while asked < most_asked or time.perf_counter() - began_s < min_seconds or not asked:
@@ -83,52 +68,9 @@ async def closed_loop(ask: Ask, prompts: Iterator[str], *, clients: int, min_sec
             if answer.error:
                 return
 
-    return await _bounded(limit_s, [client] * clients)
-
-
-async def open_loop(
-    ask: Ask, prompts: Iterator[str], *, rate: float, num_requests: int, seed: int, limit_s: float
-) -> Run:
-    """Ask at Poisson arrivals of `rate` a second, however slow the answers are."""
-    arrivals = list(itertools.islice(poisson_arrivals(rate, seed), num_requests))
-
-    async def client(began_s: float, answers: list[Answer], arrival_s: float) -> None:
-        answers.append(answer := Answer(asked_s=began_s + arrival_s))
-        await asyncio.sleep(answer.asked_s - time.perf_counter())
-        await ask(next(prompts), answer)
-
-    return await _bounded(limit_s, [partial(client, arrival_s=arrival_s) for arrival_s in arrivals])
-
-
-def poisson_arrivals(rate: float, seed: int) -> Iterator[float]:
-    """Yield arrival times in seconds without end, `rate` of them a second on average."""
-    draw = random.Random(seed)
-    return itertools.accumulate(draw.expovariate(rate) for _ in itertools.count())
-
-
-async def least_disturbed(load: Callable[[], Awaitable[Run]]) -> Run:
-    """Return a load's run; one that was robbed of more than `MOST_STOLEN` is done again, a few times at most.
-
-    Whoever is measured is measured so: which run counts is decided by what was taken, not by what came out. A load that
-    was cut is not repeated, as its server may still be generating for clients that left.
-    """
-    runs: list[Run] = []
-    while len(runs) < TRIES:
-        runs.append(await load())
-        if runs[-1].stolen <= MOST_STOLEN or runs[-1].cut:
-            break
-    return min(runs, key=lambda run: run.stolen)
-
-
-_Client = Callable[[float, list[Answer]], Coroutine[None, None, None]]
-"""A client is told when the run began, and where to note its answers."""
-
-
-async def _bounded(limit_s: float, clients: Sequence[_Client]) -> Run:
-    answers: list[Answer] = []
-    stolen = Stolen()
+    steal = CpuSteal()
     began_s = time.perf_counter()
-    tasks = [asyncio.create_task(client(began_s, answers)) for client in clients]
+    tasks = [asyncio.create_task(client()) for _ in range(clients)]
     try:
         done, late = await asyncio.wait(tasks, timeout=limit_s)
     finally:
@@ -136,8 +78,28 @@ async def _bounded(limit_s: float, clients: Sequence[_Client]) -> Run:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     for task in done:
-        task.result()  # a fault of ours ends the benchmark; a server's is in its answer
+        task.result()  # an error of the benchmark itself; the server's errors are in the answers
     last_text_s = max((answer.chunk_times_s[-1] for answer in answers if answer.chunk_times_s), default=began_s)
-    # Requests of the open loop that were not due yet at the limit were never asked.
-    asked = [answer for answer in answers if answer.asked_s <= began_s + limit_s]
-    return Run(asked, began_s, began_s + limit_s if late else last_text_s, cut=bool(late), stolen=stolen.share())
+    ended_s = began_s + limit_s if late else last_text_s
+    return Run(answers, began_s, ended_s, cut=bool(late), cpu_steal=steal.share())
+
+
+async def ask_once(target: Target, prompt: str, limit_s: float) -> Answer:
+    """Send one request: a warm-up, or the first answer after a start."""
+    async with asking(target) as ask:
+        run = await closed_loop(ask, iter([prompt]), clients=1, min_seconds=0, limit_s=limit_s)
+    return run.answers[0]
+
+
+async def least_disturbed(load: Callable[[], Awaitable[Run]]) -> Run:
+    """Return the run of a load with the least CPU steal: at most `MAX_TRIES`, one if it lost `MAX_CPU_STEAL` or less.
+
+    CPU steal alone decides which run counts, never the result. A run that was cut is not repeated: its server may
+    still be generating.
+    """
+    runs: list[Run] = []
+    while len(runs) < MAX_TRIES:
+        runs.append(await load())
+        if runs[-1].cpu_steal <= MAX_CPU_STEAL or runs[-1].cut:
+            break
+    return min(runs, key=lambda run: run.cpu_steal)

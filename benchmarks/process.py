@@ -1,4 +1,4 @@
-"""Programs that are measured: started, awaited, read from /proc, and stopped whatever happens."""
+"""Child processes that are measured: started, awaited, read from /proc, and stopped whatever happens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import http.client
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -16,12 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 
-import psutil
-
 START_LIMIT_S = 180
-"""What any program may take until it is ready, or has answered for the first time."""
-REST_S = 0.5
-"""A program that takes less than a tenth of a core for so long is at rest."""
+"""Time limit for a program to become ready or to answer for the first time."""
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
@@ -31,7 +26,7 @@ class StartFailed(RuntimeError):
 
 
 class Program:
-    """A child process with its log: stopped at the end of the `with` block, and dead if we are killed."""
+    """A child process with its log: stopped at the end of the `with` block, killed if its parent is."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         self._command = list(command)
@@ -56,11 +51,11 @@ class Program:
     ) -> None:
         try:
             _signal_group(self._process, signal.SIGTERM)
-            self.thaw()  # a frozen program would never hear of it
+            self.thaw()  # a stopped process handles no signal
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=10)
         finally:
-            _signal_group(self._process, signal.SIGKILL)  # what it may have started itself, too
+            _signal_group(self._process, signal.SIGKILL)  # its own children as well
             self._process.wait()
             self._log.close()
 
@@ -73,7 +68,7 @@ class Program:
         return self._process.poll() is None
 
     def log(self) -> str:
-        """Return all it has printed so far."""
+        """Return its output so far."""
         return os.pread(self._log.fileno(), 1 << 24, 0).decode(errors="replace")
 
     def wait_until_ready(self, port: int, path: str, limit_s: float) -> float:
@@ -87,7 +82,7 @@ class Program:
         raise StartFailed(f"No 200 on {path} within {limit_s:.0f} s. {self.log_end()}")
 
     def wait_for_exit(self, limit_s: float) -> float:
-        """Return the seconds that a program took which ends by itself; an unclean end is an error."""
+        """Return the seconds until it exited by itself; another exit code than 0 is an error."""
         try:
             code = self._process.wait(timeout=limit_s)
         except subprocess.TimeoutExpired:
@@ -97,32 +92,16 @@ class Program:
         return time.perf_counter() - self.started_s
 
     def freeze(self) -> None:
-        """Stop it where it is, until `thaw`: it keeps its memory and its ports, and takes no processor time."""
+        """Stop it until `thaw`: it keeps its memory and its port and takes no CPU time."""
         _signal_group(self._process, signal.SIGSTOP)
 
     def thaw(self) -> None:
         _signal_group(self._process, signal.SIGCONT)
 
-    def comes_to_rest(self, within_s: float) -> bool:
-        """Wait until it takes no more processor time; say whether it did."""
-        deadline_s = time.perf_counter() + within_s
-        while time.perf_counter() < deadline_s:
-            before_s = self._processor_s()
-            time.sleep(REST_S)
-            if self._processor_s() - before_s < 0.1 * REST_S:
-                return True
-        return False
-
-    def _processor_s(self) -> float:
-        times = psutil.Process(self.pid).cpu_times()
-        return float(times.user + times.system)
-
-    def memory_bytes(self) -> dict[str, int]:
-        """Return resident memory: the `peak`, what there is `now`, and how much of it is `anonymous`."""
+    def peak_memory_bytes(self) -> int:
+        """Return the kernel's high-water mark of resident memory."""
         status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii")
-        kib = dict(re.findall(r"^(\w+):\s+(\d+) kB$", status, re.MULTILINE))
-        names = {"peak": "VmHWM", "now": "VmRSS", "anonymous": "RssAnon"}
-        return {ours: int(kib[theirs]) * 1024 for ours, theirs in names.items()}
+        return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 
     def log_end(self) -> str:
         return "Its log ends:\n" + "\n".join(self.log().splitlines()[-30:])

@@ -1,4 +1,4 @@
-"""What is shown and kept: a card for people, one JSON line for each figure, a results file, and the plot."""
+"""What is printed and kept: tables, one JSON line for each figure, a results file and the plot."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.contenders import OURS, title
 from benchmarks.figures import Figure
-from benchmarks.load import MOST_STOLEN
+from benchmarks.load import MAX_CPU_STEAL
+from benchmarks.systems import OURS, SYSTEMS
 
 RESULTS_DIR = Path("benchmarks/results")
 
 progress = Console(stderr=True)
-"""Where a run says what it is doing; standard output has only the card and the JSON lines."""
+"""Progress goes to stderr; stdout has only the tables and the JSON lines."""
 
 
 def machine() -> dict[str, Any]:
@@ -35,50 +35,54 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("torch", "transformers", "kserve")},
-        "commit": _commit(),
+        **{name: version(name) for name in ("torch", "transformers", "kserve")},
+        "commit": _output("git", "describe", "--always", "--dirty"),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "load_average": round(os.getloadavg()[0], 2),
     }
-    if gpu := _gpu():
-        described["gpu"] = gpu
+    # The driver is asked, since importing torch here would take memory from the measured servers.
+    if gpus := _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader"):
+        described["gpu"] = gpus.splitlines()[0]
     return described
 
 
-def announce(described: dict[str, Any]) -> None:
-    """Say on what a run is done, and whether something else keeps the machine busy."""
-    progress.print(", ".join(f"{name} {value}" for name, value in described.items() if value is not None))
-    if described["load_average"] > described["cores"] / 4:
-        progress.print("The machine is busy with something else: these figures will not repeat.", style="red")
+def _output(*command: str) -> str:
+    if not shutil.which(command[0]):
+        return ""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def results_path(described: dict[str, Any], directory: Path = RESULTS_DIR) -> Path:
-    """Return `<date>-<machine>.json`: a later run on the same day and machine replaces the earlier."""
-    hardware = described.get("gpu") or f"{described['cpu']}-{described['cores']}-cores"
-    return directory / f"{described['date']}-{re.sub('[^a-z0-9]+', '-', hardware.lower()).strip('-')}.json"
+def announce(machine: dict[str, Any]) -> None:
+    """Print the machine, and a warning when other programs keep it busy."""
+    progress.print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    if machine["load_average"] > machine["cores"] / 4:
+        progress.print("Other programs keep this machine busy: these figures will not repeat.", style="red")
 
 
-def write_results(described: dict[str, Any], figures: Sequence[Figure], path: Path) -> None:
-    """Write one JSON object with one figure a line, so that two results compare by eye and by diff."""
+def write(machine: dict[str, Any], figures: Sequence[Figure], directory: Path) -> Path:
+    """Write `<date>-<machine>.json` with one figure a line, and the plot when there are serving figures."""
+    hardware = machine.get("gpu") or f"{machine['cpu']}-{machine['cores']}-cores"
+    path = directory / f"{machine['date']}-{re.sub('[^a-z0-9]+', '-', hardware.lower()).strip('-')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join("    " + json.dumps(rounded(figure)) for figure in figures)
-    path.write_text(f'{{\n  "machine": {json.dumps(described)},\n  "figures": [\n{lines}\n  ]\n}}\n')
+    lines = ",\n".join("    " + json.dumps(_rounded(figure)) for figure in figures)
+    path.write_text(f'{{\n  "machine": {json.dumps(machine)},\n  "figures": [\n{lines}\n  ]\n}}\n')
+    if any("output_tokens_per_s" in figure for figure in figures):
+        plot(figures, path)
+    return path
 
 
 def print_json_lines(figures: Iterable[Figure]) -> None:
     for figure in figures:
-        print(json.dumps(rounded(figure)), flush=True)
+        print(json.dumps(_rounded(figure)), flush=True)
 
 
-def rounded(value: Any) -> Any:
-    """Return a figure with four significant digits: more are not measured."""
+def _rounded(value: Any) -> Any:
+    """Return a figure with four significant digits: the measurement has no more."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [rounded(item) for item in value]
-    return value
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
 
 
 def table(heading: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -88,67 +92,26 @@ def table(heading: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -
         shown.add_column(column, justify="right" if number else "left")
     for row in rows:
         shown.add_row(*row)
-    # A width that keeps tables whole where there is no terminal to ask.
     console = Console()
     (console if console.is_terminal else Console(width=140)).print(shown)
 
 
 def measured(spread: dict[str, float] | None, scale: float = 1, digits: int = 0) -> str:
-    """Return `median (min-max)` for a person."""
+    """Return `median (min-max)`."""
     if spread is None:
         return "-"
     median, low, high = (f"{spread[key] * scale:.{digits}f}" for key in ("median", "min", "max"))
     return median if low == high else f"{median} ({low}-{high})"
 
 
-def serve_card(figures: Sequence[Figure]) -> None:
-    """Print what each server did at each load, then the ratios."""
-    rows = []
-    for figure in figures:
-        if figure["benchmark"] != "serve" or "ratio" in figure:
-            continue
-        if "failed" in figure:
-            rows.append([figure["contender"], "", "failed", "", "", "", ""])
-            continue
-        load = f"{figure['clients']}" if "clients" in figure else f"{figure['rate']}/s"
-        # A request cut before its first token: the time to that is known only to be longer.
-        bound = ">" if figure["unanswered"] else ""
-        rows.append(
-            [
-                figure["contender"],
-                load,
-                measured(figure["output_tokens_per_s"]),
-                bound + measured(figure.get("first_token_s_p50"), scale=1000),
-                bound + measured(figure.get("first_token_s_p99"), scale=1000),
-                measured(figure.get("gap_s_p50"), scale=1000),
-                measured(figure.get("gap_s_p99"), scale=1000),
-                str(figure["errors"]) if figure["errors"] else "",
-            ]
-        )
-    columns = ["", "clients", "tokens/s", "first token ms p50", "p99", "gap ms p50", "p99", "errors"]
-    table("Serving: medians of the repeats (least-most)", columns, rows)
-    most_stolen = max((figure["stolen"]["max"] for figure in figures if "stolen" in figure), default=0.0)
-    if most_stolen > MOST_STOLEN:
-        progress.print(f"The host took up to {most_stolen:.0%} of the processors' time from these runs.", style="red")
-    ratios = [figure for figure in figures if figure["benchmark"] == "serve" and "ratio" in figure]
-    if ratios:
-        table(
-            "This server beside the others: ratios of neighbouring runs",
-            ["", "clients", "tokens/s, x", "first token p99, x"],
-            [
-                [
-                    title(figure["to"]),
-                    str(figure["clients"]),
-                    measured(figure["ratio"]["output_tokens_per_s"], digits=2),
-                    ("<" if figure["bound"] else "") + measured(figure["ratio"].get("first_token_s_p99"), digits=2),
-                ]
-                for figure in ratios
-            ],
-        )
+def warn_of_cpu_steal(figures: Iterable[Figure]) -> None:
+    steal = max((figure["cpu_steal"]["max"] for figure in figures if "cpu_steal" in figure), default=0.0)
+    if steal > MAX_CPU_STEAL:
+        progress.print(f"The host took up to {steal:.0%} of the CPU time from these runs.", style="red")
 
 
 def plot(figures: Sequence[Figure], path: Path) -> list[Path]:
-    """Draw throughput, time to first token and gaps against clients: `path` as .png and .svg, returned."""
+    """Draw throughput, time to first token and gaps against clients; return the .png and the .svg."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -160,27 +123,23 @@ def plot(figures: Sequence[Figure], path: Path) -> list[Path]:
         ("first_token_s_p50", "time to first token, median (ms)", 1000.0),
         ("gap_s_p50", "gap between tokens, median (ms)", 1000.0),
     )
-    shown = [figure for figure in figures if figure["benchmark"] == "serve" and "output_tokens_per_s" in figure]
-    shown = [figure for figure in shown if "clients" in figure]
+    shown = [figure for figure in figures if "output_tokens_per_s" in figure]
     canvas, axes = pyplot.subplots(1, len(panels), figsize=(15, 4.5), layout="constrained")
     for axis, (key, label, scale) in zip(axes, panels, strict=True):
-        for contender in dict.fromkeys(figure["contender"] for figure in shown):
-            points = [figure for figure in shown if figure["contender"] == contender and key in figure]
-            middle = [figure[key]["median"] * scale for figure in points]
+        for system in dict.fromkeys(figure["system"] for figure in shown):
+            points = [figure for figure in shown if figure["system"] == system and key in figure]
+            spreads = [{name: value * scale for name, value in figure[key].items()} for figure in points]
             axis.errorbar(
                 [figure["clients"] for figure in points],
-                middle,
-                yerr=[
-                    [m - figure[key]["min"] * scale for m, figure in zip(middle, points, strict=True)],
-                    [figure[key]["max"] * scale - m for m, figure in zip(middle, points, strict=True)],
-                ],
+                [s["median"] for s in spreads],
+                yerr=[[s["median"] - s["min"] for s in spreads], [s["max"] - s["median"] for s in spreads]],
                 marker="o",
                 capsize=3,
-                linewidth=3 if contender == OURS else 1.5,
-                label=title(contender),
+                linewidth=3 if system == OURS else 1.5,
+                label=SYSTEMS[system].title if system in SYSTEMS else system,
             )
         axis.set_xscale("log", base=2)
-        axis.set_yscale("linear" if axis is axes[0] else "log")
+        axis.set_yscale("linear" if axis is axes[0] else "symlog")  # a gap may be 0
         axis.set_xticks(clients := sorted({figure["clients"] for figure in shown}), map(str, clients))
         axis.set_xlabel("clients")
         axis.set_title(label)
@@ -188,33 +147,7 @@ def plot(figures: Sequence[Figure], path: Path) -> list[Path]:
     axes[0].set_ylim(bottom=0)
     canvas.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     files = [path.with_suffix(".png"), path.with_suffix(".svg")]
-    path.parent.mkdir(parents=True, exist_ok=True)
     for file in files:
         canvas.savefig(file, dpi=120, metadata={"Date": None} if file.suffix == ".svg" else None)
     pyplot.close(canvas)
     return files
-
-
-def _gpu() -> str | None:
-    """Return the first card's name, asked of its driver: importing torch here would cost memory and time."""
-    if not shutil.which("nvidia-smi"):
-        return None
-    asked = subprocess.run(
-        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return asked.stdout.splitlines()[0] if asked.returncode == 0 and asked.stdout else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    asked = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return asked.stdout.strip() or None

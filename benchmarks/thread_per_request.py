@@ -1,9 +1,7 @@
-"""What a model served by hand usually is: a thread in `model.generate` and a streamer for each request.
+"""A server with a thread in `model.generate` and a `TextIteratorStreamer` for each request.
 
-Stands for a Truss whose `predict` streams: as many requests at a time as its `predict_concurrency` (1 unless
-configured), each held until its generation ends. KServe's huggingfaceserver with its Transformers backend is
-built the same way, one request at a time; it is not on PyPI and not what is measured here. The wire is our V1
-stream, so that the comparison is of generation alone.
+It stands for a Truss whose `predict` streams: `--concurrency` requests at a time (Truss's `predict_concurrency`, 1
+unless configured; 0 is no limit). The stream is V1's, so that the comparison is of generation alone.
 """
 
 from __future__ import annotations
@@ -26,39 +24,27 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStream
 
 
 def application(model: Any, tokenizer: Any, concurrency: int) -> Starlette:
-    """Return the server; `concurrency` 0 lets every request generate at once."""
-    turn = asyncio.Semaphore(concurrency) if concurrency else contextlib.nullcontext()
+    limit = asyncio.Semaphore(concurrency) if concurrency else contextlib.nullcontext()
+
+    async def stream(prompt: str, max_new_tokens: int) -> AsyncIterator[str]:
+        inputs = tokenizer(prompt, return_tensors="pt")
+        outputs = []
+        async with limit:
+            streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+            options = {"max_new_tokens": max_new_tokens, "do_sample": False, "streamer": streamer}
+            thread = Thread(target=lambda: outputs.append(model.generate(**inputs, **options)), daemon=True)
+            thread.start()
+            async for text in iterate_in_threadpool(streamer):
+                if text:
+                    yield _event({"text": text})
+            thread.join()
+        prompt_tokens = inputs.input_ids.shape[1]
+        usage = {"prompt_tokens": prompt_tokens, "completion_tokens": outputs[0].shape[1] - prompt_tokens}
+        yield _event({"text": "", "finish_reason": "length", **usage})
 
     async def predict(request: Request) -> Response:
         body = await request.json()
         return StreamingResponse(stream(body["prompt"], body["max_new_tokens"]), media_type="text/event-stream")
-
-    async def stream(prompt: str, max_new_tokens: int) -> AsyncIterator[str]:
-        inputs = tokenizer(prompt, return_tensors="pt")
-        sequences = []
-        async with turn:
-            streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-
-            def generate() -> None:
-                sequences.append(
-                    model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer)
-                )
-
-            thread = Thread(target=generate, daemon=True)
-            thread.start()
-            async for text in iterate_in_threadpool(streamer):
-                if text:
-                    yield _frame({"text": text})
-            thread.join()
-        prompt_tokens = inputs.input_ids.shape[1]
-        yield _frame(
-            {
-                "text": "",
-                "finish_reason": "length",
-                "prompt_tokens": prompt_tokens,
-                "completion_tokens": sequences[0].shape[1] - prompt_tokens,
-            }
-        )
 
     async def ready(request: Request) -> Response:
         return PlainTextResponse("ready")
@@ -66,7 +52,7 @@ def application(model: Any, tokenizer: Any, concurrency: int) -> Starlette:
     return Starlette(routes=[Route("/v1/models/bench:predict", predict, methods=["POST"]), Route("/ready", ready)])
 
 
-def _frame(event: dict[str, Any]) -> str:
+def _event(event: dict[str, Any]) -> str:
     return f"data: {json.dumps(event)}\n\n"
 
 
@@ -77,13 +63,8 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=1)
     options = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(options.model_dir, dtype="auto")
-    tokenizer = AutoTokenizer.from_pretrained(options.model_dir)
-    uvicorn.run(
-        application(model, tokenizer, options.concurrency),
-        host="127.0.0.1",
-        port=options.port,
-        access_log=False,
-    )
+    app = application(model, AutoTokenizer.from_pretrained(options.model_dir), options.concurrency)
+    uvicorn.run(app, host="127.0.0.1", port=options.port, access_log=False)
 
 
 if __name__ == "__main__":

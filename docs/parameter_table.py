@@ -41,7 +41,10 @@ def rendered(page: str) -> str:
     for name, text in (("parameters", table()), ("refused names", refused())):
         begin, end = f"<!-- generated: {name} -->\n", f"\n<!-- end of {name} -->"
         page, count = re.subn(
-            f"{re.escape(begin)}.*?{re.escape(end)}", lambda _, new=begin + text + end: new, page, flags=re.DOTALL
+            f"{re.escape(begin)}.*?{re.escape(end)}",
+            (begin + text + end).replace("\\", r"\\"),
+            page,
+            flags=re.DOTALL,
         )
         assert count == 1, f"{PAGE} must have one place for the {name}"
     return page

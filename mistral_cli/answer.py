@@ -1,4 +1,4 @@
-"""What a response says: its text, all of it or in pieces, or the server's reason for having none.
+"""Reads a response: the whole text, its pieces, or the server's reason for refusing.
 
 A stream is whole only when it ends with `[DONE]`. Its end alone proves nothing: Knative ends a stream at its
 timeout with status 200, a clean close and the words `request timeout` behind the last event.
@@ -11,16 +11,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httpx
+from httpx_sse import EventSource
 
-from .failures import Incomplete, Refused
-from .sse import EventStream
+from .exit_codes import Incomplete, Refused
 
-LONGEST_SENTENCE = 600
-"""Characters of an error body worth showing when it is not ours: a proxy's page can be long."""
+MAX_SENTENCE_CHARS = 600
+"""Characters shown of an error body that is not JSON: a proxy's page can be long."""
+TAIL_CHARS = 64
+"""Characters kept of a stream's end; `request timeout` is the longest text looked for."""
 
 
 def check(response: httpx.Response) -> None:
-    """Raise the server's reason, unless it took the request."""
+    """Raise `Refused` with the server's reason unless the status is 200."""
     if response.status_code != 200:
         raise Refused(refusal(response))
 
@@ -36,22 +38,37 @@ def whole(response: httpx.Response) -> Any:
 
 
 def pieces(response: httpx.Response) -> Iterator[Mapping[str, Any]]:
-    """Yield the data of a stream's events as they come, and return only if the stream was whole."""
+    """Yield the data of a stream's events as they arrive; returns only after `[DONE]`."""
     if response.headers.get("content-type", "").partition(";")[0] != "text/event-stream":
         raise Refused(_named("A stream was asked for and the answer is not one: is this the right server?", response))
-    stream = EventStream(response.iter_bytes())
+    body = _Body(response)
     try:
-        for event in stream:
-            if event.name == "error":
+        for event in EventSource(body).iter_sse():
+            if event.event == "error":
                 raise Incomplete(_named(_sentence(event.data) or "The server failed in the middle.", response))
             if event.data == "[DONE]":
                 return
-            yield json.loads(event.data)
+            if event.data:
+                yield json.loads(event.data)
     except httpx.RequestError as error:
         raise Incomplete(_named("The connection broke in the middle of the answer.", response)) from error
     except ValueError as error:
         raise Incomplete(_named("The stream holds an event that is not JSON.", response)) from error
-    raise Incomplete(_named(_cut_sentence(stream.rest), response))
+    raise Incomplete(_named(_cut_sentence(body.tail), response))
+
+
+class _Body(httpx.Response):
+    """A streamed response that remembers its last characters: no event holds the words after the last event."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        super().__init__(response.status_code, headers=response.headers, request=response.request)
+        self._response = response
+        self.tail = ""
+
+    def iter_text(self, chunk_size: int | None = None) -> Iterator[str]:
+        for text in self._response.iter_text(chunk_size):
+            self.tail = (self.tail + text)[-TAIL_CHARS:]
+            yield text
 
 
 def text(piece: Mapping[str, Any]) -> str:
@@ -59,42 +76,42 @@ def text(piece: Mapping[str, Any]) -> str:
     return str(piece.get("text", ""))
 
 
-def texts(got: Any) -> list[str]:
+def texts(content: Any) -> list[str]:
     """Return the texts of a whole answer, in the order they were asked for."""
     try:
-        return [str(prediction["generated_text"]) for prediction in got["predictions"]]
+        return [str(prediction["generated_text"]) for prediction in content["predictions"]]
     except (KeyError, TypeError) as error:
         raise Refused("The answer holds no predictions: is this the right server? (--json shows it)") from error
 
 
 def refusal(response: httpx.Response) -> str:
-    """Return the sentence of an error response, with what finds it in the server's log."""
+    """Return the sentence of an error response, with the request id of the server's log."""
     try:
         response.read()
     except httpx.RequestError:
         return _named(f"{response.status_code} {response.reason_phrase}, and the connection broke.", response)
-    said = _sentence(response.text) or response.reason_phrase
+    sentence = _sentence(response.text) or response.reason_phrase
     if location := response.headers.get("location"):
-        said = f"The server redirects to {location}; use that as --url."
-    return _named(f"{response.status_code}: {said}", response)
+        sentence = f"The server redirects to {location}; use that as --url."
+    return _named(f"{response.status_code}: {sentence}", response)
 
 
-def _cut_sentence(rest: str) -> str:
-    if rest.rstrip().endswith("request timeout"):
+def _cut_sentence(tail: str) -> str:
+    if tail.rstrip().endswith("request timeout"):
         return "The InferenceService's `timeout` ended the answer before it was whole."
     return "The answer ended before it was whole."
 
 
 def _sentence(body: str) -> str:
-    """Find the sentence in an error body: ours, OpenAI's, FastAPI's, or the bare text of a proxy."""
+    """Find the sentence in an error body: this server's, OpenAI's, FastAPI's, or a proxy's text."""
     try:
         parsed = json.loads(body)
     except ValueError:
-        return body.strip()[:LONGEST_SENTENCE]
+        return body.strip()[:MAX_SENTENCE_CHARS]
     error = parsed.get("error", parsed.get("detail")) if isinstance(parsed, dict) else parsed
     if isinstance(error, dict):
         error = error.get("message")
-    return error if isinstance(error, str) else body.strip()[:LONGEST_SENTENCE]
+    return error if isinstance(error, str) else body.strip()[:MAX_SENTENCE_CHARS]
 
 
 def _named(sentence: str, response: httpx.Response) -> str:

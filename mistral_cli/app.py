@@ -1,12 +1,9 @@
-"""The command line of `mistral`: options in, exit code out; everything between is the other modules' work."""
+"""The command line of `mistral`: options in, exit code out."""
 
 from __future__ import annotations
 
 import json
-import os
 import uuid
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -15,17 +12,20 @@ import httpx
 import typer
 
 from . import answer, body
-from .failures import Failure, Misused
-from .patience import CONNECT_S, Patience
+from .batch.command import batch
+from .connection import DEFAULT_URL, authorization, choose_endpoint
+from .exit_codes import Failure, Misused
+from .preflight.command import preflight
+from .retry import Retry
 from .rollout.command import app as rollout
-from .screen import Screen
-from .target import Target, of_service, of_url
+from .session import Session
+from .terminal import Terminal
 
-DEFAULT_URL = "http://127.0.0.1:8080"
 MODELS_PATH = "/v1/models"
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(rollout, name="rollout")
+app.command()(preflight)
 
 
 def main() -> None:
@@ -76,83 +76,31 @@ def predict(
         typer.Option("--wait", min=1, metavar="SECONDS", help="For an answer to begin, a cold start included."),
     ] = 900,
 ) -> None:
-    """Generate text: the twin of `truss predict`.
+    """Generate text, as `truss predict` does.
 
     Exit codes: 0 the whole answer was printed, 1 the server refused, 2 wrong usage, 3 the answer was
     cut short, 4 none began within --wait, 5 the server cannot be found, 130 Ctrl-C.
     """
-    screen = Screen()
+    terminal = Terminal()
     try:
-        asked = body.build(prompt, data, file, chat, parameters or [])
-        asked["stream"] = body.streams(asked, stream, screen.live and not as_json)
-        headers = _authorization(api_key_file) | {"x-request-id": uuid.uuid4().hex}
-        with screen, httpx.Client(headers=headers) as http:
-            line = _Line(http, _target(url, service, ingress), Patience(wait_s, screen.notice))
-            path = f"{MODELS_PATH}/{quote(model or _only_model(line), safe='')}:predict"
-            with line.open("POST", path, asked) as response:
-                (_print_stream if asked["stream"] else _print_whole)(response, screen, as_json)
+        request = body.build(prompt, data, file, chat, parameters or [])
+        request["stream"] = body.streams(request, stream, terminal.live and not as_json)
+        headers = authorization(api_key_file) | {"x-request-id": uuid.uuid4().hex}
+        with terminal, httpx.Client(headers=headers) as http:
+            session = Session(http, choose_endpoint(url, service, ingress), Retry(wait_s, terminal.notice))
+            path = f"{MODELS_PATH}/{quote(model or _only_model(session), safe='')}:predict"
+            with session.open("POST", path, request) as response:
+                (_print_stream if request["stream"] else _print_whole)(response, terminal, as_json)
     except Failure as failure:
-        screen.fail(str(failure))
+        terminal.fail(str(failure))
         raise typer.Exit(failure.exit_code) from failure
 
 
-class _Line:
-    """The line to one server: requests go out with its name on them, answers come back begun."""
-
-    def __init__(self, http: httpx.Client, target: Target, patience: Patience) -> None:
-        self._http, self._target, self._patience = http, target, patience
-
-    @contextmanager
-    def open(self, method: str, path: str, content: body.Body | None = None) -> Iterator[httpx.Response]:
-        """Lend a response that has begun; leaving closes the connection, which cancels the generation.
-
-        Raises:
-            Failure: there will be no answer.
-        """
-
-        def request(remaining_s: float) -> httpx.Request:
-            return self._http.build_request(
-                method,
-                self._target.url(path),
-                content=None if content is None else json.dumps(content).encode(),
-                headers={"Content-Type": "application/json", **self._target.headers},
-                timeout=httpx.Timeout(remaining_s, connect=min(CONNECT_S, remaining_s)),
-                extensions=dict(self._target.extensions),
-            )
-
-        with closing(self._patience.send(self._http, request)) as response:
-            answer.check(response)
-            yield response
+app.command(no_args_is_help=True)(batch)
 
 
-def _target(url: str | None, service: str | None, ingress: str | None) -> Target:
-    if service and url:
-        raise Misused("Give one of --url and --service.")
-    if ingress and not service:
-        raise Misused("--ingress goes with --service.")
-    if service:
-        return of_service(service, ingress)
-    return of_url(url or os.environ.get("MISTRAL_URL") or DEFAULT_URL)
-
-
-def _authorization(api_key_file: Path | None) -> dict[str, str]:
-    """Return the header that carries the key; its value appears in no message."""
-    key = os.environ.get("MISTRAL_API_KEY", "")
-    if api_key_file is not None:
-        try:
-            key = api_key_file.read_text("utf-8").partition("\n")[0]
-        except (OSError, UnicodeError) as error:
-            raise Misused(f"--api-key-file {api_key_file} cannot be read.") from error
-    key = key.strip()
-    if not key:
-        return {}
-    if not (key.isascii() and key.isprintable()):
-        raise Misused("The API key holds characters that no header can carry.")
-    return {"Authorization": f"Api-Key {key}"}
-
-
-def _only_model(line: _Line) -> str:
-    with line.open("GET", MODELS_PATH) as response:
+def _only_model(session: Session) -> str:
+    with session.open("GET", MODELS_PATH) as response:
         listed = answer.whole(response)
     names = listed.get("models") if isinstance(listed, dict) else None
     if not isinstance(names, list) or len(names) != 1:
@@ -160,15 +108,15 @@ def _only_model(line: _Line) -> str:
     return str(names[0])
 
 
-def _print_stream(response: httpx.Response, screen: Screen, as_json: bool) -> None:
+def _print_stream(response: httpx.Response, terminal: Terminal, as_json: bool) -> None:
     last: Any = None
     for last in answer.pieces(response):
-        screen.write(json.dumps(last, ensure_ascii=False) + "\n" if as_json else answer.text(last))
-    screen.summary(last)
+        terminal.write(json.dumps(last, ensure_ascii=False) + "\n" if as_json else answer.text(last))
+    terminal.summary(last)
 
 
-def _print_whole(response: httpx.Response, screen: Screen, as_json: bool) -> None:
-    got = answer.whole(response)
-    lines = [json.dumps(got, ensure_ascii=False)] if as_json else answer.texts(got)
+def _print_whole(response: httpx.Response, terminal: Terminal, as_json: bool) -> None:
+    content = answer.whole(response)
+    lines = [json.dumps(content, ensure_ascii=False)] if as_json else answer.texts(content)
     for line in lines:
-        screen.write(line if line.endswith("\n") else line + "\n")
+        terminal.write(line if line.endswith("\n") else line + "\n")

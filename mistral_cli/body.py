@@ -1,6 +1,6 @@
-"""The request body out of a command line: a prompt, a JSON text or a JSON file, and single parameters on top.
+"""Makes the request body from the command line: a prompt, JSON text or a JSON file, and single parameters.
 
-Nothing here knows the parameters: the server does, and says so better.
+The parameters are not checked here: the server checks them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .failures import Misused
+from .exit_codes import Misused
 
 Body = dict[str, Any]
 
@@ -34,13 +34,13 @@ def build(prompt: str | None, data: str | None, file: Path | None, chat: bool, p
     return body | dict(map(_parameter, parameters))
 
 
-def streams(body: Body, wanted: bool | None, screen_is_live: bool) -> bool:
-    """Tell whether to stream: as the flag says, else as the body says, else for a person and one answer."""
+def streams(body: Body, wanted: bool | None, on_terminal: bool) -> bool:
+    """Return whether to stream: the flag, else the body, else true for one answer on a terminal."""
     if wanted is not None:
         return wanted
     if "stream" in body:
         return bool(body["stream"])
-    return screen_is_live and "instances" not in body and body.get("num_return_sequences", 1) == 1
+    return on_terminal and "instances" not in body and body.get("num_return_sequences", 1) == 1
 
 
 def _object(text: str, source: str) -> Body:
@@ -63,7 +63,7 @@ def _read(file: Path | None) -> str:
 def _prompt_from_stdin() -> str:
     if sys.stdin.isatty():
         raise Misused("Give a PROMPT, --data, --file, or pipe a prompt in.")
-    # The shell's newline is not part of what was asked; a model reads it as one.
+    # The shell adds a newline that is not part of the prompt.
     text = sys.stdin.read().removesuffix("\n")
     if not text:
         raise Misused("No prompt: stdin is empty.")

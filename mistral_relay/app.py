@@ -181,7 +181,7 @@ async def _body(request: Request, limit: int) -> bytes | None:
 
 def _has_key(request: Request, keys: ApiKeys) -> bool:
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    return scheme.lower() in SCHEMES and keys.accepts(key.strip().encode())
+    return scheme.lower() in SCHEMES and keys.name_of(key.strip().encode()) is not None
 
 
 def _refusal(status: int, code: str, sentence: str, retry_after_s: int | None = None) -> Response:

@@ -15,7 +15,7 @@ from model_server.compute.cpu import environment, malloc
 from model_server.errors import StartupError
 from model_server.loading.prefetch import prefetch_weights
 from model_server.settings import Settings
-from model_server.telemetry import logs, startup, termination
+from model_server.telemetry import logs, startup, termination, traces
 
 log = logging.getLogger("model_server")
 
@@ -74,19 +74,24 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> None:
     if settings.playground:
         app.router.routes.append(playground.route())
     openapi.describe(app, model.name, free=public_paths(model.name), keyed=keys is not None)
+    tracer = traces.start(environ, model.name)
     wrap(
         app,
         max_request_bytes=settings.max_request_bytes,
         client_stall_s=settings.client_stall_seconds,
         keys=keys,
+        max_requests_per_key=settings.max_requests_per_key,
         free=public_paths(model.name),
         pages={playground.PATH: playground.response(401)} if settings.playground else {},
         cors_origins=settings.cors_origins,
+        tracer=tracer,
     )
     try:
         Server(model, app, settings).run()
     finally:
         model.stop()
+        if tracer is not None:
+            tracer.stop()
 
 
 def _settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:

@@ -16,6 +16,7 @@ from model_server.api.prompts import Call, ModelLimits, ServedModel
 from model_server.api.routes import accepts_plain_text
 from model_server.api.v1.predict import parse
 from model_server.api.v1.predictions import answer, plain_text, sse
+from model_server.caller import caller
 from model_server.engine.config import EngineConfig
 from model_server.engine.engine import Engine
 from model_server.errors import StartupError
@@ -35,7 +36,7 @@ class MistralModel(kserve.Model):
     """One Mistral model, generating for many requests at once."""
 
     served: ServedModel
-    """What the routes need to know of the loaded model."""
+    """The loaded model's name, tokenizer and limits, for the routes."""
     created_s: int
     """When the model was loaded, in seconds since 1970: `created` in OpenAI's list of models."""
 
@@ -113,6 +114,8 @@ class MistralModel(kserve.Model):
         self.llm_engine.ensure_accepting()
         # In a thread: tokenizing a prompt that fills the context takes long enough to stall other streams.
         call = await asyncio.to_thread(parse, time.monotonic() + self.settings.request_timeout_seconds)
+        for request in call.requests:
+            request.caller = caller.get()
         self.llm_engine.submit(call.requests)
         return call
 
@@ -122,8 +125,13 @@ class MistralModel(kserve.Model):
 
     @property
     def dead(self) -> str | None:
-        """Why nothing can be generated any more, or None."""
+        """The reason why the engine has died, or None."""
         return self.llm_engine.dead if self.llm_engine else None
+
+    @property
+    def degraded(self) -> list[str]:
+        """What the GPU should use and cannot, at the cost of speed."""
+        return self.llm_engine.runner.missing_features if self.llm_engine else []
 
     async def drain(self, seconds: float) -> None:
         """Accept no more requests; return when the accepted ones have ended or the time is up."""

@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
+from model_server.caller import Caller
 from model_server.errors import ServeError
 
 
@@ -151,6 +152,12 @@ class Request:
     """Keeps the answer to a grammar. Only for requests of one choice that can be batched."""
     group: object = None
     """Requests of one HTTP call share a group; the scheduler is fair between groups."""
+    caller: Caller = field(default_factory=Caller)
+    """Who sent it; the scheduler is fair between API keys, and then between the groups of one key."""
+    counts_prompt: bool = True
+    """Whether `usage` counts its prompt tokens: not for a further choice of the same prompt."""
+    counts_output: bool = True
+    """Whether `usage` counts its generated tokens: not if the answer is the prompt alone."""
     request_id: str = ""
     """The client's `x-request-id`, or a generated one; for the log."""
     deadline_s: float | None = None
@@ -158,6 +165,8 @@ class Request:
     number: int = field(default_factory=lambda: next(_ids))
     """Requests are numbered in order of arrival."""
     arrived_s: float = field(default_factory=time.monotonic)
+    admitted_s: float | None = None
+    """`time.monotonic()` at which it left the queue."""
     first_token_s: float | None = None
     last_token_s: float = 0.0
     """`time.monotonic()` of the first and of the latest token; the engine sets them."""

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from model_server.errors import StartupError
 
@@ -28,13 +28,22 @@ MOUNTED_MODEL = Path("/mnt/models")
 """Where KServe's storage initializer puts the model."""
 
 
+_Convert = TypeVar("_Convert", bound=Callable[[str], Any])
+
+
+def _described(convert: _Convert, **schema: Any) -> _Convert:
+    """Attach the JSON schema of the values that a converter accepts: the chart's schema is made from it."""
+    convert.schema = schema  # type: ignore[attr-defined]
+    return convert
+
+
 def _whole(least: int, most: int) -> Callable[[str], int]:
     def convert(text: str) -> int:
         if not re.fullmatch(r"[+-]?\d{1,18}", text) or not least <= int(text) <= most:
             raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most}, not {text!r}")
         return int(text)
 
-    return convert
+    return _described(convert, type="integer", minimum=least, maximum=most)
 
 
 def _seconds(least: float) -> Callable[[str], float]:
@@ -47,7 +56,7 @@ def _seconds(least: float) -> Callable[[str], float]:
             raise argparse.ArgumentTypeError(f"must be seconds from {least:g} to 86400, not {text!r}")
         return seconds
 
-    return convert
+    return _described(convert, type="number", minimum=least, maximum=86_400)
 
 
 def _one_of(*allowed: str) -> Callable[[str], str]:
@@ -56,7 +65,7 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
             raise argparse.ArgumentTypeError(f"must be one of {', '.join(allowed)}, not {text!r}")
         return text
 
-    return convert
+    return _described(convert, type="string", enum=list(allowed))
 
 
 def _boolean(text: str) -> bool:
@@ -85,6 +94,12 @@ def _origins(text: str) -> tuple[str, ...]:
     return origins
 
 
+_described(_boolean, type="boolean")
+_described(_text, type="string")
+_described(_path, type="string", pattern=r"^/[^\x00-\x1f]*$")
+_described(_origins, type="array", items={"type": "string", "pattern": r"^(\*|https?://[A-Za-z0-9.:\[\]-]+)$"})
+
+
 def flag(convert: Callable[[str], Any], default: Any, help: str) -> Any:
     """Declare a flag: a `Settings` field with its converter and its help."""
     return field(default=default, metadata={"convert": convert, "help": help})
@@ -95,32 +110,52 @@ class Settings:
     """All settings; nothing writes to them later."""
 
     model_dir: Path | None = flag(  # noqa: RUF009 - a dataclass field, as `field` itself
-        _path, None, "directory with the model's files; default: /mnt/models when it exists"
+        _path,
+        None,
+        "directory with the model's Hugging Face files; default: /mnt/models when it exists",
     )
-    model_id: str | None = flag(_text, None, "Hugging Face id, used when there is no model directory")
+    model_id: str | None = flag(
+        _text, None, "Hugging Face id, used when there is no model directory; HF_TOKEN is the token, HF_HOME the cache"
+    )
     model_revision: str | None = flag(_text, None, "branch, tag or commit of --model_id")
     dtype: str = flag(
         _one_of("auto", "float16", "bfloat16", "float32"),
         "auto",
-        "number format of the weights: auto, float16, bfloat16 or float32",
+        "number format of the weights; auto is float16 on CUDA, and on a CPU bfloat16 where it is native, else float32",
     )
-    max_model_len: int = flag(_whole(2, 1_048_576), 4096, "prompt and answer together, in tokens")
+    max_model_len: int = flag(
+        _whole(2, 1_048_576),
+        4096,
+        "prompt and answer together, in tokens; lowered to what the model allows if not set",
+    )
     max_batch_size: int = flag(_whole(1, 1024), 32, "sequences decoded together")
     max_queue_size: int = flag(_whole(0, 1_000_000), 128, "requests that may wait; one more is answered 429")
-    prefix_caching: bool = flag(_boolean, True, "read what prompts have in common once")
+    prefix_caching: bool = flag(_boolean, True, "reuse the keys and values of a beginning that prompts have in common")
     max_request_bytes: int = flag(_whole(1, 2**31), 2**20, "largest request body; more is answered 413")
     api_key_file: Path | None = flag(  # noqa: RUF009
-        _path, None, "file with one API key a line; unset: no key is asked for"
+        _path,
+        None,
+        "file with one API key a line, bare or as `name: key`, read again when it changes; unset: no key is needed",
+    )
+    max_requests_per_key: int = flag(
+        _whole(0, 1_000_000), 0, "requests that the keys of one name may have at once; one more is answered 429; 0: any"
     )
     drain_seconds: float = flag(_seconds(0), 30.0, "how long running requests may go on after SIGTERM")
-    request_timeout_seconds: float = flag(_seconds(0.001), 600.0, "how long one request may take")
+    request_timeout_seconds: float = flag(_seconds(0.001), 600.0, "how long one request may take, waiting included")
     stall_seconds: float = flag(_seconds(0.001), 120.0, "how long one step may take before the engine counts as dead")
-    client_stall_seconds: float = flag(
-        _seconds(0.001), 30.0, "how long a client may stop reading before it is given up"
+    watchdog_seconds: int = flag(
+        _whole(0, 86_400), 50, "how long the event loop may stand still before the process exits; 0: without limit"
     )
-    cors_origins: tuple[str, ...] = flag(_origins, (), "origins whose pages may call the server, separated by commas")
+    client_stall_seconds: float = flag(
+        _seconds(0.001),
+        30.0,
+        "how long a client may stop reading, or leave a request unfinished",
+    )
+    cors_origins: tuple[str, ...] = flag(
+        _origins, (), "origins whose pages may call the server, separated by commas; * is all"
+    )
     playground: bool = flag(_boolean, True, "serve the page to try the model at /playground")
-    log_format: str = flag(_one_of("text", "json"), "text", "log lines for people (text) or programs (json)")
+    log_format: str = flag(_one_of("text", "json"), "text", "text is KServe's format, json one object a line")
 
     model_name: str = "mistral-7b"
     """The name in the routes: --model_name, else INFERENCE_SERVICE_NAME, else mistral-7b."""
@@ -145,6 +180,8 @@ class Settings:
         chosen = {**_read_environment(environ), **flags}
         if "model_revision" in chosen and "model_id" not in chosen:
             raise StartupError("--model_revision belongs to --model_id, which is not set.")
+        if chosen.get("max_requests_per_key") and "api_key_file" not in chosen:
+            raise StartupError("--max_requests_per_key belongs to --api_key_file, which is not set.")
         given = frozenset(chosen)
         # KServe sets it where a sidecar provides the model: the link may be made after this process has started.
         async_mount = environ.get("MODEL_INIT_MODE") == "async"

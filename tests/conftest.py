@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import MistralForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from model_server.compute.cpu.packed_linear import pack
@@ -24,36 +18,21 @@ from model_server.compute.kv_cache.dense import DenseKVCache
 from model_server.compute.runner import Runner
 from model_server.engine.config import EngineConfig
 from model_server.engine.engine import Engine
+from tests.support.server_process import ServerProcess
 from tests.support.small_tokenizers import byte_fallback
-
-VOCAB_SIZE = 300
+from tests.support.tiny_model import tiny_mistral
 
 # A model of three small layers runs fastest on one thread, all the more beside other work.
 torch.set_num_threads(1)
 
 
-def tiny_mistral(**changes: object) -> MistralForCausalLM:
-    """Return a random Mistral of three small layers, different for no seed and no reason."""
-    torch.manual_seed(0)
-    settings = {
-        "hidden_size": 64,
-        "num_hidden_layers": 3,
-        "intermediate_size": 128,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": VOCAB_SIZE,
-        "max_position_embeddings": 512,
-        "sliding_window": None,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        # Ten times the usual: sharper logits, so that answers differ from one another and do not repeat themselves.
-        "initializer_range": 0.2,
-    }
-    model = MistralForCausalLM(MistralConfig(**(settings | changes))).eval().requires_grad_(False)
-    for name, weight in model.named_parameters():
-        if "norm" in name:  # all ones, as they are made, they would not be missed
-            weight.uniform_(0.5, 1.5)
-    return model
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark the tests that can be run or left out as a group."""
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    if folder in ("chart", "load"):
+        item.add_marker(folder)
+    if "browser" in getattr(item, "fixturenames", ()):
+        item.add_marker("browser")
 
 
 @pytest.fixture(autouse=True)
@@ -141,45 +120,6 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_mistral(vocab_size=len(text.tokenizer), max_position_embeddings=8192).save_pretrained(directory)
     text.tokenizer.save_pretrained(directory)
     return directory
-
-
-class ServerProcess:
-    """`python -m model_server`, as a container runs it."""
-
-    def __init__(self, model_dir: Path, *flags: str, environ: dict[str, str] | None = None) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, "-m", "model_server", "--model_dir", str(model_dir), "--http_port", str(self.port)]
-        command += ["--dtype", "float32", *flags]
-        self.log_path = model_dir.parent / f"server-{self.port}.log"
-        with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1", **(environ or {})}
-            )
-
-    @property
-    def log(self) -> str:
-        return self.log_path.read_text()
-
-    def wait_until_ready(self, seconds: float = 90) -> None:
-        deadline_s = time.monotonic() + seconds
-        while time.monotonic() < deadline_s:
-            assert self.process.poll() is None, self.log
-            try:
-                if httpx.get(f"{self.url}/v2/health/ready").status_code == 200:
-                    return
-            except httpx.TransportError:
-                time.sleep(0.05)
-        raise AssertionError(f"not ready after {seconds} s: {self.log}")
-
-    def terminate(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
 
 
 @pytest.fixture(scope="session")

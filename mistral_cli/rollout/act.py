@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
 from ..cluster import INFERENCE_SERVICE, REVISION, Conflict, Kind, Object, Rejected, Unreachable
-from ..failures import Failure
+from ..exit_codes import Failure
 from . import changes, drift, knative, plan
 from .gates import Judgement, line
 from .goals import Goal, Parked
@@ -21,11 +21,10 @@ from .status import Phase, Status, compute
 
 T = TypeVar("T")
 
-POLL_S = 2.0
 TRAFFIC_S = 120.0
 """How long the status may take to follow a patch of the traffic."""
 PAUSE_S = 45.0
-"""What a swap's pause takes beside the model's load."""
+"""The seconds that a swap takes in addition to loading the model."""
 
 
 class Bad(Exception):
@@ -37,7 +36,7 @@ class TimedOut(Bad):
 
 
 class Patcher(Protocol):
-    """What acting needs of a cluster."""
+    """The operations of a cluster that the actions need."""
 
     def merge(
         self, kind: Kind, namespace: str, name: str, patch: Object, *, manager: str, dry_run: bool = False
@@ -68,6 +67,7 @@ class Actor:
     deadline_s: float
     """Of `clock`: when the work must be over."""
     gpu_wait_s: float = 600.0
+    poll_s: float = 2.0
     record: Record | None = None
     generation: int | None = None
     """Of the spec as this run read or left it; another one is somebody else's. None: whatever is there."""
@@ -141,7 +141,7 @@ class Actor:
             except Unreachable as error:
                 self._in_time(str(error))
                 self.generation = None  # it may have arrived; then the next one changes nothing
-            self.sleep(POLL_S / 4)
+            self.sleep(self.poll_s / 4)
 
     def rehearse(self, change: changes.Change) -> None:
         """Have the API server try a patch without keeping it: rights, schema and webhooks speak before anything moves.
@@ -176,7 +176,7 @@ class Actor:
                     self.say(f"Left as it is: {serving} serves all users; not reached: {goal} ({bad}).")
                     self.note(progress=Progress.REVERTED)
                     return False
-            self.sleep(POLL_S)
+            self.sleep(self.poll_s)
 
     def _may_still_come(self, observed: Observed, status: Status, waited_s: float) -> None:
         """End a wait that cannot be rewarded.
@@ -237,7 +237,7 @@ class Actor:
             if all(judgement.passed for judgement in found):
                 return
             self._in_time("gates without data: " + ", ".join(j.name for j in found if j.passed is None))
-            self.sleep(2 * POLL_S)
+            self.sleep(2 * self.poll_s)
 
     def _measure_stable(self) -> None:
         try:
@@ -287,4 +287,4 @@ class Actor:
             except Unreachable as error:
                 self._in_time(str(error))
                 self.say(f"  {error}")
-                self.sleep(POLL_S)
+                self.sleep(self.poll_s)

@@ -55,6 +55,7 @@ def deploy(
     api_key_file: KeyFile = None,
     timeout: Timeout = "45m",
     gpu_wait: GpuWait = "10m",
+    poll: Annotated[float, typer.Option(min=0.01, metavar="SECONDS", help="Between two looks at the cluster.")] = 2.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan with its reasons.")] = False,
     shared_ownership: SharedOwnership = False,
     output: Output = "text",
@@ -66,7 +67,7 @@ def deploy(
     4 out of time and reverted, 5 could not revert.
     """
     where = Addresses(url, host, stable_url, candidate_url)
-    ask = Ask(name, context, namespace, output, timeout, gates, where, model, api_key_file, gpu_wait, summary)
+    ask = Ask(name, context, namespace, output, timeout, gates, where, model, api_key_file, gpu_wait, poll, summary)
     options = _options(image, strategy, steps, shared_ownership)
     if dry_run:
         show(ask, lambda actor: print_plan(actor, options))
@@ -138,9 +139,17 @@ def revert(
 
 
 @app.command()
-def status(name: Name, context: Context, namespace: Namespace = None) -> None:
-    """Say where the service stands."""
-    show(Ask(name, context, namespace), print_status)
+def status(
+    name: Name,
+    context: Context,
+    namespace: Namespace = None,
+    wait: Annotated[str, typer.Option(metavar="TIME", help="Wait so long until it is Stable.")] = "0s",
+) -> None:
+    """Say where the service stands.
+
+    With --wait: 0 Stable, 1 Failed, 4 out of time.
+    """
+    show(Ask(name, context, namespace, timeout=wait), print_status)
 
 
 @app.command()

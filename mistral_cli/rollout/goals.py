@@ -1,4 +1,4 @@
-"""What a step waits for: questions to a status, each with a sentence. Never `Ready` and never `observedGeneration`.
+"""The conditions that a step waits for, each with a sentence. Never `Ready` and never `observedGeneration`.
 
 An InferenceService stays Ready on its old revision while a new one starts, and its `observedGeneration` is the
 Knative Service's, so neither says anything about a rollout.
@@ -87,8 +87,8 @@ class Split:
 
     def met(self, status: Status) -> bool:
         shares, candidate = status.versions.shares, status.candidate
-        if candidate is None:
-            return False
+        if candidate is None or not candidate.routed:
+            return False  # ready, and the hosts still mean the old one
         wanted = {candidate.name: self.percent, self.stable: 100 - self.percent}
         return dict(shares) == {name: share for name, share in wanted.items() if share}
 
@@ -108,6 +108,19 @@ class OnlyImage:
 
     def __str__(self) -> str:
         return f"all requests go to {self.image}"
+
+
+@dataclass(frozen=True)
+class Alone:
+    """Nothing but this image exists any longer, and it has every request."""
+
+    image: str
+
+    def met(self, status: Status) -> bool:
+        return OnlyImage(self.image).met(status) and all(each.image == self.image for each in status.versions.all)
+
+    def __str__(self) -> str:
+        return f"only {self.image} is left"
 
 
 @dataclass(frozen=True)
@@ -141,4 +154,4 @@ class Awake:
         return "the newest revision has a pod that answers"
 
 
-Goal = NewestReady | NewestExists | Parked | Split | OnlyImage | RolledOut | Awake
+Goal = NewestReady | NewestExists | Parked | Split | OnlyImage | Alone | RolledOut | Awake

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..failures import Failure
+from ..exit_codes import Failure
 from .gates import Answer, Figures, Gates, Judgement, judge, judge_query
 from .measure import Endpoint, Meter, endpoint
 from .status import Status
@@ -98,8 +98,7 @@ class GateJudge:
         found = []
         for query in self.gates.queries:
             value, requests = (
-                self.meter.query(query, _filled(text, names)) if text else None
-                for text in (query.query, query.requests_query)
+                self.meter.query(_filled(text, names)) if text else None for text in (query.query, query.requests_query)
             )
             found.append(judge_query(query, value, requests, self.gates.requests))
         return found

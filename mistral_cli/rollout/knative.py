@@ -40,6 +40,7 @@ def versions(observed: Observed) -> Versions:
             image=image_of(revision["spec"]),
             ready=condition(revision, "Ready").get("status") == "True",
             share=shares[revision["metadata"]["name"]],
+            routed=revision["metadata"]["name"] in shares,
             url=urls.get(revision["metadata"]["name"], ""),
             source=revision,
         )

@@ -15,8 +15,8 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from .. import answer as wire
-from ..failures import Failure, Incomplete
-from .gates import Answer, Figures, Gates, Query
+from ..exit_codes import Failure, Incomplete
+from .gates import Answer, Figures, Gates
 
 CONNECT_S = 10.0
 WAKE_S = 900.0
@@ -54,6 +54,9 @@ class Meter:
         self._gates, self._model = gates, model
         self._http = httpx.Client(headers=dict(headers))
 
+    def close(self) -> None:
+        self._http.close()
+
     def compare(self, stable: Endpoint | None, candidate: Endpoint) -> tuple[Figures, Figures]:
         """Ask both versions at the same time; end early when the candidate can no longer pass."""
         endpoints = {"candidate": candidate, **({"stable": stable} if stable else {})}
@@ -68,7 +71,7 @@ class Meter:
 
         def collect(name: str, got: Answer) -> None:
             answers[name].append(got)
-            if name == "candidate" and self._hopeless(answers[name]):
+            if name == "candidate" and self._hopeless(answers["candidate"], answers["stable"]):
                 stop.set()
 
         threads = [thread for name, each in endpoints.items() for thread in self._workers(name, each, collect, stop)]
@@ -81,7 +84,9 @@ class Meter:
             stop.set()  # after ^C the workers end by themselves; nothing waits for them
         return Figures(tuple(answers["stable"])), Figures(tuple(answers["candidate"]))
 
-    def _hopeless(self, answers: list[Answer]) -> bool:
+    def _hopeless(self, answers: list[Answer], stable: list[Answer]) -> bool:
+        if any(answer.error for answer in stable):
+            return False  # both may suffer from the same cause: only all the figures tell
         cut = sum(answer.incomplete for answer in answers)
         errors = sum(bool(answer.error) for answer in answers) - cut
         requests = self._gates.requests
@@ -100,7 +105,8 @@ class Meter:
                     prompt = prompts.get_nowait()
                 except queue.Empty:
                     return
-                collect(name, self.ask(each, prompt))
+                if (got := self.ask(each, prompt)) is not None:
+                    collect(name, got)
 
         for number in range(self._gates.concurrency):
             yield threading.Thread(target=work, name=f"measure-{name}-{number}", daemon=True)
@@ -121,12 +127,16 @@ class Meter:
                     raise Incomplete(str(error)) from error
                 time.sleep(1)
 
-    def ask(self, each: Endpoint, prompt: str) -> Answer:
-        """Stream one greedy answer and time it."""
+    def ask(self, each: Endpoint, prompt: str) -> Answer | None:
+        """Stream one greedy answer and time it; None when no connection was made, so that nothing was asked."""
         for attempt in range(1, BUSY_ATTEMPTS + 1):
             try:
                 return self._stream(each, prompt, self._gates.request_timeout_s, self._gates.max_new_tokens)
             except _Busy:
+                time.sleep(attempt)
+            except _Unreachable:  # the gateway, which both versions share
+                if attempt == BUSY_ATTEMPTS:
+                    return None
                 time.sleep(attempt)
             except _NotRouted as error:
                 return Answer(prompt, error=str(error))
@@ -147,6 +157,8 @@ class Meter:
         )  # fmt: skip
         try:
             response = self._http.send(request, stream=True)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise _Unreachable(f"no connection: {error}") from error
         except httpx.TransportError as error:
             raise _NotRouted(f"no answer: {type(error).__name__} {error}") from error
         try:
@@ -186,7 +198,7 @@ class Meter:
             self._model = str(names[0])
         return self._model
 
-    def query(self, query: Query, text: str) -> float | None:
+    def query(self, text: str) -> float | None:
         """Ask Prometheus for one number; None when it has no data or does not answer."""
         try:
             response = self._http.get(
@@ -204,3 +216,7 @@ class _Busy(Failure):
 
 class _NotRouted(Failure):
     exit_code = 4
+
+
+class _Unreachable(_NotRouted):
+    """No connection, so no request."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .admission import SWAP
 from .changes import Change, Promote, Revert, Share, Start
-from .goals import Awake, Goal, NewestExists, NewestReady, OnlyImage, Parked, RolledOut, Split
+from .goals import Alone, Awake, Goal, NewestExists, NewestReady, OnlyImage, Parked, RolledOut, Split
 from .observed import STANDARD
 from .record import Progress, Record
 from .status import Status
@@ -178,7 +178,7 @@ def revert(status: Status, record: Record) -> list[Step]:
     if status.mode == STANDARD:
         return [
             Patch(Revert(old, 0), "the stable Deployment was never touched"),
-            Await(OnlyImage(old), "users are on the old version"),
+            Await(Alone(old), "users are on the old version, and the new one's GPU is free"),
             Finish(Progress.REVERTED, "the next run has nothing to mend"),
         ]
     if stable is not None and stable.image == old:

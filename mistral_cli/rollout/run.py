@@ -157,12 +157,16 @@ def promote(actor: Actor) -> str:
 def stop(actor: Actor) -> str:
     """Take users off the newest version and leave it running."""
     record = _adopt(actor)
-    actor.take(
-        [
-            plan.Patch(Share(0), "asked for"),
-            plan.Await(OnlyImage(record.previous_image), "users are on the old version"),
-        ]
-    )
+    try:
+        actor.take(
+            [
+                plan.Patch(Share(0), "asked for"),
+                plan.Await(OnlyImage(record.previous_image), "users are on the old version"),
+            ]
+        )
+    except (Bad, ClusterError) as bad:
+        actor.say(f"Users are not off {record.image} yet: {bad}")
+        return STUCK
     return DONE
 
 

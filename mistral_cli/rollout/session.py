@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,20 +19,20 @@ from ..cluster import Cluster, ClusterError, NotFound
 from . import admission, drift, plan, report, run
 from .act import Actor
 from .admission import Options, Refused
-from .gates import DEFAULT_FILE, load
+from .gates import DEFAULT_FILE, Gates, load
 from .judge import Addresses, GateJudge
 from .lock import Held, Lock, Lost, identity
 from .measure import Meter
 from .reader import Reader
 from .record import Progress
-from .status import compute, seconds
+from .status import Phase, compute, seconds
 
 MISUSE, REFUSED, STUCK = 2, 3, 5
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What every verb needs to know."""
+    """The data that every verb needs."""
 
     name: str
     context: str
@@ -44,13 +44,15 @@ class Ask:
     model: str | None = None
     api_key_file: Path | None = None
     gpu_wait: str = "10m"
+    poll_s: float = 2.0
     summary: Path | None = None
 
 
 def show(ask: Ask, what: Callable[[Actor], None]) -> None:
     """Run something that only reads."""
-    with _failures(ask):
-        what(_actor(ask, _cluster(ask)))
+    thresholds = Gates(prompts=())
+    with _failures(ask), closing(Meter(thresholds, {}, None)) as meter:
+        what(_actor(ask, thresholds, meter))
 
 
 def act(ask: Ask, verb: Callable[[Actor], str]) -> None:
@@ -58,13 +60,16 @@ def act(ask: Ask, verb: Callable[[Actor], str]) -> None:
     begun_s = time.monotonic()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cancelled CI job reverts like ^C
     with _failures(ask):
-        actor = _actor(ask, _cluster(ask))
-        actor.lock.acquire()
+        thresholds = load(ask.gates)
+        meter = Meter(thresholds, _authorization(ask.api_key_file), ask.model)
+        actor = _actor(ask, thresholds, meter)
         try:
+            actor.lock.acquire()
             with actor.lock.kept(actor.lost.set):
                 outcome = verb(actor)
         finally:
-            if not actor.lost.is_set():
+            meter.close()
+            with suppress(ClusterError):  # otherwise it expires
                 actor.lock.release()
         elapsed_s = time.monotonic() - begun_s
         _say_outcome(ask, actor, outcome, elapsed_s)
@@ -121,13 +126,9 @@ def _fail(ask: Ask, result: str, sentence: str, code: int) -> None:
     raise typer.Exit(code)
 
 
-def _cluster(ask: Ask) -> Cluster:
-    return Cluster(ask.context)
-
-
-def _actor(ask: Ask, cluster: Cluster) -> Actor:
+def _actor(ask: Ask, thresholds: Gates, meter: Meter) -> Actor:
+    cluster = Cluster(ask.context)
     namespace = ask.namespace or cluster.namespace
-    thresholds = load(ask.gates)
     outlet = sys.stderr if ask.output == "json" else sys.stdout
 
     def say(sentence: str) -> None:
@@ -138,19 +139,14 @@ def _actor(ask: Ask, cluster: Cluster) -> Actor:
         cluster=cluster,
         reader=Reader(cluster, namespace, ask.name),
         lock=Lock(cluster, namespace, ask.name, identity()),
-        judge=GateJudge(
-            thresholds,
-            Meter(thresholds, _authorization(ask.api_key_file), ask.model),
-            ask.addresses,
-            namespace,
-            ask.name,
-        ),
+        judge=GateJudge(thresholds, meter, ask.addresses, namespace, ask.name),
         say=say,
         now=lambda: datetime.now(UTC),
         clock=time.monotonic,
         sleep=time.sleep,
         deadline_s=time.monotonic() + seconds(ask.timeout),
         gpu_wait_s=seconds(ask.gpu_wait),
+        poll_s=ask.poll_s,
     )
 
 
@@ -187,10 +183,19 @@ def print_plan(actor: Actor, options: Options) -> None:
 
 
 def print_status(actor: Actor) -> None:
-    """Print where the service stands."""
-    observed, record = actor.reader.read(), actor.lock.record()
-    for each in report.screen(observed, compute(observed, record.changed_at if record else None), record):
+    """Print where the service stands; wait for it as long as the actor has time."""
+    waits = actor.deadline_s > actor.clock()
+    while True:
+        actor.record = actor.lock.record()
+        observed, now = actor.look()
+        left_s = actor.deadline_s - actor.clock()
+        if now.phase in (Phase.STABLE, Phase.FAILED) or left_s <= 0:
+            break
+        actor.sleep(min(actor.poll_s, left_s))
+    for each in report.screen(observed, now, actor.record):
         print(each)
+    if waits and now.phase != Phase.STABLE:
+        raise typer.Exit(run.EXIT_CODES[run.REVERTED if now.phase == Phase.FAILED else run.TIMED_OUT])
 
 
 def print_history(actor: Actor) -> None:

@@ -25,31 +25,27 @@ def versions(observed: Observed) -> Versions:
     deployments = {deployment["metadata"]["name"]: deployment for deployment in observed.deployments}
     canary = next(iter(dig(observed.service, "spec", "canary") or ()), None)
     weights = _weights(observed)
-    ready = {
-        found["name"]: bool(found.get("ready")) for found in dig(observed.service, "status", "canaryStatuses") or ()
-    }
 
-    def version(predictor: Any, is_ready: bool | None) -> Version | None:
-        name = predictor_service(observed.name, predictor.get("name", ""))
-        deployment = deployments.get(name)
-        if deployment is None:
-            return None
+    def version(name: str) -> Version:
+        deployment = deployments[name]
         return Version(
             name=name,
             image=image_of(deployment["spec"]["template"]["spec"]),
-            ready=(dig(deployment, "status", "availableReplicas") or 0) > 0 if is_ready is None else is_ready,
+            ready=(dig(deployment, "status", "availableReplicas") or 0) > 0,
             share=weights.get(name, 0),
+            routed=name in weights,
             url=f"http://{name}.{observed.namespace}.svc.cluster.local",
             source=deployment,
         )
 
-    stable = version(observed.predictor, None)
-    candidate = version(canary["predictor"], ready.get(canary["predictor"]["name"], False)) if canary else None
+    found = {name: version(name) for name in deployments}
+    stable = found.get(predictor_service(observed.name, observed.predictor.get("name", "")))
+    candidate = found.get(predictor_service(observed.name, canary["predictor"]["name"])) if canary else None
     wished = image_of(canary["predictor"]) if canary else image_of(observed.predictor)
     return Versions(
         stable=stable,
         candidate=candidate,
-        all=tuple(found for found in (stable, candidate) if found),
+        all=tuple(found.values()),
         shares={name: weight for name, weight in weights.items() if weight},
         wished_image=wished,
         wished_share=canary["trafficPercent"] if canary else None,

@@ -1,4 +1,4 @@
-"""What a release consists of: the stable version, the candidate, and who gets which share of the traffic."""
+"""The parts of a release: the stable version, the candidate, and their shares of the traffic."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ class Version:
     ready: bool
     share: int = 0
     """Percent of the users' requests, as the status says, not as the spec wishes."""
+    routed: bool = False
+    """The traffic names it, if only with 0 percent."""
     url: str = ""
     """Where this version alone answers; empty when it has no address of its own."""
     source: Object = field(default_factory=dict, repr=False, compare=False)

@@ -24,6 +24,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model_server.api.auth import CHALLENGE, ApiKeyMiddleware, ApiKeys
 from model_server.api.streaming import EVENT_STREAM
+from model_server.api.tracing import TraceMiddleware
+from model_server.caller import caller
 from model_server.errors import (
     BadRequest,
     BodyTooLarge,
@@ -34,6 +36,7 @@ from model_server.errors import (
     Unauthorized,
 )
 from model_server.telemetry import metrics
+from model_server.telemetry.traces import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -55,16 +58,22 @@ def wrap(
     max_request_bytes: int,
     client_stall_s: float,
     keys: ApiKeys | None = None,
+    max_requests_per_key: int = 0,
     free: frozenset[str] = frozenset(),
     pages: Mapping[str, Response] | None = None,
     cors_origins: Sequence[str] = (),
+    tracer: Tracer | None = None,
 ) -> None:
     """Add the middleware, innermost first: a request passes them from the last to the first."""
     app.add_middleware(LimitsMiddleware, max_request_bytes=max_request_bytes, client_stall_s=client_stall_s)
     if keys is not None:
-        app.add_middleware(ApiKeyMiddleware, keys=keys, free=free, pages=pages or {})
+        app.add_middleware(
+            ApiKeyMiddleware, keys=keys, free=free, pages=pages or {}, max_requests_per_key=max_requests_per_key
+        )
     app.add_middleware(ErrorMiddleware)
     app.add_middleware(MetricsMiddleware)
+    if tracer is not None:
+        app.add_middleware(TraceMiddleware, tracer=tracer)
     app.add_middleware(RequestIdMiddleware)
     if cors_origins:
         # Outermost: a browser's preflight has no key, and the page must be able to read errors.
@@ -73,7 +82,7 @@ def wrap(
             allow_origins=cors_origins,
             allow_methods=("GET", "POST"),
             allow_headers=("*",),
-            expose_headers=("X-Request-Id", "Retry-After"),
+            expose_headers=("X-Request-Id", "X-Trace-Id", "Retry-After"),
         )
 
 
@@ -127,7 +136,7 @@ class MetricsMiddleware:
 
 
 class ErrorMiddleware:
-    """Answers whatever a route raises: as JSON, or as one last event where a stream has begun.
+    """Answers an exception of a route: as JSON, or as the last event of a stream that has begun.
 
     Bare text has no place for an error: there the connection breaks, which every client notices.
     """
@@ -199,7 +208,7 @@ class LimitsMiddleware:
                 async with asyncio.timeout_at(deadline_s + received_bytes / LEAST_BYTES_PER_S):
                     message = await receive()
             except TimeoutError:
-                raise TooSlow(f"The body came too slowly: {received_bytes} bytes of it arrived in time.") from None
+                raise TooSlow(f"The body arrived too slowly: {received_bytes} bytes arrived in time.") from None
             received_bytes += len(message.get("body", b""))
             self._check_size(received_bytes)
             complete = not message.get("more_body", False)
@@ -213,7 +222,7 @@ class LimitsMiddleware:
 
 
 def error_response(error: ServeError, scope: Scope, headers: dict[str, str] | None = None) -> Response:
-    """Return an error as the answer to a request, and see that it is logged and counted."""
+    """Return an error as the response to a request; log and count it."""
     _note(error, scope)
     headers = dict(headers or {})
     if error.retry_after_s is not None:
@@ -233,7 +242,7 @@ def error_event(error: ServeError, scope: Scope) -> str:
 def _dumps(error: ServeError, scope: Scope) -> str:
     """Return an error as JSON, in the shape of the API that was called."""
     body = error.openai_body() if scope["path"].startswith(OPENAI_ROOT) else error.body()
-    # ASCII, because the sentence may quote half a surrogate pair, which JSON can say and UTF-8 cannot.
+    # ASCII, because the sentence may quote half a surrogate pair, which UTF-8 cannot encode.
     return json.dumps(body, ensure_ascii=True)
 
 
@@ -242,16 +251,18 @@ def _note(error: ServeError, scope: Scope) -> None:
     _state(scope)["outcome"] = error.code
     level = logging.ERROR if error.status == 500 else logging.INFO
     request_id = Headers(scope=scope).get("x-request-id", "")
+    trace = caller.get().trace
     field = f" (field {error.field!r})" if error.field and FIELD.fullmatch(error.field) else ""
     log.log(
         level,
-        "%s answered %d %s%s",
+        "%s answered %d %s%s%s",
         request_id,
         error.status,
         error.code,
         field,
+        f" (trace {trace.trace_id})" if trace else "",
         exc_info=error.__cause__ if error.status == 500 else None,
-        extra={"request_id": request_id, "outcome": error.code},
+        extra={"request_id": request_id, "outcome": error.code} | ({"trace_id": trace.trace_id} if trace else {}),
     )
 
 

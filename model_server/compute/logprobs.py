@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model_server.compute.host_device import AsyncHostCopy, to_device
+from model_server.compute.host_device import AsyncHostCopy
 from model_server.request import Token
 
 
 class TokenLogprobs:
     """Log-probabilities that are computed on the device and copied to the host without waiting for them."""
 
+    @torch.inference_mode()
     def __init__(self, logits: Tensor, token_ids: Tensor, num_top: Sequence[int]) -> None:
         """Take raw logits (tokens, vocab_size), the tokens' ids, and how many alternatives each token reports."""
         self._num_top = num_top
@@ -29,9 +30,3 @@ class TokenLogprobs:
             Token(id=ids[0], logprob=logprobs[0], top=tuple(zip(ids[1 : n + 1], logprobs[1 : n + 1], strict=True)))
             for ids, logprobs, n in zip(self._ids.read(), self._logprobs.read(), self._num_top, strict=True)
         ]
-
-
-@torch.inference_mode()
-def with_logprobs(logits: Tensor, token_ids: Sequence[int], num_top: int) -> list[Token]:
-    """Return tokens with their log-probabilities under raw logits (tokens, vocab_size)."""
-    return TokenLogprobs(logits, to_device(token_ids, logits.device, torch.long), [num_top] * len(token_ids)).read()

@@ -22,9 +22,7 @@ from transformers.generation.logits_process import (
 
 from model_server.compute.host_device import AsyncHostCopy, to_device
 from model_server.compute.logprobs import TokenLogprobs
-from model_server.compute.logprobs import with_logprobs as with_logprobs
 from model_server.compute.sequence_sampler import PENALTIES, SequenceSampler
-from model_server.compute.sequence_sampler import sequence_sampler as sequence_sampler
 from model_server.compute.token_mask import TokenMask, only_allowed
 from model_server.errors import BadRequest, InternalError, ServeError
 from model_server.request import Token
@@ -79,6 +77,15 @@ class SampledTokens:
             logits, token_ids = logits[which], token_ids[which]
         self._logprobs = TokenLogprobs(logits, token_ids, list(num_top.values()))
 
+    def append_to(self, samplers: Sequence[SequenceSampler]) -> None:
+        """Append the tokens to the histories, on the device."""
+        for row, i in enumerate(self._batched):
+            if samplers[i].history is not None and self._tokens is not None:
+                samplers[i].append(self._tokens[row])
+        for i, token in self.unbatched.items():
+            if not isinstance(token, ServeError):
+                samplers[i].append(token)
+
     def _on_device(self, num_sequences: int, device: torch.device) -> Tensor:
         """Return the tokens of all sequences, 0 in place of an error."""
         if self.on_device is not None:
@@ -94,9 +101,9 @@ class SampledTokens:
 def sample(
     logits: Tensor, samplers: Sequence[SequenceSampler], shared: torch.Generator, mask: TokenMask | None = None
 ) -> SampledTokens:
-    """Choose each sequence's next token.
+    """Choose each sequence's next token and append it to the sequence's history.
 
-    If it fails, the sequences' generators are as before, so that the step can be repeated.
+    If it fails, generators and histories are as before, so that the step can be repeated.
 
     Args:
         logits: (sequences, vocab_size) in float32.
@@ -113,11 +120,10 @@ def sample(
 
 
 def _sample(
-    logits: Tensor, samplers: Sequence[SequenceSampler], shared: torch.Generator, mask: TokenMask | None
+    raw_logits: Tensor, samplers: Sequence[SequenceSampler], shared: torch.Generator, mask: TokenMask | None
 ) -> SampledTokens:
-    if mask is not None:
-        # Before the processors, so that those that exclude tokens never exclude all that are allowed.
-        logits = mask.apply(logits)
+    # Before the processors, so that those that exclude tokens never exclude all that are allowed.
+    logits = raw_logits if mask is None else mask.apply(raw_logits)
     greedy, plain, few, many = [], [], [], []
     for i, sampler in enumerate(samplers):
         if not sampler.batchable:
@@ -151,6 +157,8 @@ def _sample(
         sampled.unbatched[i] = _sample_unbatched(logits[i : i + 1], samplers[i], shared, constrained=constrained)
     if mask is not None:
         sampled.errors = mask.errors
+    sampled.add_logprobs(raw_logits, samplers)
+    sampled.append_to(samplers)
     return sampled
 
 

@@ -22,7 +22,7 @@ from transformers.generation.logits_process import (
 
 from model_server.compute.host_device import to_device
 from model_server.errors import BadRequest
-from model_server.request import SamplingParams, TokenMatcher
+from model_server.request import SamplingParams
 
 CPU = torch.device("cpu")
 
@@ -61,12 +61,10 @@ class SequenceSampler:
     generator: torch.Generator | None
     """The sequence's own randomness if the request has a seed; None draws from the batch's."""
     history: Tensor | None
-    """(1, prompt + max_new_tokens) token ids, filled up to `length`; None if no processor reads it."""
+    """(1, prompt + max_new_tokens) token ids, filled up to `length`; None if no processor reads them."""
     length: int
     num_logprobs: int | None = None
     """Report each token's log-probability and this many of the likeliest alternatives; None reports none."""
-    matcher: TokenMatcher | None = None
-    """Says which tokens the sequence's grammar allows."""
     by_type: dict[type, LogitsProcessor] = field(init=False)
     """The processors by type."""
     batchable: bool = field(init=False)
@@ -77,22 +75,11 @@ class SequenceSampler:
         self.by_type = dict(zip(types, self.processors, strict=True))
         self.batchable = types == [type_ for type_ in BATCHABLE if type_ in types]
 
-    def note(self, token_id: int) -> None:
-        """Append a token to the history, and advance the grammar.
-
-        Raises:
-            ServeError: the grammar cannot go on.
-        """
+    def append(self, token: Tensor | int) -> None:
+        """Append a sampled token, which may be on the device, to the history."""
         if self.history is not None:
-            self.history[0, self.length] = token_id
-        self.length += 1
-        if self.matcher is not None:
-            self.matcher.accept(token_id)
-
-    @property
-    def can_run_ahead(self) -> bool:
-        """Return whether the next token can be sampled before the host knows the last one."""
-        return self.batchable and self.history is None and self.matcher is None
+            self.history[0, self.length] = token
+            self.length += 1
 
     @property
     def truncates(self) -> bool:
@@ -106,12 +93,7 @@ class SequenceSampler:
         return self.history[:, : self.length]
 
 
-def sequence_sampler(
-    model: MistralForCausalLM,
-    prompt_ids: Sequence[int],
-    sampling: SamplingParams,
-    matcher: TokenMatcher | None = None,
-) -> SequenceSampler:
+def sequence_sampler(model: MistralForCausalLM, prompt_ids: Sequence[int], sampling: SamplingParams) -> SequenceSampler:
     """Build a sequence's sampler from the configuration that `generate` would use.
 
     Raises:
@@ -151,7 +133,6 @@ def sequence_sampler(
         history=history,
         length=len(prompt_ids),
         num_logprobs=sampling.logprobs,
-        matcher=matcher,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager
 
 from model_server.compute.runner import Runner
@@ -29,6 +30,7 @@ def admit_next(
         request = scheduler.next_request(fits)
         if request is None:
             return None
+        request.admitted_s = time.monotonic()
         kv_offset = kv_cache.allocate(request.max_tokens)
         assert kv_offset is not None, "num_allocatable said that it fits, and no other thread allocates"
         sequence = Sequence(request, kv_offset, started_s=now_s)

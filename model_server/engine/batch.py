@@ -18,15 +18,16 @@ from torch import Tensor
 
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.runner import Runner
-from model_server.compute.sampling import sample, sequence_sampler
+from model_server.compute.sampling import sample
+from model_server.compute.sequence_sampler import sequence_sampler
 from model_server.compute.token_mask import TokenMask, TokenMaskFiller
 from model_server.engine.admission import admit_next
 from model_server.engine.config import EngineConfig
 from model_server.engine.fault_isolation import OUT_OF_MEMORY, isolate_faults
-from model_server.engine.logprobs import step_logprobs
 from model_server.engine.output import finish_reason, finish_with_error
 from model_server.engine.output_queue import OutputQueue, PendingToken
 from model_server.engine.prefill import PrefillPlanner
+from model_server.engine.prompt_logprobs import launch_prompt_logprobs, read_prompt_logprobs
 from model_server.engine.scheduler import Scheduler
 from model_server.engine.sequence import Sequence, SequenceStatus
 from model_server.engine.step import Batch, InFlightStep
@@ -84,8 +85,8 @@ class BatchLoop:
         """Run one step for all sequences."""
         batch = self.plan()
         try:
-            for part, (logits, tokens) in isolate_faults(batch, self._compute, self._fail_in_step):
-                self.process_outputs(part, logits, tokens)
+            for _, (step, tokens) in isolate_faults(batch, self._compute, self._fail_in_step):
+                self.process_outputs(step, tokens)
         except OUT_OF_MEMORY:
             self._fail_newest()
         self.flush_output()
@@ -106,16 +107,18 @@ class BatchLoop:
     def sample(self, batch: Batch, logits: Tensor, masks: Future[TokenMask] | None = None) -> InFlightStep:
         """Sample a token for each of `batch.sampled` from the logits of a forward."""
         samplers = [sequence.sampler for sequence in batch.sampled]
+        # Sampling comes last: it appends to histories, and a step that fails before can be run again.
+        prompt_logprobs = launch_prompt_logprobs(batch, logits)
         mask = None if masks is None else masks.result()
-        return InFlightStep(batch, logits, sample(logits[: len(samplers)], samplers, self._generator, mask))
+        sampled = sample(logits[: len(samplers)], samplers, self._generator, mask)
+        return InFlightStep(batch, sampled, prompt_logprobs)
 
-    def process_outputs(self, batch: Batch, logits: Tensor, tokens: Sized[int | ServeError]) -> None:
+    def process_outputs(self, step: InFlightStep, tokens: Sized[int | ServeError]) -> None:
         """Advance each sequence by what a step has computed for it; one that has finished meanwhile discards it."""
-        logprobs = step_logprobs(batch, logits, tokens)
-        # Log-probabilities may run out of memory. Nothing is changed before, so the step can be run again.
+        batch, logprobs = step.batch, step.sampled.read_logprobs()
         for chunk in batch.prefill:
-            if (event := logprobs.of_prompts.get(chunk)) is not None:
-                chunk.sequence.request.channel.send(event)
+            if chunk in step.prompt_logprobs:
+                chunk.sequence.request.channel.send(read_prompt_logprobs(chunk, step.prompt_logprobs[chunk]))
             chunk.sequence.advance_prefill(chunk.num_tokens)
             self._prefill.record(chunk.sequence)
         for i, (sequence, token) in enumerate(zip(batch.sampled, tokens, strict=True)):
@@ -125,7 +128,7 @@ class BatchLoop:
                 self.fail(sequence, token)
                 continue
             try:
-                self._append_token(sequence, token, logprobs.of_tokens.get(i))
+                self._append_token(sequence, token, logprobs.get(i))
             except ServeError as error:
                 self.fail(sequence, error)
 
@@ -139,10 +142,7 @@ class BatchLoop:
         while (sequence := admit_next(self.scheduler, self.runner, lock, self._clock())) is not None:
             try:
                 sequence.sampler = sequence_sampler(
-                    self.runner.model,
-                    sequence.request.prompt_ids,
-                    sequence.request.sampling,
-                    sequence.request.matcher,
+                    self.runner.model, sequence.request.prompt_ids, sequence.request.sampling
                 )
             except ServeError as error:
                 self.fail(sequence, error)
@@ -180,9 +180,9 @@ class BatchLoop:
         if self.runner.kv_cache.release_unused():
             self._prefill.clear()
 
-    def _compute(self, batch: Batch) -> tuple[Tensor, list[int | ServeError]]:
+    def _compute(self, batch: Batch) -> tuple[InFlightStep, list[int | ServeError]]:
         step = self.launch(batch)
-        return step.logits, step.sampled.read()
+        return step, step.sampled.read()
 
     def _append_token(self, sequence: Sequence, token_id: int, logprob: Token | None) -> None:
         sequence.append(token_id)

@@ -204,6 +204,7 @@ class Engine:
                 self._purge_queues()
                 self.fallback.running = request = self.fallback.waiting.pop()
             if request is not None:
+                request.admitted_s = time.monotonic()
                 self._on_fallback_step()
                 self.fallback.generate(
                     request, wake=functools.partial(self._readers.wake, [request]), on_step=self._on_fallback_step

@@ -1,18 +1,22 @@
-"""The queue of requests: fair between HTTP calls, first come first served within one."""
+"""The queue of requests: fair between API keys, then between HTTP calls, first come first served within a call."""
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 from model_server.request import Request
 
+Calls: TypeAlias = OrderedDict[object, deque[Request]]
+"""The waiting requests of one key, by the group of their HTTP call."""
+
 
 class FairQueue:
-    """Requests in groups, one group for each HTTP call. Groups take turns."""
+    """Requests by API key and HTTP call. Keys take turns, and so do the calls of one key."""
 
     def __init__(self) -> None:
-        self._groups: OrderedDict[object, deque[Request]] = OrderedDict()
+        self._keys: OrderedDict[str | None, Calls] = OrderedDict()
         self._length = 0
         """Counted, not summed up: metrics read the length while another thread changes the queue."""
 
@@ -20,11 +24,13 @@ class FairQueue:
         return self._length
 
     def __iter__(self) -> Iterator[Request]:
-        for requests in self._groups.values():
-            yield from requests
+        for calls in self._keys.values():
+            for requests in calls.values():
+                yield from requests
 
     def append(self, request: Request) -> None:
-        self._groups.setdefault(request.group, deque()).append(request)
+        calls = self._keys.setdefault(request.caller.key, OrderedDict())
+        calls.setdefault(request.group, deque()).append(request)
         self._length += 1
 
     def pop(
@@ -32,34 +38,39 @@ class FairQueue:
         is_allowed: Callable[[object], bool] = lambda group: True,
         fits: Callable[[Request], bool] = lambda request: True,
     ) -> Request | None:
-        """Remove and return the next request of the first group that is allowed; the group goes to the end.
+        """Remove and return the next request of the first group that is allowed; its key and group go to the end.
 
         Return None if no group is allowed, or if that request does not fit.
         """
-        for group, requests in self._groups.items():
-            if is_allowed(group):
-                if not fits(requests[0]):
-                    return None
-                request = requests.popleft()
-                self._length -= 1
-                if requests:
-                    self._groups.move_to_end(group)
-                else:
-                    del self._groups[group]
-                return request
+        for key, calls in self._keys.items():
+            group = next((group for group in calls if is_allowed(group)), None)
+            if group is None:
+                continue
+            if not fits(calls[group][0]):
+                return None
+            request = calls[group].popleft()
+            self._length -= 1
+            calls.move_to_end(group)
+            self._keys.move_to_end(key)
+            self._discard_empty(key, group)
+            return request
         return None
 
     def remove_where(self, condition: Callable[[Request], bool]) -> list[Request]:
         """Remove and return the requests for which the condition holds."""
         removed = []
-        for group, requests in list(self._groups.items()):
-            matching = [r for r in requests if condition(r)]
-            if matching:
-                removed += matching
-                self._length -= len(matching)
-                kept = deque(r for r in requests if r not in matching)
-                if kept:
-                    self._groups[group] = kept
-                else:
-                    del self._groups[group]
+        for key, calls in list(self._keys.items()):
+            for group, requests in list(calls.items()):
+                matching = [r for r in requests if condition(r)]
+                if matching:
+                    removed += matching
+                    self._length -= len(matching)
+                    calls[group] = deque(r for r in requests if r not in matching)
+                    self._discard_empty(key, group)
         return removed
+
+    def _discard_empty(self, key: str | None, group: object) -> None:
+        if not self._keys[key][group]:
+            del self._keys[key][group]
+        if not self._keys[key]:
+            del self._keys[key]

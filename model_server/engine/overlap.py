@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 import torch
-from torch import Tensor
 
 from model_server.compute.host_device import AsyncHostCopy, to_device
 from model_server.compute.kv_cache.base import TokenRange
@@ -59,26 +58,26 @@ class OverlappedBatchLoop(BatchLoop):
             logger.debug("a step could not be launched ahead", exc_info=True)
         tokens = previous.sampled.read()
         self.in_flight = following
-        self.process_outputs(previous.batch, previous.logits, tokens)
+        self.process_outputs(previous, tokens)
 
     def _step_synchronously(self) -> None:
         batch = self.plan()
         try:
-            for part, result in isolate_faults(batch, self._compute_or_leave_in_flight, self._fail_in_step):
+            for _, result in isolate_faults(batch, self._compute_or_leave_in_flight, self._fail_in_step):
                 if result is not None:
-                    self.process_outputs(part, *result)
+                    self.process_outputs(*result)
         except OUT_OF_MEMORY:
             self._fail_newest()
 
-    def _compute_or_leave_in_flight(self, batch: Batch) -> tuple[Tensor, list[int | ServeError]] | None:
-        """Return a step's logits and tokens, or None if it can be left in flight."""
+    def _compute_or_leave_in_flight(self, batch: Batch) -> tuple[InFlightStep, list[int | ServeError]] | None:
+        """Return a step and its tokens, or None if it can be left in flight."""
         step = self.launch(batch)
         if self._can_overlap(step):
             self.in_flight = step
             return None
         if not batch.sampled:
-            self._wait_for_previous_unsampled(step)
-        return step.logits, step.sampled.read()
+            self._wait_for_previous_unsampled()
+        return step, step.sampled.read()
 
     def _can_overlap(self, step: InFlightStep) -> bool:
         """Return whether the next step can be launched before the host has this one's tokens."""
@@ -86,7 +85,7 @@ class OverlappedBatchLoop(BatchLoop):
         return (
             step.sampled.on_device is not None
             and len(batch.decode) == len(self.scheduler.sequences)  # no prefill, and no half of a step that failed
-            and all(s.sampler.can_run_ahead and s.request.sampling.logprobs is None for s in batch.decode)
+            and all(s.request.matcher is None for s in batch.decode)  # a grammar needs the last token on the host
         )
 
     def _launch_ahead(self, previous: InFlightStep) -> InFlightStep | None:
@@ -102,8 +101,9 @@ class OverlappedBatchLoop(BatchLoop):
         logits = self.runner.forward(decode, [], range(len(decode)), tokens)
         return self.sample(batch, logits)
 
-    def _wait_for_previous_unsampled(self, step: InFlightStep) -> None:
+    def _wait_for_previous_unsampled(self) -> None:
         """Bound the launches: of steps that only prefill, and so have no token to wait for, one is in flight."""
-        previous, self._unsampled = self._unsampled, AsyncHostCopy(step.logits.new_zeros(1))
+        marker = torch.zeros(1, device=self.runner.model.device)
+        previous, self._unsampled = self._unsampled, AsyncHostCopy(marker)
         if previous is not None:
             previous.read()

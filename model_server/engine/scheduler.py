@@ -2,8 +2,8 @@
 
 - A request is admitted when the batch has room and the KV cache has memory for all its tokens, so a running sequence
   never runs out of memory. A request without memory blocks the queue: letting smaller ones pass would starve it.
-- Groups (the requests of one HTTP call) take turns, oldest first. One group may hold at most 7/8 of the batch, so a
-  call with 32 instances neither starves a single request nor makes it wait.
+- API keys take turns, and so do the groups (the requests of one HTTP call) of one key, oldest first. One group may hold
+  at most 7/8 of the batch, so a call with 32 instances neither starves a single request nor makes it wait.
 - A step decodes every sequence that has its prompt, and prefills at most `max_prefill_tokens_per_step` tokens: half of
   them for the oldest prompt, so that it always advances, the rest for the shortest prompts, so that they need not wait
   for a long one.

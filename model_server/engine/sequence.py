@@ -10,7 +10,7 @@ from model_server.engine.output import OutputWriter
 from model_server.request import Request
 
 if TYPE_CHECKING:
-    from model_server.compute.sampling import SequenceSampler
+    from model_server.compute.sequence_sampler import SequenceSampler
 
 
 class SequenceStatus(enum.Enum):
@@ -101,4 +101,5 @@ class Sequence:
             ServeError: the sequence's grammar cannot go on.
         """
         self.output_ids.append(token_id)
-        self.sampler.note(token_id)
+        if self.request.matcher is not None:
+            self.request.matcher.accept(token_id)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Sized
 from dataclasses import dataclass
 
-import torch
-
 from model_server.compute.kv_cache.base import TokenRange
+from model_server.compute.logprobs import TokenLogprobs
 from model_server.compute.sampling import SampledTokens
 from model_server.engine.sequence import Sequence
 
@@ -79,7 +79,7 @@ class InFlightStep:
     """A step that was launched and whose tokens the host has not read."""
 
     batch: Batch
-    logits: torch.Tensor
-    """(len(batch.logit_indices), vocab_size)"""
     sampled: SampledTokens
     """A token for each of `batch.sampled`."""
+    prompt_logprobs: Mapping[PrefillChunk, TokenLogprobs | None]
+    """For each chunk whose prompt reports log-probabilities; None if no prompt token follows the chunk."""

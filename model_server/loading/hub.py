@@ -11,7 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
-import httpx
+import httpx2
 import huggingface_hub
 from huggingface_hub import constants, errors
 from huggingface_hub.utils import disable_progress_bars
@@ -57,7 +57,7 @@ def download(model_id: str, revision: str | None = None) -> Path:
         if status in (401, 403):
             raise StartupError(f"The hub refuses access to {model_id}: check HF_TOKEN{_token()}.") from None
         raise StartupError(f"The hub answered {status} for {model_id}: try again later.") from None
-    except (OSError, httpx.HTTPError, errors.XetDownloadError) as error:
+    except (OSError, httpx2.HTTPError, errors.XetDownloadError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise StartupError(_disk_full(model_id)) from None
         reason = getattr(error, "strerror", None) or type(error).__name__

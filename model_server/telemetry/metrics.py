@@ -44,6 +44,16 @@ prompt_tokens_cached_total = Counter(
     "Prompt tokens found in the prefix cache.",
 )
 generated_tokens_total = Counter("mistral_generated_tokens_total", "Tokens generated.")
+key_requests_total = Counter(
+    "mistral_key_requests_total",
+    "Requests to generate, by the name of their API key; refused ones included.",
+    ["key"],
+)
+key_tokens_total = Counter(
+    "mistral_key_tokens_total",
+    "Tokens of finished requests, by the name of their API key and by kind: prompt or generated.",
+    ["key", "kind"],
+)
 requests_running = Gauge("mistral_requests_running", "Sequences being generated.")
 requests_waiting = Gauge("mistral_requests_waiting", "Sequences waiting for admission.")
 kv_cache_usage_ratio = Gauge("mistral_kv_cache_usage_ratio", "Part of the KV cache that is reserved, 0 to 1.")

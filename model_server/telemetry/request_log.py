@@ -35,8 +35,17 @@ def finished(request: Request, outcome: str, *, batched: bool) -> None:
     """
     now_s = time.monotonic()
     first_s = request.first_token_s
+    key = request.caller.key
+    if key is not None and first_s is not None:
+        metrics.key_tokens_total.labels(key, "prompt").inc(request.num_prompt_tokens * request.counts_prompt)
+        metrics.key_tokens_total.labels(key, "generated").inc(request.num_output_tokens * request.counts_output)
+    trace = request.caller.trace
+    if trace is not None:
+        trace.add_request(request, outcome, now_s)
     fields = {
         "request_id": request.request_id,
+        "key": key,
+        "trace_id": None if trace is None else trace.trace_id,
         "batched": batched,
         "outcome": outcome,
         "prompt_tokens": request.num_prompt_tokens,

@@ -15,7 +15,7 @@ import pytest
 
 from model_server.api.auth import ApiKeys
 from model_server.errors import StartupError
-from tests.conftest import ServerProcess
+from tests.support.server_process import ServerProcess
 
 KEY = "s3cret-Key.of+ours/1="
 OTHER = "another-key-of-ours"
@@ -43,8 +43,20 @@ def replace(file: Path, text: str) -> None:
 def test_each_line_is_a_key_and_comments_are_none(file: Path) -> None:
     keys = ApiKeys(file)
 
-    assert [keys.accepts(key) for key in (KEY.encode(), OTHER.encode())] == [True, True]
-    assert not any(keys.accepts(key) for key in (b"", b"# ours", b"ours", KEY[:-1].encode(), KEY.encode() + b"x"))
+    assert [keys.name_of(key) for key in (KEY.encode(), OTHER.encode())] == ["default", "default"]
+    assert not any(keys.name_of(key) for key in (b"", b"# ours", b"ours", KEY[:-1].encode(), KEY.encode() + b"x"))
+
+
+def test_a_key_has_the_name_before_it_and_a_name_may_have_several_keys(file: Path) -> None:
+    file.write_text("web-1: old\nweb-1:\tnew\nbare\nnot:a-name\n")
+    keys = ApiKeys(file)
+
+    names = {key: keys.name_of(key) for key in (b"old", b"new", b"bare", b"not:a-name", b"web-1: old", b"a-name")}
+
+    assert names == {
+        b"old": "web-1", b"new": "web-1", b"bare": "default", b"not:a-name": "default",
+        b"web-1: old": None, b"a-name": None,
+    }  # fmt: skip
 
 
 def test_a_rotated_file_counts_at_once(file: Path) -> None:
@@ -52,7 +64,7 @@ def test_a_rotated_file_counts_at_once(file: Path) -> None:
 
     replace(file, "fresh\n")
 
-    assert (keys.accepts(b"fresh"), keys.accepts(KEY.encode())) == (True, False)
+    assert (keys.name_of(b"fresh"), keys.name_of(KEY.encode())) == ("default", None)
 
 
 @pytest.mark.parametrize("harm", [Path.unlink, lambda f: f.write_text("\n"), lambda f: f.write_text("a b\n")])
@@ -63,16 +75,24 @@ def test_a_file_that_goes_bad_leaves_the_last_good_keys_and_is_logged_once(
 
     harm(file)
 
-    assert [keys.accepts(KEY.encode()), keys.accepts(b"wrong"), keys.accepts(b"a")] == [True, False, False]
+    assert [keys.name_of(key) for key in (KEY.encode(), b"wrong", b"a")] == ["default", None, None]
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
     assert KEY not in caplog.text
     replace(file, "fresh\n")
-    assert keys.accepts(b"fresh")
+    assert keys.name_of(b"fresh")
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [(None, "cannot be read"), ("", "holds no key"), ("# only words\n", "holds no key"), ("ok\nmy key\n", "line 2")],
+    [
+        (None, "cannot be read"),
+        ("", "holds no key"),
+        ("# only words\n", "holds no key"),
+        ("ok\nmy key\n", "line 2 .* must be a key or `name: key`"),
+        ("a: ok\nbad/name: my-key\n", "line 2 .* must be a key or `name: key`"),
+        (f"{'n' * 65}: my-key\n", "line 1 .* must be a key or `name: key`"),
+        ("a: my-key\nb: my-key\n", "line 2 .* gives a key of another line a second name"),
+    ],
 )
 def test_a_start_without_a_good_file_is_refused_in_a_sentence(tmp_path: Path, text: str | None, words: str) -> None:
     if text is not None:
@@ -81,7 +101,7 @@ def test_a_start_without_a_good_file_is_refused_in_a_sentence(tmp_path: Path, te
     with pytest.raises(StartupError, match=f"--api_key_file: .*{words}") as refused:
         ApiKeys(tmp_path / "keys")
 
-    assert "my key" not in str(refused.value)
+    assert not [key for key in ("my key", "my-key") if key in str(refused.value)]
 
 
 def test_every_key_is_compared_whole_whatever_was_sent(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +111,7 @@ def test_every_key_is_compared_whole_whatever_was_sent(file: Path, monkeypatch: 
     keys = ApiKeys(file)
 
     for key in (b"", KEY.encode(), KEY[:5].encode(), b"x" * 10_000):
-        keys.accepts(key)
+        keys.name_of(key)
 
     assert compared == [(32, 32)] * 8
 

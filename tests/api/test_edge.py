@@ -16,7 +16,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from model_server.api.middleware import LimitsMiddleware
-from tests.conftest import ServerProcess
+from tests.support.server_process import ServerProcess
 
 STALL_SECONDS = 1
 PREDICT = "/v1/models/mistral-7b:predict"

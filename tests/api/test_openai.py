@@ -25,9 +25,9 @@ from model_server.engine.engine import Engine
 from model_server.engine.prefix_cache import common_prefix_length
 from model_server.errors import EngineDead, ServeError
 from model_server.request import FinishReason
-from tests.conftest import tiny_mistral
 from tests.support.fakes import play
 from tests.support.small_tokenizers import byte_fallback
+from tests.support.tiny_model import tiny_mistral
 
 NAME = "mistral-7b"
 TEXT = byte_fallback()

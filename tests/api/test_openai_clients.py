@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-from tests.conftest import ServerProcess
+from tests.support.server_process import ServerProcess
 
 MESSAGES = [{"role": "user", "content": "hello world"}]
 NO_END = {"2": -100}

@@ -22,9 +22,9 @@ from model_server.api.routes import TRUSS_READY_PATHS
 from model_server.api.truss import PATHS, answer, parse, pieces
 from model_server.errors import BadRequest, OutOfMemory
 from model_server.request import TextDelta
-from tests.conftest import ServerProcess
 from tests.support.fakes import VOCAB_SIZE, ByteText
 from tests.support.scripted_model import ScriptedModel, ask, over_a_socket
+from tests.support.server_process import ServerProcess
 
 PROMPTS = [
     "What is the meaning of life?",

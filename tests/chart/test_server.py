@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from charts.render_manifests import CHART
-from tests.conftest import ServerProcess
 from tests.support.helm import container, environment, render
+from tests.support.server_process import ServerProcess
 
 PREDICT_TEST = (CHART / "files" / "predict_test.py").read_text()
 

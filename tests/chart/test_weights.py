@@ -54,6 +54,15 @@ def test_an_older_revision_of_the_model_can_still_start_pods(old: str, new: str)
     assert any(old.startswith(prefix) for prefix in prefixes({"storage.uri": new}))
 
 
+def container_name(uri: str) -> str:
+    return str(predictor({"storage.uri": uri})["storageContainerName"])
+
+
+def test_another_model_gets_a_container_of_its_own_and_a_revision_of_the_model_keeps_it() -> None:
+    """A container is kept when its release goes: found again, it would refuse the next model's address."""
+    assert container_name("hf://a/b:1") == container_name("hf://a/b:2") != container_name("hf://a/c:1")
+
+
 def test_an_older_model_can_still_start_pods_when_it_is_listed() -> None:
     listed = {"storage.uri": "hf://a/new:1", "storage.initializer.uriPrefixes": ["hf://a/old"]}
     assert prefixes(listed) == ["hf://a/new", "hf://a/old"]

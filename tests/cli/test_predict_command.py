@@ -11,13 +11,14 @@ import sys
 import threading
 from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from mistral_cli import answer
 from mistral_cli.app import app
-from mistral_cli.sse import EventStream
 from tests.support.client_runs import predict
 from tests.support.scripted_server import (
     DONE,
@@ -254,9 +255,12 @@ def test_help_loads_neither_torch_nor_kserve_nor_kubernetes() -> None:
 )
 def test_events_are_the_same_however_the_bytes_are_cut(texts: list[str], newline: str, data: st.DataObject) -> None:
     lines = "".join(f": ping\n\nevent: e\ndata: {json.dumps(text, ensure_ascii=False)}\n\n" for text in texts)
-    body = (lines + "rest").replace("\n", newline).encode()
+    body = (lines + "data: [DONE]\n\n").replace("\n", newline).encode()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(body)), max_size=6)))
     chunks = [body[a:b] for a, b in zip([0, *cuts], [*cuts, len(body)], strict=True)]
-    events = EventStream(chunks)
-    assert [json.loads(event.data) for event in events] == texts
-    assert events.rest == "rest"
+    assert list(answer.pieces(event_stream(chunks))) == texts
+
+
+def event_stream(chunks: list[bytes]) -> httpx.Response:
+    request = httpx.Request("POST", "http://127.0.0.1/")
+    return httpx.Response(200, headers={"content-type": "text/event-stream"}, content=iter(chunks), request=request)

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from mistral_cli.app import app
-from mistral_cli.failures import GaveUp
-from mistral_cli.patience import Patience
+from mistral_cli.exit_codes import GaveUp
+from mistral_cli.retry import Retry
 from tests.support.client_runs import predict
 from tests.support.scripted_server import (
     DONE,
@@ -21,12 +21,12 @@ from tests.support.scripted_server import (
     answer_json,
     error_event,
     event,
-    free_port,
     hang_up,
     last_event,
     predictions,
     stream,
 )
+from tests.support.server_process import free_port
 
 BUSY = answer_json({"error": "The queue is full.", "code": "queue_full"}, 429, retry_after="0")
 LOADING = answer_json({"error": "The model is loading.", "code": "not_ready"}, 503, retry_after="0")
@@ -42,7 +42,7 @@ WHOLE_STREAM = (event("Hello"), event(", wörld"), last_event(4), DONE)
     ids=["429", "503", "dropped", "activator gave up", "bad gateway"],
 )
 def test_what_happens_before_the_answer_begins_is_retried(not_yet: Act, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mistral_cli.patience.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("mistral_cli.retry.FIRST_DELAY_S", 0.01)
     result, server = predict(not_yet, not_yet, predictions("at last"))
     assert (result.exit_code, result.stdout) == (0, "at last\n")
     assert len(server.asked) == 3
@@ -57,47 +57,47 @@ def test_a_wait_is_told_once_a_reason_on_stderr() -> None:
 
 def test_a_server_that_does_not_listen_yet_is_waited_for() -> None:
     server = ScriptedServer([predictions("up")], port=free_port())
-    pauses: list[float] = []
+    delays: list[float] = []
 
-    def start(pause_s: float) -> None:
-        pauses.append(pause_s)
+    def start(delay_s: float) -> None:
+        delays.append(delay_s)
         server.__enter__()
 
-    patience = Patience(60, sleep=start)
+    retry = Retry(60, sleep=start)
     with httpx.Client() as http:
         body = b'{"prompt": "hi"}'
         url = f"http://127.0.0.1:{server.port}/v1/models/m:predict"
-        response = patience.send(http, lambda _: http.build_request("POST", url, content=body))
+        response = retry.send(http, lambda _: http.build_request("POST", url, content=body))
         response.close()
     server.__exit__()
     assert response.status_code == 200
-    assert len(pauses) == 1
+    assert len(delays) == 1
 
 
-def test_pauses_grow_and_the_budget_ends_them() -> None:
-    now_s, pauses = 0.0, []
+def test_delays_grow_and_the_budget_ends_them() -> None:
+    now_s, delays = 0.0, []
 
-    def sleep(pause_s: float) -> None:
+    def sleep(delay_s: float) -> None:
         nonlocal now_s
-        now_s += pause_s
-        pauses.append(pause_s)
+        now_s += delay_s
+        delays.append(delay_s)
 
-    patience = Patience(30, sleep=sleep, clock=lambda: now_s)
+    retry = Retry(30, sleep=sleep, clock=lambda: now_s)
     nobody = f"http://127.0.0.1:{free_port()}"
     with httpx.Client() as http, pytest.raises(GaveUp, match=r"Gave up after 30 s.*Nothing answers at 127"):
-        patience.send(http, lambda left_s: http.build_request("GET", nobody, timeout=left_s))
-    assert pauses[0] < pauses[-1] <= 8
-    assert sum(pauses) <= 30
+        retry.send(http, lambda left_s: http.build_request("GET", nobody, timeout=left_s))
+    assert delays[0] < delays[-1] <= 8
+    assert sum(delays) <= 30
 
 
 def test_retry_after_decides_the_pause() -> None:
-    pauses: list[float] = []
+    delays: list[float] = []
     with ScriptedServer([]) as server, httpx.Client() as http:
-        server.pages["/"] = lambda handler: (answer_json({}, 503, retry_after="7") if not pauses else answer_json({}))(
+        server.pages["/"] = lambda handler: (answer_json({}, 503, retry_after="7") if not delays else answer_json({}))(
             handler
         )
-        Patience(60, sleep=pauses.append).send(http, lambda _: http.build_request("GET", server.url)).close()
-    assert pauses == [7]
+        Retry(60, sleep=delays.append).send(http, lambda _: http.build_request("GET", server.url)).close()
+    assert delays == [7]
 
 
 def test_giving_up_exits_with_4_and_says_what_was_met() -> None:
@@ -105,7 +105,7 @@ def test_giving_up_exits_with_4_and_says_what_was_met() -> None:
         answer_json({"error": "Still loading."}, 503, retry_after="60"), args=("hi", "--wait", "5")
     )
     assert result.exit_code == 4
-    assert "Gave up after 5 s (--wait). Last met: 503: Still loading." in result.stderr
+    assert "Gave up after 5 s (--wait). Last error: 503: Still loading." in result.stderr
     assert len(server.asked) == 1
 
 
@@ -132,7 +132,7 @@ def test_a_late_first_byte_is_no_reason_to_ask_twice() -> None:
 
 @pytest.mark.parametrize(
     ("url", "sentence"),
-    [("http://no-such-host.invalid", "No such host"), ("https://127.0.0.1:{plain}", "No safe connection")],
+    [("http://no-such-host.invalid", "No such host"), ("https://127.0.0.1:{plain}", "No secure connection")],
 )
 def test_what_no_wait_can_cure_exits_with_5_at_once(url: str, sentence: str) -> None:
     with ScriptedServer([predictions("never asked")]) as server:

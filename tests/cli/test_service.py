@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mistral_cli import target
+from mistral_cli import endpoint
 from mistral_cli.app import app
-from mistral_cli.failures import Misused, Unreachable
+from mistral_cli.exit_codes import Misused, Unreachable
 from tests.support.scripted_server import (
     Act,
     ScriptedServer,
@@ -28,14 +28,14 @@ def inference_service(**status: object) -> Callable[[str, str], dict[str, object
 
 
 def test_a_service_is_asked_at_the_url_of_its_status() -> None:
-    found = target.of_service("ml/mistral", None, inference_service(url="https://mistral.ml.example.com"))
-    assert found == target.Target("https://mistral.ml.example.com")
+    found = endpoint.from_service("ml/mistral", None, inference_service(url="https://mistral.ml.example.com"))
+    assert found == endpoint.Endpoint("https://mistral.ml.example.com")
 
 
 def test_an_ingress_is_asked_with_the_host_of_the_status() -> None:
     get = inference_service(url="https://mistral.ml.example.com/serving/ml")
-    plain = target.of_service("ml/mistral", "localhost:8081", get)
-    safe = target.of_service("ml/mistral", "https://10.0.0.1", get)
+    plain = endpoint.from_service("ml/mistral", "localhost:8081", get)
+    safe = endpoint.from_service("ml/mistral", "https://10.0.0.1", get)
     assert plain.url("/v1/models") == "http://localhost:8081/serving/ml/v1/models"
     assert (plain.headers, plain.extensions) == ({"Host": "mistral.ml.example.com"}, {})
     assert safe.extensions == {"sni_hostname": "mistral.ml.example.com"}
@@ -44,13 +44,13 @@ def test_an_ingress_is_asked_with_the_host_of_the_status() -> None:
 @pytest.mark.parametrize("name", ["mistral", "/mistral", "ml/", "ml/a/b"])
 def test_a_service_is_named_with_its_namespace(name: str) -> None:
     with pytest.raises(Misused, match="NAMESPACE/NAME"):
-        target.of_service(name, None, inference_service(url="http://a"))
+        endpoint.from_service(name, None, inference_service(url="http://a"))
 
 
 def test_a_service_without_a_url_says_why() -> None:
     waiting = {"type": "Ready", "status": "False", "message": "0/3 nodes have a GPU"}
     with pytest.raises(Unreachable, match="no URL yet: 0/3 nodes have a GPU"):
-        target.of_service("ml/mistral", None, inference_service(conditions=[waiting]))
+        endpoint.from_service("ml/mistral", None, inference_service(conditions=[waiting]))
 
 
 KUBECONFIG = """

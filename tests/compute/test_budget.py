@@ -8,7 +8,7 @@ import torch
 from model_server.compute.kv_cache.base import kv_bytes_per_token
 from model_server.compute.kv_cache.budget import plan
 from model_server.errors import StartupError
-from tests.conftest import tiny_mistral
+from tests.support.tiny_model import tiny_mistral
 
 
 @pytest.mark.parametrize(("dense", "batch_size", "tokens"), [(True, 11, 11 * 4096), (False, 32, 48_000)])

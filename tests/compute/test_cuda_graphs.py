@@ -13,10 +13,10 @@ from model_server.compute.kv_cache import contiguous
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.kv_cache.contiguous import ContiguousKVCache
 from model_server.compute.runner import Runner
-from tests.conftest import tiny_mistral
 from tests.support import cuda
 from tests.support.cuda import FakeCuda
 from tests.support.flash_attention import documented_varlen_attn
+from tests.support.tiny_model import tiny_mistral
 
 
 def make_runner(*, flash: bool = True) -> Runner:

@@ -11,8 +11,8 @@ from torch import Tensor
 from model_server.compute.kv_cache import contiguous
 from model_server.compute.kv_cache.contiguous import ContiguousKVCache
 from model_server.compute.kv_cache.flash_check import flash_attention_unavailable_reason, verify_flash_attention
-from tests.conftest import tiny_mistral
 from tests.support.flash_attention import documented_varlen_attn
+from tests.support.tiny_model import tiny_mistral
 
 CPU = torch.device("cpu")
 CONFIG = tiny_mistral().config

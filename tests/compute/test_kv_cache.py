@@ -17,10 +17,10 @@ from model_server.compute.kv_cache.contiguous import ContiguousKVCache
 from model_server.compute.runner import Runner
 from model_server.engine.engine import Engine
 from model_server.errors import BadRequest, QueueFull
-from tests.conftest import tiny_mistral
 from tests.engine.test_oracle import BATCHED, FALLBACK, GREEDY, answer, expected, prompt
 from tests.support.engine_requests import Gate, events, request, until
 from tests.support.flash_attention import documented_varlen_attn
+from tests.support.tiny_model import tiny_mistral
 
 MakeEngine = Callable[..., Engine]
 

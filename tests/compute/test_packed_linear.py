@@ -16,7 +16,7 @@ from model_server.compute.fused_linear import fuse
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.kv_cache.dense import DenseKVCache
 from model_server.compute.runner import Runner
-from tests.conftest import tiny_mistral
+from tests.support.tiny_model import tiny_mistral
 
 packs = pytest.mark.skipif(
     not can_pack(torch.float32, torch.device("cpu")), reason="oneDNN does not pack weights on this machine"
@@ -81,7 +81,7 @@ from model_server.compute.fused_linear import fuse
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.kv_cache.dense import DenseKVCache
 from model_server.compute.runner import Runner
-from tests.conftest import tiny_mistral
+from tests.support.tiny_model import tiny_mistral
 
 assert torch.backends.cpu.get_cpu_capability() != "AVX512"
 model = tiny_mistral()

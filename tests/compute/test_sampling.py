@@ -126,10 +126,37 @@ def test_log_probabilities_of_many_tokens_take_one_softmax() -> None:
     with Operations() as operations:
         tokens = TokenLogprobs(logits, token_ids, [0, 5, 2]).read()
 
-    assert operations.names.count("_log_softmax") == 1
+    assert operations.names.count("log_softmax") == 1
     assert operations.names.count("topk") == 1
     expected = logits.log_softmax(-1)
     for i, (token, num_top) in enumerate(zip(tokens, [0, 5, 2], strict=True)):
         assert token.id == token_ids[i]
         assert token.logprob == pytest.approx(float(expected[i, token.id]))
         assert [id_ for id_, _ in token.top] == expected[i].topk(num_top).indices.tolist()
+
+
+def test_log_probabilities_come_with_the_sampled_tokens(model: MistralForCausalLM) -> None:
+    """Of the sequences that report them, batched or not, under the raw logits."""
+    samplers = [
+        *samplers_for(model, GREEDY | {"repetition_penalty": 1.3}, logprobs=3),
+        *samplers_for(model, SAMPLED),
+        *samplers_for(model, GREEDY | {"suppress_tokens": [5]}, logprobs=0),
+    ]
+    logits = logits_of(samplers)
+
+    sampled = sample(logits, samplers, torch.Generator())
+
+    logprobs, tokens = sampled.read_logprobs(), sampled.read()
+    assert {i: len(token.top) for i, token in logprobs.items()} == {0: 3, 2: 0}
+    for i, token in logprobs.items():
+        assert token.id == tokens[i]
+        assert token.logprob == pytest.approx(float(logits[i].log_softmax(-1)[token.id]))
+
+
+def test_history_has_the_token_before_the_host_reads_it(model: MistralForCausalLM) -> None:
+    """A penalty then needs no copy to the host, and the next step can be launched at once."""
+    batched, unbatched = samplers_for(model, GREEDY | {"repetition_penalty": 1.3}, GREEDY | {"no_repeat_ngram_size": 2})
+
+    sampled = sample(logits_of([batched, unbatched]), [batched, unbatched], torch.Generator())
+
+    assert [int(s.tokens[0, -1]) for s in (batched, unbatched)] == sampled.read()

@@ -16,8 +16,8 @@ from model_server.compute.runner import Runner
 from model_server.compute.sampling import SampledTokens
 from model_server.compute.sequence_sampler import SequenceSampler
 from model_server.compute.worst_step import reserved_bytes, worst_step_bytes
-from tests.conftest import tiny_mistral
 from tests.support.flash_attention import documented_varlen_attn
+from tests.support.tiny_model import tiny_mistral
 
 
 @pytest.fixture

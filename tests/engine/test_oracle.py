@@ -18,8 +18,8 @@ from model_server.compute.kv_cache.dense import DenseKVCache
 from model_server.compute.runner import Runner
 from model_server.engine.engine import Engine
 from model_server.request import Finished, FinishReason, Request, SamplingParams
-from tests.conftest import VOCAB_SIZE, tiny_mistral
 from tests.support.fakes import TokenIds
+from tests.support.tiny_model import VOCAB_SIZE, tiny_mistral
 
 SEED = 7
 GREEDY: dict[str, Any] = {"do_sample": False}

@@ -137,12 +137,13 @@ PLAIN = ["prompt", "read", "decode", "read", "decode", "read", "decode", "read"]
     [
         (True, {}, OVERLAPPED),
         (True, {"generate": {"do_sample": True, "top_p": 0.9, "eos_token_id": None}, "seed": 3}, OVERLAPPED),
-        (True, {"generate": GREEDY | {"repetition_penalty": 1.3}}, PLAIN),
-        (True, {"generate": {"do_sample": True, "repetition_penalty": 1.3, "eos_token_id": None}}, PLAIN),
-        (True, {"logprobs": 0}, PLAIN),
+        (True, {"generate": GREEDY | {"repetition_penalty": 1.3}}, OVERLAPPED),
+        (True, {"generate": {"do_sample": True, "repetition_penalty": 1.3, "eos_token_id": None}}, OVERLAPPED),
+        (True, {"logprobs": 2}, OVERLAPPED),
+        (True, {"generate": GREEDY | {"suppress_tokens": [5]}}, PLAIN),
         (False, {}, PLAIN),
     ],
-    ids=["greedy", "sampled", "processors", "history", "log-probabilities", "plain loop"],
+    ids=["greedy", "sampled", "penalty", "sampled with penalty", "log-probabilities", "processors", "plain loop"],
 )
 async def test_a_step_is_launched_before_the_tokens_of_the_last_are_read_if_it_needs_them_only_on_the_device(
     make_engine: MakeEngine,

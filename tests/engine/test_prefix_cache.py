@@ -18,9 +18,9 @@ from model_server.engine.engine import Engine
 from model_server.engine.prefix_cache import MIN_PREFIX_TOKENS, PrefixCache, common_prefix_length
 from model_server.request import Request
 from tests.compute.test_kv_cache import contiguous_cache, make_contiguous_engine  # noqa: F401 - a fixture
-from tests.conftest import tiny_mistral
 from tests.engine.test_oracle import SEED, expected, prompt
 from tests.support.engine_requests import GREEDY, Gate, events, request, until
+from tests.support.tiny_model import tiny_mistral
 
 MakeEngine = Callable[..., Engine]
 SHARED = prompt(100)

@@ -8,14 +8,15 @@ import threading
 
 import pytest
 
+from model_server.caller import Caller
 from model_server.engine.fair_queue import FairQueue
 from model_server.engine.scheduler import Scheduler
 from model_server.engine.sequence import Sequence
 from model_server.request import Request, SamplingParams
 
 
-def request(num_prompt_tokens: int = 4, group: object = None) -> Request:
-    return Request([1] * num_prompt_tokens, SamplingParams({}, 8), [], group=group)
+def request(num_prompt_tokens: int = 4, group: object = None, key: str | None = None) -> Request:
+    return Request([1] * num_prompt_tokens, SamplingParams({}, 8), [], group=group, caller=Caller(key))
 
 
 def make_scheduler(max_batch_size: int = 4, when_idle: int = 64) -> Scheduler:
@@ -46,6 +47,28 @@ def test_groups_take_turns_and_within_a_group_the_first_comes_first() -> None:
         queue.append(waiting)
 
     assert [queue.pop() for _ in range(5)] == [many[0], single, many[1], many[2], None]
+
+
+def test_keys_take_turns_before_the_calls_of_one_key_do() -> None:
+    queue = FairQueue()
+    calls = [request(key="batch") for _ in range(3)]
+    instances = [request(key="web", group="one call") for _ in range(2)]
+    single = request(key="web")
+    for waiting in (*calls, *instances, single):
+        queue.append(waiting)
+
+    assert [queue.pop() for _ in range(6)] == [calls[0], instances[0], calls[1], single, calls[2], instances[1]]
+
+
+def test_a_key_whose_calls_are_not_allowed_does_not_block_another() -> None:
+    queue = FairQueue()
+    full, free = request(key="batch", group="full"), request(key="web")
+    queue.append(full)
+    queue.append(free)
+
+    assert queue.pop(lambda group: group != "full") is free
+    assert queue.remove_where(lambda r: True) == [full]
+    assert (list(queue), len(queue)) == ([], 0)
 
 
 def test_removing_requests_keeps_the_order_of_the_others() -> None:

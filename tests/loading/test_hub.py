@@ -3,7 +3,7 @@
 import errno
 from types import SimpleNamespace
 
-import httpx
+import httpx2
 import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
@@ -39,8 +39,8 @@ def fake_hub(tmp_path, monkeypatch) -> Hub:
     return fake
 
 
-def response(status: int) -> httpx.Response:
-    return httpx.Response(status, request=httpx.Request("GET", "http://hub.invalid"))
+def response(status: int) -> httpx2.Response:
+    return httpx2.Response(status, request=httpx2.Request("GET", "http://hub.invalid"))
 
 
 def test_weights_are_asked_for_once_and_without_code(fake_hub):
@@ -86,7 +86,7 @@ def test_weights_are_asked_for_once_and_without_code(fake_hub):
         (errors.HfHubHTTPError("x", response=response(502)), "answered 502 for owner/name"),
         (OSError(errno.ENOSPC, "No space left on device"), "does not fit on the disk"),
         (PermissionError(errno.EACCES, "Permission denied"), "Permission denied.*HF_HOME"),
-        (httpx.ConnectError("x"), "could not be downloaded .*check the network"),
+        (httpx2.ConnectError("x"), "could not be downloaded .*check the network"),
     ],
 )
 def test_every_refusal_is_one_sentence(fake_hub, error, sentence):

@@ -1,4 +1,4 @@
-"""Crowds over HTTP, short and without chance: a full queue, clients that leave. `make promises` has the long forms."""
+"""Crowds over HTTP, short and without chance: a full queue, clients that leave. `make load` has the long forms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import ServerProcess
+from tests.support.server_process import ServerProcess
 
 PREDICT = "/v1/models/mistral-7b:predict"
 FOREVER = {"prompt": "hello", "max_new_tokens": 4000, "min_new_tokens": 4000, "temperature": 0}

@@ -16,8 +16,8 @@ import httpx
 import pytest
 from kserve import InferenceRESTClient, RESTConfig
 
-from tests.conftest import ServerProcess
 from tests.support.malformed import MALFORMED
+from tests.support.server_process import ServerProcess
 
 PREDICT = "/v1/models/mistral-7b:predict"
 FOREVER = {"max_new_tokens": 4000, "min_new_tokens": 4000, "temperature": 0}
@@ -40,7 +40,7 @@ def predict(client: httpx.Client, **body: Any) -> dict[str, Any]:
     return prediction
 
 
-def sse(lines: Iterator[str]) -> Iterator[dict[str, Any] | str]:
+def sse(lines: Iterator[str]) -> Iterator[Any]:
     """Yield the data of each event; "[DONE]" as it stands."""
     for line in lines:
         if line.startswith("data: "):

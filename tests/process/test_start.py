@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.process import free_port
 from model_server import __main__ as main
 from model_server import model as model_module
 from model_server import server as server_module
 from model_server.compute.cpu import malloc
+from tests.support.server_process import free_port
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from mistral_relay import webhooks, worker
 from mistral_relay.app import create_app
 from mistral_relay.settings import Settings, SettingsError
 from mistral_relay.store import Store
-from tests.support.scripted_server import Act, ScriptedServer, answer_json, free_port, hang_up
+from tests.support.scripted_server import Act, ScriptedServer, answer_json, hang_up
+from tests.support.server_process import free_port
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OK = answer_json("the answer")

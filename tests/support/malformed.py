@@ -248,9 +248,9 @@ def _table() -> list[Malformed]:
             rows.append(Malformed(f"{name}={ascii(value)[:40]}", body, word))
     for word, fields in _WRONG_TOGETHER:
         rows.append(Malformed(ascii(fields)[:60], json.dumps({"prompt": "Hello"} | fields).encode(), word))
-    for word, body in _WRONG_BODIES:
-        rows.append(Malformed(ascii(body)[:60], json.dumps(body).encode(), word))
-    rows += [Malformed(name, body, word) for name, word, body in _WRONG_BYTES]
+    for word, wrong in _WRONG_BODIES:
+        rows.append(Malformed(ascii(wrong)[:60], json.dumps(wrong).encode(), word))
+    rows += [Malformed(name, content, word) for name, word, content in _WRONG_BYTES]
     return rows
 
 

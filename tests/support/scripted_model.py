@@ -25,6 +25,7 @@ class ScriptedModel:
     def __init__(self) -> None:
         self.dead: str | None = None
         self.accepting = True
+        self.degraded: list[str] = []
         self.headers: dict[str, str] = {}
         self.error: Exception | None = None
         self.chunks: list[bytes | Exception] = []
@@ -89,7 +90,7 @@ def over_a_socket(model: ScriptedModel, act, client_stall_s: float = 30):
         server = uvicorn.Server(
             uvicorn.Config(
                 make_app(model),
-                http=partial(Connection, client_stall_s=client_stall_s),
+                http=partial(Connection, client_stall_s=client_stall_s),  # type: ignore[arg-type]
                 log_config=None,
                 lifespan="off",
             )

@@ -173,10 +173,3 @@ def until_gone(gone: threading.Event, chunks: Iterable[bytes]) -> Act:
             gone.set()
 
     return act
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -43,8 +43,8 @@
 {{/* Sizes are bytes and cpu is CPUs: more than zero, few enough digits to be a number for Kubernetes. */}}
 {{- define "mistral.refusals.quantities" -}}
 {{- $v := .Values -}}
-{{- $sizes := dict "shmSize" $v.shmSize "tmpSize" $v.tmpSize "hubCacheSize" $v.hubCacheSize "storage.cache.size" $v.storage.cache.size -}}
-{{- range $at, $resources := dict "resources" $v.resources "storage.initializer.resources" $v.storage.initializer.resources }}
+{{- $sizes := dict "shmSize" $v.shmSize "tmpSize" $v.tmpSize "hubCacheSize" $v.hubCacheSize "storage.cache.size" $v.storage.cache.size "relay.storage.size" $v.relay.storage.size -}}
+{{- range $at, $resources := dict "resources" $v.resources "storage.initializer.resources" $v.storage.initializer.resources "relay.resources" $v.relay.resources }}
 {{- range $half, $quantities := pick $resources "requests" "limits" }}
 {{- range $name, $quantity := $quantities }}
 {{- if ne $name "cpu" }}

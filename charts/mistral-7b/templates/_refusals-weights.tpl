@@ -75,6 +75,9 @@
 {{- if and $v.server.apiKeyFile (include "mistral.apiKeysSecretName" .) }}
 - server.apiKeyFile and apiKeys both say where the API keys are; set one.
 {{- end }}
+{{- if and $v.server.maxRequestsPerKey (not (include "mistral.apiKeyFile" .)) }}
+- server.maxRequestsPerKey limits the requests of an API key, and no keys are asked for; set apiKeys.secretName.
+{{- end }}
 {{- if not $v.serviceAccount.create }}
 {{- if not $v.serviceAccount.name }}
 - serviceAccount.create is false and serviceAccount.name is empty; name the account to use.

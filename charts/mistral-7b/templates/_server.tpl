@@ -7,9 +7,7 @@
   "apiKeyFile" (include "mistral.apiKeyFile" .)
   "drainSeconds" (include "mistral.drainSeconds" .)
   "corsOrigins" (join "," $server.corsOrigins) -}}
-{{- range $name := list "modelDir" "modelId" "modelRevision" "dtype" "maxModelLen" "maxBatchSize" "maxQueueSize"
-    "prefixCaching" "maxRequestBytes" "apiKeyFile" "drainSeconds" "requestTimeoutSeconds" "stallSeconds" "clientStallSeconds"
-    "corsOrigins" "playground" "logFormat" }}
+{{- range $name := splitList "\n" (include "mistral.serverFlags" . | trim) }}
 {{- $value := ternary (get $derived $name) (get $server $name) (hasKey $derived $name) -}}
 {{- if kindIs "float64" $value }}{{ $value = int64 $value }}{{ end -}}
 {{- if not (or (kindIs "invalid" $value) (eq (toString $value) "")) }}

@@ -57,11 +57,14 @@ that older revisions of the InferenceService may still start with. */}}
 {{- end }}
 {{- end }}
 
+{{/* The name ends in a hash of the accepted addresses. Another model brings a ClusterStorageContainer of its own, and the
+pods of the revision before still start with theirs; one that an uninstalled release left behind is never taken for it. */}}
 {{- define "mistral.storageContainerName" -}}
 {{- if .Values.storage.initializer.name -}}
 {{- .Values.storage.initializer.name -}}
 {{- else if .Values.storage.initializer.create -}}
-{{- printf "%s-%s" .Release.Namespace (include "mistral.fullname" .) -}}
+{{- $prefixes := include "mistral.uriPrefixes" . | trim | splitList "\n" | compact | uniq | join "\n" -}}
+{{- printf "%s-%s-%s" .Release.Namespace (include "mistral.fullname" .) ($prefixes | sha256sum | trunc 8) -}}
 {{- end -}}
 {{- end }}
 

@@ -73,7 +73,7 @@ def parse_completion(
             body,
             [ids for _, ids in prompts],
             model,
-            max_tokens=max(body.max_tokens, 1),
+            max_tokens=body.max_tokens,
             name="prompt",
             num_top=body.logprobs,
             prompt_logprobs=body.echo and body.logprobs is not None,
@@ -196,7 +196,7 @@ def _requests(
         for index in range(body.n):
             sampling = SamplingParams(
                 generate=generate,
-                max_new_tokens=min(max_tokens or room, room),
+                max_new_tokens=room if max_tokens is None else min(max(max_tokens, 1), room),
                 seed=nth_seed(body.seed, index),
                 stop=body.stops,
                 logprobs=num_top,
@@ -212,6 +212,8 @@ def _requests(
                     detokenizers,
                     of_answers[len(requests)],
                     group=group,
+                    counts_prompt=index == 0,
+                    counts_output=max_tokens != 0,
                     request_id=request_id,
                     deadline_s=deadline_s,
                 )

@@ -198,7 +198,7 @@ def by_hand(at: Bench, image: str, percent: int | None) -> None:
 
 
 def test_a_helm_upgrade_in_the_middle_is_noticed_and_the_old_image_ends_up_with_all_users(tmp_path: Path) -> None:
-    """Without a percent the newest READY revision gets everything: that is the canary, not the image that Helm names."""
+    """Without a percent the newest READY revision gets all: that is the canary, not the image that Helm names."""
     with bench(tmp_path) as at:
         at.verdicts.judge_hook = lambda share: by_hand(at, OLD, None) if share == 10 else None
         assert at.deploy() == run.REVERTED

@@ -123,7 +123,10 @@ STATES: dict[str, tuple[Observed, Phase, str]] = {
         Phase.FAILED, "exceeded quota",
     ),
     "ready, without users": (
-        observed(service(ready=R2), revisions=BOTH), Phase.READY, "gets no requests",
+        observed(service(ready=R2, traffic={R2: 0, R1: 100}), revisions=BOTH), Phase.READY, "gets no requests",
+    ),
+    "ready, and the hosts still mean the old one": (
+        observed(service(ready=R2), revisions=BOTH), Phase.SETTLING, "0 %",
     ),
     "the traffic has not followed the percent yet": (
         observed(service(percent=10, ready=R2), revisions=BOTH), Phase.SETTLING, "10 %",
@@ -187,7 +190,7 @@ def test_a_service_that_says_ready_is_still_pending_while_its_new_revision_start
 
 def test_a_failed_revision_that_is_not_the_newest_does_not_fail_the_service() -> None:
     revisions = [revision(R1, OLD), revision(R2, NEW, "False", "ProgressDeadlineExceeded"), revision(R3, OLD)]
-    status = compute(observed(service(OLD, 0, created=R3, ready=R3), revisions=revisions))
+    status = compute(observed(service(OLD, 0, created=R3, ready=R3, traffic={R3: 0, R1: 100}), revisions=revisions))
     assert status.phase == Phase.READY
     assert status.candidate is not None
     assert status.candidate.name == R3

@@ -123,7 +123,8 @@ class Store:
 
 
 PLURALS = {
-    "inferenceservices", "revisions", "pods", "events", "resourcequotas", "nodes", "leases", "deployments", "httproutes",
+    "inferenceservices", "revisions", "pods", "events", "resourcequotas", "nodes", "leases", "deployments",
+    "httproutes", "prometheuses", "storageclasses",
 }  # fmt: skip
 
 

@@ -136,8 +136,7 @@ class World:
                     component["previousRolledoutRevision"] = component.get("latestRolledoutRevision", "")
                     component["latestRolledoutRevision"] = ready
             elif ready == created and target["percent"] < 100 and total[ready] == 100:
-                if component.get("previousRolledoutRevision"):
-                    component["latestRolledoutRevision"] = component["previousRolledoutRevision"]
+                component["latestRolledoutRevision"] = component.get("previousRolledoutRevision") or ready
         component["latestReadyRevision"] = ready or ""
         component["traffic"] = [
             {

@@ -1,4 +1,4 @@
-"""Objects as a cluster gives them, one builder each: the shapes are those of Kubernetes 1.34, KServe 0.20, Knative 1.23."""
+"""Objects as a cluster gives them, one builder each: Kubernetes 1.34, KServe 0.20, Knative 1.23."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class MortalCluster(Cluster):
 class Bench:
     """A cluster, its kubeconfig, and runners that come and go."""
 
-    world: World
+    world: Any
     kubeconfig: Path
     verdicts: Verdicts = field(default_factory=Verdicts)
     said: list[str] = field(default_factory=list)
@@ -130,7 +130,7 @@ def bench(folder: Path, image: str = OLD, **world: Any) -> Iterator[Bench]:
     """Serve a cluster on which `image` has all users."""
     store = Store()
     predictor = world.pop("predictor", {})
-    made = World(store, **world).install(image, **predictor)
+    made = world.pop("kind", World)(store, **world).install(image, **predictor)
     with serve(store, folder) as kubeconfig:
         yield Bench(made, kubeconfig)
 

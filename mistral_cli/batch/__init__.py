@@ -1,0 +1,1 @@
+"""`mistral batch`: a file of requests in, a file of results out, each request answered once."""

@@ -1,0 +1,31 @@
+"""Who sent the HTTP call at hand: the middleware sets it, and it goes with the call's requests into the engine."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class CallTrace(Protocol):
+    """The trace of a call; `telemetry.traces.Trace` implements it."""
+
+    trace_id: str
+    """32 hexadecimal digits."""
+
+    def add_request(self, request: Any, outcome: str, ended_s: float) -> None:
+        """Write the spans of a `Request` that has ended."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Where a call comes from."""
+
+    key: str | None = None
+    """The name of its API key; None if the server asks for no key."""
+    trace: CallTrace | None = None
+    """Its trace; None if traces are off."""
+
+
+caller: ContextVar[Caller] = ContextVar("caller", default=Caller())  # noqa: B039 - it is immutable

@@ -1,0 +1,46 @@
+"""Log-probabilities of prompts: launched with the step that prefills them, read with its tokens."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from model_server.compute.host_device import to_device
+from model_server.compute.logprobs import TokenLogprobs
+from model_server.engine.step import Batch, PrefillChunk
+from model_server.request import PromptLogprobs, Token
+
+PromptLogprobsInFlight = dict[PrefillChunk, TokenLogprobs | None]
+"""None for a chunk that no prompt token follows."""
+
+
+def launch_prompt_logprobs(batch: Batch, logits: Tensor) -> PromptLogprobsInFlight:
+    """Compute the log-probabilities of the prompts that report them; their logits follow those of `batch.sampled`."""
+    launched: PromptLogprobsInFlight = {}
+    index = len(batch.sampled)
+    for chunk in batch.prefill:
+        if chunk.sequence.request.sampling.prompt_logprobs:
+            launched[chunk] = _launch(chunk, logits[index : index + chunk.num_tokens])
+            index += chunk.num_tokens
+    return launched
+
+
+def _launch(chunk: PrefillChunk, logits: Tensor) -> TokenLogprobs | None:
+    following = _following(chunk)
+    if not following:
+        return None
+    num_top = chunk.sequence.request.sampling.logprobs or 0
+    token_ids = to_device(following, logits.device)
+    return TokenLogprobs(logits[: len(following)], token_ids, [num_top] * len(following))
+
+
+def read_prompt_logprobs(chunk: PrefillChunk, logprobs: TokenLogprobs | None) -> PromptLogprobs:
+    """Return the prompt tokens that follow those of the chunk; the prompt's first token has no log-probability."""
+    tokens = [] if logprobs is None else logprobs.read()
+    if chunk.sequence.num_computed_tokens == 0:
+        tokens.insert(0, Token(chunk.sequence.request.prompt_ids[0]))
+    return PromptLogprobs(tuple(tokens))
+
+
+def _following(chunk: PrefillChunk) -> list[int]:
+    start = chunk.sequence.num_computed_tokens + 1
+    return chunk.sequence.request.prompt_ids[start : start + chunk.num_tokens]

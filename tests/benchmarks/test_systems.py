@@ -1,0 +1,159 @@
+"""A benchmark run with small real processes: order, failure, suspension, clean-up, and the results file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks import report, roofline, serve, start, systems
+from benchmarks.checkpoint import checkpoint, prompts_for
+from benchmarks.process import Program, StartFailed
+from benchmarks.systems import OURS, Plan, RunningSystem, System
+from benchmarks.thread_per_request import application
+
+V1 = "/v1/models/bench:predict"
+SERVER = [sys.executable, "-m", "tests.support.counting_server", "{port}"]
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
+PLAN = Plan(systems=(OURS, "other", "broken"), clients=(1, 2), repeats=2, max_new_tokens=4, min_seconds=0, limit_s=20)
+SYSTEMS = {
+    OURS: System("this server", tuple(SERVER), "/ready", V1),
+    "other": System("another server", tuple(SERVER), "/ready", V1, max_clients=1),
+    "broken": System("a server that exits", (sys.executable, "-c", "exit('no weights here')"), "/ready", V1),
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint("tiny", "float32", tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def small_systems(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, System]:
+    monkeypatch.setattr(serve, "SYSTEMS", SYSTEMS)
+    monkeypatch.setattr(systems, "START_LIMIT_S", 60)
+    return SYSTEMS
+
+
+@pytest.mark.usefixtures("small_systems")
+def test_systems_are_measured_in_turn_and_a_failed_start_is_a_figure(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = serve.compare(tiny, PLAN)
+    measured = {(f["system"], f["clients"]): f for f in figures if "repeats" in f}
+    assert [*measured] == [(OURS, 1), (OURS, 2), ("other", 1)]
+    assert all(f["errors"] == 0 and f["requests"] >= f["clients"] * 2 for f in measured.values())
+    assert [f["system"] for f in figures if "failed" in f] == ["broken"]
+    assert [(f["to"], f["clients"]) for f in figures if "ratio" in f] == [("other", 1)]
+
+    serve.card(figures)
+    assert "failed" in capsys.readouterr().out
+    path = report.write(
+        {**report.machine(), "date": "2025-01-31", "cpu": "AMD EPYC(tm)", "cores": 2}, figures, tmp_path
+    )
+    assert path.name.startswith("2025-01-31-")
+    assert len(json.loads(path.read_text())["figures"]) == len(figures)
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_server_is_suspended_between_loads_and_keeps_its_process(tiny: Path) -> None:
+    system = RunningSystem(SYSTEMS[OURS], tiny, PLAN)
+    try:
+        system.measure(1)
+        program = system._program
+        assert program is not None
+        os.waitid(os.P_PID, program.pid, os.WSTOPPED | os.WNOWAIT)
+        assert system.measure(2)["errors"] == 0
+        assert system._program is program
+    finally:
+        system.close()
+
+
+def test_a_program_ends_with_its_block_and_says_why_it_failed() -> None:
+    with pytest.raises(RuntimeError, match="ours"), Program(SLEEPER) as program:
+        raise RuntimeError("ours")
+    assert not program.running
+    with (
+        pytest.raises(StartFailed, match=r"(?s)exited with 3.*no weights"),
+        Program([sys.executable, "-c", "print('no weights'); exit(3)"]) as program,
+    ):
+        program.wait_until_ready(1, "/ready", limit_s=60)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_programs_do_not_outlive_a_killed_benchmark(signum: signal.Signals) -> None:
+    code = (
+        "from benchmarks.process import Program, stop_children_on_sigterm\n"
+        "import sys, time\n"
+        "stop_children_on_sigterm()\n"
+        f"with Program({SLEEPER!r}) as program:\n"
+        "    print(program.pid, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as benchmark:
+        assert benchmark.stdout is not None
+        child = os.pidfd_open(int(benchmark.stdout.readline()))
+        try:
+            benchmark.send_signal(signum)
+            benchmark.wait(timeout=60)
+            assert select.select([child], [], [], 60)[0] == [child]  # readable: it has ended
+        finally:
+            os.close(child)
+
+
+def test_the_machine_is_described_with_its_versions() -> None:
+    described = report.machine()
+    assert torch.__version__.startswith(described["torch"])  # PyPI's wheel adds the CUDA version: 2.13.0+cu130
+    assert described.keys() >= {"cpu", "cores", "memory_gib", "transformers", "kserve", "commit", "date"}
+
+
+def test_phases_are_read_from_the_servers_log() -> None:
+    log = "2025-01-01 INFO start: imports 1.92 s (total 1.92 s)\nstart: first token 3 s (total 5.8 s)\nrestart: never\n"
+    assert start.logged_phases(log) == {"imports": 1.92, "first token": 3.0}
+
+
+def test_prompts_and_answers_have_exactly_the_requested_length(tiny: Path) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny)
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    [prompt] = prompts_for(tiny, num_tokens=9, count=1)
+    inputs = tokenizer(prompt, return_tensors="pt")
+    tokens = model.generate(**inputs, max_new_tokens=20)[0, 9:]
+    assert inputs.input_ids.shape[1] == 9
+    assert len(tokenizer.decode(tokens, skip_special_tokens=True).split()) == len(tokens) == 20
+
+
+def test_the_thread_per_request_server_streams_and_counts_all_tokens(tiny: Path) -> None:
+    app = application(AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny), concurrency=1)
+
+    async def predict() -> list[dict[str, Any]]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            response = await client.post(V1, json={"prompt": "baba bebe", "max_new_tokens": 6})
+        return [json.loads(line.removeprefix("data: ")) for line in response.text.splitlines() if line]
+
+    *texts, last = asyncio.run(predict())
+    assert len("".join(event["text"] for event in texts).split()) == 6
+    assert (last["prompt_tokens"], last["completion_tokens"]) == (3, 6)
+
+
+def test_the_roofline_counts_the_bytes_that_a_step_must_read() -> None:
+    plan = roofline.Plan("cpu", "tiny", "bfloat16", (8,), batch_sizes=(2,), context=8, steps=4, seconds=0)
+    bandwidth, decode, first_token = roofline.measure(plan)
+    layer = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128 + 2 * 64
+    weight_bytes = 2 * (2 * layer + 64 + 256 * 64)
+    kv_bytes = 2 * 2 * 2 * 2 * 32 * (8 + 1)  # three steps are timed; in the middle one token more than the prompt
+    allowed = 2 * max(bandwidth["bytes_per_s"].values()) / (weight_bytes + kv_bytes)
+    assert decode["bandwidth_allows_tokens_per_s"] == pytest.approx(allowed)
+    assert decode["of_bandwidth"] == pytest.approx(decode["tokens_per_s"]["median"] / allowed)
+    assert first_token["first_token_s"]["min"] > 0

@@ -1,0 +1,115 @@
+"""KServe's controller in Standard mode: Deployments, `spec.canary[]` and the HTTPRoute's weights, moved by `tick`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from .api import Object, Store
+from .knative import NAME, NAMESPACE, PODS, SERVICE, TICK_S, Image, inference_service
+
+DEPLOYMENTS = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments"
+ROUTE = f"/apis/gateway.networking.k8s.io/v1/namespaces/{NAMESPACE}/httproutes/{NAME}"
+
+
+@dataclass
+class StandardWorld:
+    """The cluster; `gateway_api=False` is one where KServe makes an Ingress, and splits nothing."""
+
+    store: Store
+    images: dict[str, Image] = field(default_factory=dict)
+    gateway_api: bool = True
+    now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+    shares: list[dict[str, int]] = field(default_factory=list)
+    starts: Counter[str] = field(default_factory=Counter)
+    ages: Counter[str] = field(default_factory=Counter)
+
+    def install(self, image: str, **predictor: Any) -> StandardWorld:
+        service = inference_service(image, **predictor)
+        service["metadata"]["annotations"] = {"serving.kserve.io/deploymentMode": "Standard"}
+        self.store.put(SERVICE, service)
+        for _ in range(6):
+            self.tick()
+        return self
+
+    def tick(self) -> None:
+        with self.store.lock:
+            self.now += timedelta(seconds=TICK_S)
+            service = self.store.objects[SERVICE]
+            predictor, canaries = service["spec"]["predictor"], service["spec"].get("canary") or []
+            wanted = {self._name(predictor): predictor["containers"]}
+            for canary in canaries:
+                wanted[self._name(canary["predictor"])] = canary["predictor"]["containers"]
+            self._deployments(wanted)
+            ready = {name: self._is_ready(name) for name in wanted}
+            service["status"] = {
+                "url": f"http://{NAME}-{NAMESPACE}.example.com",
+                "deploymentMode": "Standard",
+                "canaryStatuses": [
+                    {"name": c["predictor"]["name"], "ready": ready[self._name(c["predictor"])]} for c in canaries
+                ],
+            }
+            self.store.put(SERVICE, service)
+            self._route(self._name(predictor), canaries, ready)
+
+    def images_by_name(self) -> dict[str, str]:
+        return {
+            d["metadata"]["name"]: d["spec"]["template"]["spec"]["containers"][0]["image"]
+            for d in self.store.under(DEPLOYMENTS)
+        }
+
+    def _name(self, predictor: Object) -> str:
+        return f"{NAME}-{predictor['name']}-predictor" if predictor.get("name") else f"{NAME}-predictor"
+
+    def _deployments(self, wanted: dict[str, Any]) -> None:
+        for deployment in self.store.under(DEPLOYMENTS):
+            if deployment["metadata"]["name"] not in wanted:  # an orphan
+                del self.store.objects[f"{DEPLOYMENTS}/{deployment['metadata']['name']}"]
+        for name, containers in wanted.items():
+            if self.images_by_name().get(name) != containers[0]["image"]:
+                self.ages[name] = 0
+                self.starts[name] += 1
+            self.ages[name] += 1
+            image = self.images.get(containers[0]["image"], Image())
+            ready = self.ages[name] > image.load_ticks and not (image.crashes or image.hangs or image.pull_error)
+            labels = {"serving.kserve.io/inferenceservice": NAME, "app": f"isvc.{name}"}
+            self.store.put(
+                f"{DEPLOYMENTS}/{name}",
+                {
+                    "metadata": {"labels": labels},
+                    "spec": {"template": {"spec": {"containers": containers}}},
+                    "status": {"availableReplicas": int(ready)},
+                },
+            )
+            status: Object = {"name": "kserve-container", "restartCount": 0, "ready": ready, "state": {"running": {}}}
+            if image.crashes:
+                status |= {"restartCount": self.ages[name], "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
+            condition = {"type": "Ready", "status": str(ready)}
+            pod = {"conditions": [condition], "containerStatuses": [status]}
+            containers_of_pod = {"containers": [{"name": "kserve-container"}]}
+            self.store.put(
+                f"{PODS}/{name}-x", {"metadata": {"labels": labels}, "spec": containers_of_pod, "status": pod}
+            )
+        for pod in self.store.under(PODS):
+            if pod["metadata"]["name"].removesuffix("-x") not in wanted:
+                del self.store.objects[f"{PODS}/{pod['metadata']['name']}"]
+
+    def _is_ready(self, name: str) -> bool:
+        return bool(self.store.objects[f"{DEPLOYMENTS}/{name}"]["status"]["availableReplicas"])
+
+    def _route(self, stable: str, canaries: list[Object], ready: dict[str, bool]) -> None:
+        weights = {
+            self._name(canary["predictor"]): canary["trafficPercent"]
+            for canary in canaries
+            if ready[self._name(canary["predictor"])]
+        }
+        weights = {stable: 100 - sum(weights.values()), **weights}
+        if not self.gateway_api:
+            weights = {stable: 100}
+        else:
+            backends = [{"name": name, "weight": weight} for name, weight in weights.items()]
+            self.store.put(ROUTE, {"spec": {"rules": [{"backendRefs": backends}]}})
+        images = self.images_by_name()
+        self.shares.append({images[name]: weight for name, weight in weights.items() if weight})
