@@ -77,7 +77,12 @@ def parse(body: object, model: ServedModel, request_id: str = "", deadline_s: fl
         skip_special_tokens=values.skip_special_tokens,
     )
     request = GenerateRequest(
-        prompt_ids=ids, sampling=sampling, detokenizers=[detokenizer], request_id=request_id, deadline_s=deadline_s
+        prompt_ids=ids,
+        sampling=sampling,
+        detokenizers=[detokenizer],
+        matcher=model.matcher(parameters.grammar),
+        request_id=request_id,
+        deadline_s=deadline_s,
     )
     return TrussCall(requests=(request,), stream=values.stream, model=model, parameters=values, detokenizer=detokenizer)
 

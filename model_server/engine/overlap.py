@@ -85,6 +85,7 @@ class OverlappedBatchLoop(BatchLoop):
         return (
             step.sampled.on_device is not None
             and len(batch.decode) == len(self.scheduler.sequences)  # no prefill, and no half of a step that failed
+            and all(s.request.matcher is None for s in batch.decode)  # a grammar needs the last token on the host
         )
 
     def _launch_ahead(self, previous: InFlightStep) -> InFlightStep | None:
