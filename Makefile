@@ -13,7 +13,7 @@ RELEASE ?= mistral-7b
 NAMESPACE ?= mistral
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test fuzz check bench bench-quick load soak gpu lock image push manifests deploy undeploy
+.PHONY: help run dev test e2e fuzz check bench bench-quick load soak gpu docs screenshots lock image push manifests deploy undeploy
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -27,6 +27,9 @@ dev: .venv/installed ## the same, restarted whenever a source file is saved
 test: .venv/installed ## run the tests in two processes (JOBS=4: in four)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
+e2e: .venv/installed ## run tests/e2e on the cluster of the kube context E2E_CONTEXT (tests/e2e/README.md)
+	$(BIN)/python -m pytest -s -v tests/e2e
+
 fuzz: .venv/installed ## try thousands of requests on the server that runs on PORT, for five minutes (key: MISTRAL_API_KEY)
 	$(BIN)/schemathesis run http://localhost:$(PORT)/openapi.json -H "Authorization: Bearer $${MISTRAL_API_KEY:-none}" \
 	  --exclude-checks positive_data_acceptance --max-time 300 --continue-on-failure
@@ -37,6 +40,7 @@ check: .venv/installed ## what CI runs: format, lint, types, imports, tests (cha
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 	$(BIN)/python -m charts.render_server --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --cov --cov-report term:skip-covered
 
 bench: .venv/installed ## run the benchmarks: about 12 minutes on a quiet machine
@@ -64,9 +68,15 @@ undeploy: .venv/installed ## remove the release; a PVC with the weights stays: C
 	$(if $(CONTEXT),,$(error Name the kube context: make undeploy CONTEXT=...))
 	$(BIN)/helm uninstall $(RELEASE) --kube-context $(CONTEXT) -n $(NAMESPACE) --wait --ignore-not-found
 
-lock: ## make requirements.lock anew from pyproject.toml, in an environment of its own
-	rm -rf build/lock && python3.11 -m venv build/lock && build/lock/bin/pip install -q '.[dev]'
-	{ echo '# Every dependency at one version, for `pip install -r`. Made by `make lock`.'; build/lock/bin/pip freeze --exclude mistral-7b-kserve --exclude setuptools | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > requirements.lock
+docs: .venv/installed ## build the documentation as a site in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+screenshots: .venv/installed ## take the pictures of the playground from the server on PORT; needs Chromium
+	$(BIN)/python -m docs.take_screenshots http://localhost:$(PORT)
+
+lock: .venv/installed ## make requirements.lock anew from pyproject.toml
+	$(BIN)/uv pip compile -q pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --no-annotate --no-header -o build/requirements.txt
+	{ echo '# Every dependency at one version. Made by `make lock`. The CUDA libraries are left out: torch pins them itself.'; grep -vE '^(cuda|nvidia|triton)' build/requirements.txt; } > requirements.lock
 
 image: ## build the container image for linux/amd64 with docker, podman or buildah
 	.ci/image

@@ -41,7 +41,10 @@ class System:
 
 _V1 = "/v1/models/bench:predict"
 _PYTHON = (sys.executable, "-m")
-_OURS = (*_PYTHON, "model_server", "--model_dir", "{model_dir}", "--http_port", "{port}", "--model_name", "bench")
+_OURS = (
+    *_PYTHON, "model_server", "--model_dir", "{model_dir}", "--http_port", "{port}", "--model_name", "bench",
+    "--watchdog_seconds", "0",  # a server that is not measured is frozen for minutes
+)  # fmt: skip
 _ADDRESS = ("--host", "127.0.0.1", "--port", "{port}")
 _TRANSFORMERS = (*_PYTHON, "transformers.cli.transformers", "serve", "{model_dir}", *_ADDRESS)
 _THREADS = (*_PYTHON, "benchmarks.thread_per_request", "{model_dir}", "{port}")

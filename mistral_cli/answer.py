@@ -85,7 +85,7 @@ def texts(content: Any) -> list[str]:
 
 
 def refusal(response: httpx.Response) -> str:
-    """Return the sentence of an error response, with what finds it in the server's log."""
+    """Return the sentence of an error response, with the request id of the server's log."""
     try:
         response.read()
     except httpx.RequestError:
@@ -103,7 +103,7 @@ def _cut_sentence(tail: str) -> str:
 
 
 def _sentence(body: str) -> str:
-    """Find the sentence in an error body: ours, OpenAI's, FastAPI's, or the bare text of a proxy."""
+    """Find the sentence in an error body: this server's, OpenAI's, FastAPI's, or a proxy's text."""
     try:
         parsed = json.loads(body)
     except ValueError:

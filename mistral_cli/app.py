@@ -15,6 +15,7 @@ from . import answer, body
 from .batch.command import batch
 from .connection import DEFAULT_URL, authorization, choose_endpoint
 from .exit_codes import Failure, Misused
+from .preflight.command import preflight
 from .retry import Retry
 from .rollout.command import app as rollout
 from .session import Session
@@ -24,6 +25,7 @@ MODELS_PATH = "/v1/models"
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(rollout, name="rollout")
+app.command()(preflight)
 
 
 def main() -> None:
@@ -74,7 +76,7 @@ def predict(
         typer.Option("--wait", min=1, metavar="SECONDS", help="For an answer to begin, a cold start included."),
     ] = 900,
 ) -> None:
-    """Generate text: the twin of `truss predict`.
+    """Generate text, as `truss predict` does.
 
     Exit codes: 0 the whole answer was printed, 1 the server refused, 2 wrong usage, 3 the answer was
     cut short, 4 none began within --wait, 5 the server cannot be found, 130 Ctrl-C.

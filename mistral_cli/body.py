@@ -1,6 +1,6 @@
-"""The request body out of a command line: a prompt, a JSON text or a JSON file, and single parameters on top.
+"""Makes the request body from the command line: a prompt, JSON text or a JSON file, and single parameters.
 
-Nothing here knows the parameters: the server does, and says so better.
+The parameters are not checked here: the server checks them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def build(prompt: str | None, data: str | None, file: Path | None, chat: bool, p
 
 
 def streams(body: Body, wanted: bool | None, on_terminal: bool) -> bool:
-    """Tell whether to stream: as the flag says, else as the body says, else for a person and one answer."""
+    """Return whether to stream: the flag, else the body, else true for one answer on a terminal."""
     if wanted is not None:
         return wanted
     if "stream" in body:
@@ -63,7 +63,7 @@ def _read(file: Path | None) -> str:
 def _prompt_from_stdin() -> str:
     if sys.stdin.isatty():
         raise Misused("Give a PROMPT, --data, --file, or pipe a prompt in.")
-    # The shell's newline is not part of what was asked; a model reads it as one.
+    # The shell adds a newline that is not part of the prompt.
     text = sys.stdin.read().removesuffix("\n")
     if not text:
         raise Misused("No prompt: stdin is empty.")

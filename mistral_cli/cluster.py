@@ -22,6 +22,9 @@ RETRIED = (429, 500, 502, 503, 504)
 """500 among them: the API server answers it while a webhook restarts."""
 
 
+NO_CLIENT = "The Python package `kubernetes` is missing: pip install 'mistral-7b-kserve[rollout]'."
+
+
 class ClusterError(Exception):
     """The API server refused, or did not answer. `str(error)` is its sentence."""
 
@@ -72,6 +75,27 @@ CONFIG_MAP = Kind("v1", "configmaps")
 SECRET = Kind("v1", "secrets")
 
 
+def only_context() -> str:
+    """Return the kubeconfig's context, where there is exactly one to choose from.
+
+    Raises:
+        Unreachable: the client is not installed, or the kubeconfig has no context.
+        ValueError: it has several; the current one is not taken, because it may be another cluster's.
+    """
+    try:
+        from kubernetes import config
+    except ImportError as error:
+        raise Unreachable(NO_CLIENT) from error
+    try:
+        contexts, _ = config.list_kube_config_contexts(os.environ.get("KUBECONFIG"))
+    except (config.ConfigException, OSError) as error:
+        raise Unreachable(f"No cluster to ask: {error}") from error
+    names = [str(context["name"]) for context in contexts]
+    if len(names) != 1:
+        raise ValueError(f"The kubeconfig has {len(names)} contexts ({', '.join(names)}): name one with --context.")
+    return names[0]
+
+
 class Cluster:
     """One API server, reached as one context of the kubeconfig says."""
 
@@ -87,9 +111,7 @@ class Cluster:
             from kubernetes import client, config
             from urllib3 import Retry
         except ImportError as error:
-            raise Unreachable(
-                "The Python package `kubernetes` is missing: pip install 'mistral-7b-kserve[rollout]'."
-            ) from error
+            raise Unreachable(NO_CLIENT) from error
         # The client reads KUBECONFIG once, when it is imported: a later value would be ignored.
         config_file = config_file or os.environ.get("KUBECONFIG")
         settings = client.Configuration()
@@ -100,7 +122,7 @@ class Cluster:
         try:
             config.load_kube_config(config_file, context, settings)
         except (config.ConfigException, OSError) as error:
-            raise Unreachable(f"No cluster to ask: {error}") from error
+            raise Unreachable(f"No cluster could be found: {error}") from error
         self.namespace = _namespace(config_file or config.KUBE_CONFIG_DEFAULT_LOCATION, context)
         self.host: str = settings.host
         self._timeout_s = timeout_s
@@ -116,9 +138,14 @@ class Cluster:
         query = {"dryRun": "All", "fieldValidation": "Strict"} if dry_run else {}
         return self._request("POST", kind.path(namespace), query, body)
 
-    def replace(self, kind: Kind, namespace: str, name: str, body: Object) -> Object:
+    def replace(self, kind: Kind, namespace: str, name: str, body: Object, *, dry_run: bool = False) -> Object:
         """Replace an object; its `resourceVersion` makes a stale copy a Conflict."""
-        return self._request("PUT", kind.path(namespace, name), {}, body)
+        query = {"dryRun": "All", "fieldValidation": "Strict"} if dry_run else {}
+        return self._request("PUT", kind.path(namespace, name), query, body)
+
+    def read(self, path: str) -> Object:
+        """Return what lies at a path that is no object: `/version`, or the kinds of one API version."""
+        return self._request("GET", path)
 
     def merge(
         self, kind: Kind, namespace: str, name: str, patch: Object, *, manager: str, dry_run: bool = False

@@ -1,4 +1,4 @@
-"""What every command that asks a server has in common: its address and its key."""
+"""The server's address and the API key, for all commands that send requests."""
 
 from __future__ import annotations
 

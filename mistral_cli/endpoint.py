@@ -1,4 +1,4 @@
-"""The server's address: a URL as given, or an InferenceService by name, reached the way the cluster says.
+"""The server's address: a URL, or an InferenceService by name.
 
 The URL of an InferenceService is read from its `.status.url` and never computed: the host depends on the
 ingress. Only `from_service` needs the `kubernetes` package, and only when it is called.
@@ -21,7 +21,7 @@ GetService = Callable[[str, str], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Endpoint:
-    """What every request to one server has in common."""
+    """The URL, the headers and the TLS name for requests to one server."""
 
     base_url: str
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -93,7 +93,7 @@ def _get_from_cluster(namespace: str, name: str) -> Mapping[str, Any]:
         ) from error
     try:
         config.load_config()
-        # No retries of its own: a cluster that refuses should be said to refuse at once.
+        # No retries: an error of the cluster is reported at once.
         configuration = client.Configuration.get_default_copy()
         configuration.retries = False
         api = client.CustomObjectsApi(client.ApiClient(configuration))
@@ -102,7 +102,7 @@ def _get_from_cluster(namespace: str, name: str) -> Mapping[str, Any]:
         )
         return found
     except config.ConfigException as error:
-        raise Unreachable(f"No cluster to ask: {error}") from error
+        raise Unreachable(f"No cluster could be found: {error}") from error
     except client.ApiException as error:
         raise Unreachable(_api_sentence(error, namespace, name)) from error
     except HTTPError as error:

@@ -1,11 +1,11 @@
-"""The failures of `mistral predict` and their exit codes.
+"""The failures of `mistral predict` and `mistral batch`, and their exit codes.
 
 Failure
- ├─ Refused      1   the server answered, and the answer is no
+ ├─ Refused      1   the server refused the request
  ├─ Misused      2   the command line is wrong, as Typer's own errors are
- ├─ Incomplete   3   the answer began and never reached its end: what was printed is not all of it
+ ├─ Incomplete   3   the answer is incomplete: the connection broke, or the server ended it with an error
  ├─ GaveUp       4   no answer began within --wait
- └─ Unreachable  5   waiting cannot help: no such host, a bad certificate, no such InferenceService
+ └─ Unreachable  5   a retry cannot help: no such host, a bad certificate, no such InferenceService
 
 130 is Ctrl-C, as in every shell.
 """

@@ -76,7 +76,7 @@ class Retry:
 
     def _give_up(self, state: tenacity.RetryCallState) -> NoReturn:
         reason = _reason(state)
-        raise GaveUp(f"Gave up after {self.wait_s:g} s (--wait). Last met: {reason}") from reason
+        raise GaveUp(f"Gave up after {self.wait_s:g} s (--wait). Last error: {reason}") from reason
 
 
 def _reason(state: tenacity.RetryCallState) -> TooEarly:
@@ -108,24 +108,24 @@ def _attempt(http: httpx.Client, request: httpx.Request) -> httpx.Response:
 
 
 def is_early(response: httpx.Response) -> bool:
-    """Return whether the server refused only for now."""
+    """Return whether a retry can succeed."""
     return response.status_code in RETRY_STATUSES or _activator_timed_out(response)
 
 
 def translate(error: httpx.TransportError, url: httpx.URL) -> TooEarly | Unreachable:
-    """Tell a server that is not up yet from a mistake that no retry cures."""
+    """Return the error for a failed connection: a retry can help (`TooEarly`) or not (`Unreachable`)."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
             return Unreachable(f"No such host: {url.host}.")
         if isinstance(cause, ssl.SSLError):
-            return Unreachable(f"No safe connection to {url.host}: {cause.reason or cause}.")
+            return Unreachable(f"No secure connection to {url.host}: {cause.reason or cause}.")
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, httpx.ConnectError):
         return TooEarly(f"Nothing answers at {url.host}:{url.port or url.scheme} yet.")
     if isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError):
         return TooEarly(f"{url.host} dropped the connection before answering.")
-    return Unreachable(f"{url.host} cannot be asked: {error}.")
+    return Unreachable(f"{url.host} cannot be reached: {error}.")
 
 
 def _activator_timed_out(response: httpx.Response) -> bool:

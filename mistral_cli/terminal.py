@@ -23,7 +23,7 @@ class Terminal:
     """A context manager: leaving it removes the spinner."""
 
     def __init__(self) -> None:
-        # A lone half of a character, which JSON can carry and UTF-8 cannot, must not end the program.
+        # Half a surrogate pair, which UTF-8 cannot encode, must not end the program.
         cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="replace")
         self.live = sys.stdout.isatty()
         """Stdout is a terminal."""

@@ -19,7 +19,7 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """What the relay is told."""
+    """The relay's settings."""
 
     upstream_url: str
     """The InferenceService's address inside the cluster, such as http://mistral-7b.mistral.svc.cluster.local."""

@@ -11,18 +11,18 @@ ServeError                     the root: an HTTP status, a code word, one senten
  ├─ QueueFull           429    queue_full           the queue is full; try again later
  │   └─ KeyBusy         429    key_busy             as many requests of this key run or wait as may
  ├─ HeadersTooLarge     431    headers_too_large    too many headers, or too long ones
- ├─ Unavailable         503    unavailable          not now, though the request was fine
+ ├─ Unavailable         503    unavailable          the request is valid, but cannot be served now
  │   ├─ NotReady        503    not_ready            still loading
  │   ├─ Draining        503    draining             shutting down
  │   ├─ OutOfMemory     503    out_of_memory        preempted to keep older requests running
  │   ├─ TimedOut        503    timed_out            --request_timeout_seconds passed before the first token
  │   └─ EngineDead      503    engine_dead          the generation thread has died; the kubelet restarts the server
- └─ InternalError       500    internal             the server's fault; details are in the log
+ └─ InternalError       500    internal             an error of the server; the log has the details
 
 StartupError                   the process cannot start; `__main__` prints the sentence and exits with 1
 
 Status and code sit on the class. One handler (`middleware.py`) turns the tree into JSON; once a stream has begun the
-same error becomes one `event: error`. This module imports nothing of ours.
+same error becomes one `event: error`. This module imports no other module of the project.
 """
 
 from __future__ import annotations

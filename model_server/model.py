@@ -36,7 +36,7 @@ class MistralModel(kserve.Model):
     """One Mistral model, generating for many requests at once."""
 
     served: ServedModel
-    """What the routes need to know of the loaded model."""
+    """The loaded model's name, tokenizer and limits, for the routes."""
     created_s: int
     """When the model was loaded, in seconds since 1970: `created` in OpenAI's list of models."""
 
@@ -125,8 +125,13 @@ class MistralModel(kserve.Model):
 
     @property
     def dead(self) -> str | None:
-        """Why nothing can be generated any more, or None."""
+        """The reason why the engine has died, or None."""
         return self.llm_engine.dead if self.llm_engine else None
+
+    @property
+    def degraded(self) -> list[str]:
+        """What the GPU should use and cannot, at the cost of speed."""
+        return self.llm_engine.runner.missing_features if self.llm_engine else []
 
     async def drain(self, seconds: float) -> None:
         """Accept no more requests; return when the accepted ones have ended or the time is up."""

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 
 from model_server.api.connection import Connection
 from model_server.settings import Settings
-from model_server.telemetry import startup
+from model_server.telemetry import startup, watchdog
 
 if TYPE_CHECKING:
     from model_server.model import MistralModel
@@ -49,6 +49,7 @@ class Server(ModelServer):
         self._app = app
         self._connection = partial(Connection, client_stall_s=settings.client_stall_seconds)
         self._drain_seconds = settings.drain_seconds
+        self._watchdog_seconds = settings.watchdog_seconds
         self._draining: asyncio.Task[None] | None = None
 
     def run(self) -> None:
@@ -56,7 +57,7 @@ class Server(ModelServer):
         self.start([self._model])
 
     def setup_event_loop(self) -> None:
-        """Choose the event loop; KServe would set up one that never runs, and run asyncio's own."""
+        """Choose the event loop: KServe accepts the flag but always runs asyncio's own."""
         if self.event_loop != "asyncio":
             uvloop.install()
 
@@ -71,8 +72,10 @@ class Server(ModelServer):
         config.callback_notify = self._announce
 
     async def _announce(self) -> None:
-        """Log the URL once the port is open."""
+        """Arm the watchdog and log the URL once the port is open."""
         self._uvicorn.config.callback_notify = None
+        if self._watchdog_seconds:  # the end of the event loop cancels the task
+            self._watchdog = asyncio.create_task(watchdog.watch(self._watchdog_seconds))
         startup.phase_ended("listen")
         scheme = "https" if self._uvicorn.config.is_ssl else "http"
         log.info("ready: POST %s://localhost:%d/v1/models/%s:predict", scheme, self.http_port, self._model.name)

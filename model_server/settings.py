@@ -143,6 +143,9 @@ class Settings:
     drain_seconds: float = flag(_seconds(0), 30.0, "how long running requests may go on after SIGTERM")
     request_timeout_seconds: float = flag(_seconds(0.001), 600.0, "how long one request may take, waiting included")
     stall_seconds: float = flag(_seconds(0.001), 120.0, "how long one step may take before the engine counts as dead")
+    watchdog_seconds: int = flag(
+        _whole(0, 86_400), 50, "how long the event loop may stand still before the process exits; 0: without limit"
+    )
     client_stall_seconds: float = flag(
         _seconds(0.001),
         30.0,

@@ -31,8 +31,6 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     folder = item.path.relative_to(Path(__file__).parent).parts[0]
     if folder in ("chart", "load"):
         item.add_marker(folder)
-    if item.path.name == "test_gpu.py":
-        item.add_marker("gpu")
     if "browser" in getattr(item, "fixturenames", ()):
         item.add_marker("browser")
 

@@ -1,14 +1,15 @@
-"""The words hold: every target, file and link that the README and the docs name is there."""
+"""The README and the docs name only what exists, and have one sentence a line."""
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 
 
@@ -50,11 +51,46 @@ def test_every_entry_of_the_readmes_tree_exists() -> None:
     assert [entry for entry in entries if not (ROOT / entry).exists()] == []
 
 
+@functools.cache
+def python_files() -> set[str]:
+    folders = (path for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return {path.name for folder in folders for path in folder.rglob("*.py")}
+
+
 @page
 def test_every_module_named_exists(page: Path) -> None:
     modules = set(re.findall(r"`((?:model_server|tests|benchmarks|demo)/[\w/]+\.py)`", page.read_text()))
     alone = set(re.findall(r"`\*{0,2}(\w+\.py)\*{0,2}`", page.read_text()))
-    known = {path.name for path in ROOT.glob("*/**/*.py") if ".venv" not in path.parts}
+    known = python_files()
 
     assert [name for name in modules if not (ROOT / name).exists()] == []
     assert alone - {"utils.py"} <= known  # which is named as what there is not
+
+
+def prose(page: Path) -> list[list[str]]:
+    """The paragraphs of a page and the items of its lists, each as its lines: no headings, tables or code."""
+    text = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^( {4,}|[#|<!]).*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^ *(?:-|\d+\.) ", "\n", text, flags=re.MULTILINE)
+    return [block.strip().splitlines() for block in re.split(r"\n\s*\n", text) if block.strip()]
+
+
+@page
+def test_every_line_of_prose_ends_with_its_sentence(page: Path) -> None:
+    lines = [line for block in prose(page) for line in block[:-1]]
+
+    assert [line for line in lines if not re.search(r"[.:?!][)`\"*]*$", line)] == []
+
+
+@page
+def test_no_line_of_a_paragraph_holds_two_sentences(page: Path) -> None:
+    lines = [line for block in prose(page) for line in block]
+
+    assert [line for line in lines if re.search(r"[a-z0-9)`][.?!] (?=[A-Z])", re.sub(r"`[^`]*`", "x", line))] == []
+
+
+@page
+def test_no_paragraph_has_more_than_80_words(page: Path) -> None:
+    blocks = [" ".join(block) for block in prose(page)]
+
+    assert [block for block in blocks if len(block.split()) > 80] == []

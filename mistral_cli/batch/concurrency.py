@@ -52,7 +52,7 @@ class AdaptiveLimit:
                 await changed.wait()
 
     def release(self, num_tokens: int | None = None) -> None:
-        """Free the place of a request; `num_tokens` counts a completed one."""
+        """Count a request as ended; `num_tokens` is given for a completed one."""
         self.in_flight -= 1
         if num_tokens is not None:
             self._num_completed += 1
@@ -61,7 +61,7 @@ class AdaptiveLimit:
         self._notify()
 
     def throttle(self, started_s: float, retry_after_s: float) -> None:
-        """Cut the limit after a refusal and pause; requests that started before the last cut cut nothing."""
+        """Cut the limit after a refusal and pause; requests that started before the last cut do not cut it again."""
         now_s = self._clock()
         self._resume_s = max(self._resume_s, now_s + retry_after_s)
         if started_s > self._last_cut_s:

@@ -1,4 +1,4 @@
-"""Runs a batch: reads requests, sends them with as many in flight as the server likes, writes each result once."""
+"""Runs a batch: reads requests, sends them as many at once as the server can handle, writes each result once."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ MAX_ATTEMPTS = 5
 
 @dataclass
 class Progress:
-    """What a batch has done, for the terminal. Counts of this run."""
+    """The counts of one run, for the terminal."""
 
     num_read: int = 0
     num_skipped: int = 0
     """Lines whose result an earlier run has written."""
     num_repeated: int = 0
-    """Lines whose custom_id stood on an earlier line of the same input."""
+    """Lines that repeat the custom_id of an earlier line of the same input."""
     num_finished: int = 0
     num_tokens: int = 0
     limit: int = 0
@@ -62,7 +62,7 @@ class Runner:
         """Send every request that has no result yet.
 
         Raises:
-            GaveUp: the server answered nothing for `wait_s`; what has no result is left for the next run.
+            GaveUp: the server answered no request for `wait_s`; the next run continues.
             Unreachable: a retry cannot help.
         """
         async with anyio.create_task_group() as group:
@@ -91,7 +91,7 @@ class Runner:
         return False
 
     async def _answer(self, request: BatchRequest, results: Results, started_s: float) -> None:
-        """Send one request until it has a result. Holds a place of the limit throughout."""
+        """Send one request until it has a result. It counts as in flight throughout."""
         num_tokens: int | None = None
         try:
             for attempt in range(1, MAX_ATTEMPTS + 1):
@@ -116,7 +116,7 @@ class Runner:
             self._finished(num_tokens or 0)
 
     async def _begun(self, request: BatchRequest, started_s: float) -> httpx.Response:
-        """Return a response that is not a refusal for now; waits through a full queue and a cold start."""
+        """Return a response that has begun; wait through a full queue and a cold start."""
         delay_s = retry.FIRST_DELAY_S
         while True:
             try:
@@ -125,7 +125,7 @@ class Runner:
                 return response
             except TooEarly as early:
                 if time.monotonic() - self._last_answer_s > self._wait_s:
-                    raise GaveUp(f"Gave up: no answer for {self._wait_s:g} s (--wait). Last met: {early}") from early
+                    raise GaveUp(f"Gave up: no answer for {self._wait_s:g} s (--wait). Last error: {early}") from early
                 delay_s = min(2 * delay_s, MAX_DELAY_S)
                 pause_s = delay_s if early.retry_after_s is None else max(early.retry_after_s, MIN_DELAY_S)
                 self._limit.throttle(started_s, pause_s)

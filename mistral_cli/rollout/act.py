@@ -24,7 +24,7 @@ T = TypeVar("T")
 TRAFFIC_S = 120.0
 """How long the status may take to follow a patch of the traffic."""
 PAUSE_S = 45.0
-"""What a swap's pause takes beside the model's load."""
+"""The seconds that a swap takes in addition to loading the model."""
 
 
 class Bad(Exception):
@@ -36,7 +36,7 @@ class TimedOut(Bad):
 
 
 class Patcher(Protocol):
-    """What acting needs of a cluster."""
+    """The operations of a cluster that the actions need."""
 
     def merge(
         self, kind: Kind, namespace: str, name: str, patch: Object, *, manager: str, dry_run: bool = False

@@ -19,7 +19,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for."""
+    """The options of the command."""
 
     image: str
     strategy: str = CANARY

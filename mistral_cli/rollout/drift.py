@@ -1,4 +1,4 @@
-"""Who else writes to the InferenceService, and what that means for a rollout."""
+"""Finds other writers of the InferenceService that would undo a rollout."""
 
 from __future__ import annotations
 

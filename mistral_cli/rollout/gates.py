@@ -126,25 +126,25 @@ def load(file: Path = DEFAULT_FILE) -> Gates:
 def judge(gates: Gates, stable: Figures, candidate: Figures) -> list[Judgement]:
     """Compare the two versions' answers with the limits."""
     enough = len(candidate.answers) >= gates.requests
-    total = len(candidate.answers) or 1
-    errors = [answer for answer in candidate.answers if answer.error and not answer.incomplete]
-    cut = [answer for answer in candidate.answers if answer.incomplete]
     judgements = [
-        _at_most("error_rate", len(errors) / total, gates.max_error_rate, enough, errors[0].error if errors else ""),
-        _at_most(
-            "incomplete_streams", len(cut) / total, gates.max_incomplete_rate, enough, cut[0].error if cut else ""
-        ),
+        _rate("error_rate", gates.max_error_rate, stable, candidate, enough, incomplete=False),
+        _rate("incomplete_streams", gates.max_incomplete_rate, stable, candidate, enough, incomplete=True),
     ]
     if gates.max_edit_distance is not None:
         judgements.append(_golden(gates.max_edit_distance, stable, candidate))
     return judgements + _speed(gates, stable, candidate, enough)
 
 
-def _at_most(name: str, value: float, limit: float, enough: bool, why: str) -> Judgement:
-    """Judge a rate: too high is certain as soon as it cannot come down; low needs all the requests."""
+def _rate(name: str, limit: float, stable: Figures, candidate: Figures, enough: bool, *, incomplete: bool) -> Judgement:
+    """Judge a share of failed answers. One that the stable version shows as well says nothing about the candidate."""
+    failed = [answer for answer in candidate.answers if answer.error and answer.incomplete is incomplete]
+    failed_before = [answer for answer in stable.answers if answer.error and answer.incomplete is incomplete]
+    value = round(len(failed) / (len(candidate.answers) or 1), 4)
     if value > limit:
-        return Judgement(name, round(value, 4), limit, False, why)
-    return Judgement(name, round(value, 4), limit, True if enough else None, "" if enough else "too few requests")
+        if len(failed_before) / (len(stable.answers) or 1) >= value:
+            return Judgement(name, value, limit, None, f"the stable version fails as often: {failed[0].error}")
+        return Judgement(name, value, limit, False, failed[0].error)
+    return Judgement(name, value, limit, True if enough else None, "" if enough else "too few requests")
 
 
 def _golden(limit: float, stable: Figures, candidate: Figures) -> Judgement:

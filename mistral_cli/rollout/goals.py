@@ -1,4 +1,4 @@
-"""What a step waits for: questions to a status, each with a sentence. Never `Ready` and never `observedGeneration`.
+"""The conditions that a step waits for, each with a sentence. Never `Ready` and never `observedGeneration`.
 
 An InferenceService stays Ready on its old revision while a new one starts, and its `observedGeneration` is the
 Knative Service's, so neither says anything about a rollout.

@@ -37,7 +37,7 @@ class Lost(Exception):
 
 
 class Leases(Protocol):
-    """What the lock needs of a cluster."""
+    """The operations of a cluster that the lock needs."""
 
     def get(self, kind: Kind, namespace: str | None, name: str) -> Object: ...
     def create(self, kind: Kind, namespace: str | None, body: Object) -> Object: ...
@@ -109,7 +109,7 @@ class Lock:
                     lost()
                     return
                 except ClusterError:
-                    continue  # an API server that is away gives the lock to nobody else either
+                    continue  # while the API server is away, no other run can take the lock
 
         thread = threading.Thread(target=renew, name="lease", daemon=True)
         thread.start()

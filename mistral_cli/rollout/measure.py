@@ -71,7 +71,7 @@ class Meter:
 
         def collect(name: str, got: Answer) -> None:
             answers[name].append(got)
-            if name == "candidate" and self._hopeless(answers[name]):
+            if name == "candidate" and self._hopeless(answers["candidate"], answers["stable"]):
                 stop.set()
 
         threads = [thread for name, each in endpoints.items() for thread in self._workers(name, each, collect, stop)]
@@ -84,7 +84,9 @@ class Meter:
             stop.set()  # after ^C the workers end by themselves; nothing waits for them
         return Figures(tuple(answers["stable"])), Figures(tuple(answers["candidate"]))
 
-    def _hopeless(self, answers: list[Answer]) -> bool:
+    def _hopeless(self, answers: list[Answer], stable: list[Answer]) -> bool:
+        if any(answer.error for answer in stable):
+            return False  # both may suffer from the same cause: only all the figures tell
         cut = sum(answer.incomplete for answer in answers)
         errors = sum(bool(answer.error) for answer in answers) - cut
         requests = self._gates.requests
@@ -103,7 +105,8 @@ class Meter:
                     prompt = prompts.get_nowait()
                 except queue.Empty:
                     return
-                collect(name, self.ask(each, prompt))
+                if (got := self.ask(each, prompt)) is not None:
+                    collect(name, got)
 
         for number in range(self._gates.concurrency):
             yield threading.Thread(target=work, name=f"measure-{name}-{number}", daemon=True)
@@ -124,12 +127,16 @@ class Meter:
                     raise Incomplete(str(error)) from error
                 time.sleep(1)
 
-    def ask(self, each: Endpoint, prompt: str) -> Answer:
-        """Stream one greedy answer and time it."""
+    def ask(self, each: Endpoint, prompt: str) -> Answer | None:
+        """Stream one greedy answer and time it; None when no connection was made, so that nothing was asked."""
         for attempt in range(1, BUSY_ATTEMPTS + 1):
             try:
                 return self._stream(each, prompt, self._gates.request_timeout_s, self._gates.max_new_tokens)
             except _Busy:
+                time.sleep(attempt)
+            except _Unreachable:  # the gateway, which both versions share
+                if attempt == BUSY_ATTEMPTS:
+                    return None
                 time.sleep(attempt)
             except _NotRouted as error:
                 return Answer(prompt, error=str(error))
@@ -150,6 +157,8 @@ class Meter:
         )  # fmt: skip
         try:
             response = self._http.send(request, stream=True)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise _Unreachable(f"no connection: {error}") from error
         except httpx.TransportError as error:
             raise _NotRouted(f"no answer: {type(error).__name__} {error}") from error
         try:
@@ -207,3 +216,7 @@ class _Busy(Failure):
 
 class _NotRouted(Failure):
     exit_code = 4
+
+
+class _Unreachable(_NotRouted):
+    """No connection, so no request."""

@@ -1,4 +1,4 @@
-"""What was read from the cluster at one moment. Data only: everything that thinks takes it as an argument."""
+"""The state of the cluster at one moment. Data only: the functions that decide take it as an argument."""
 
 from __future__ import annotations
 

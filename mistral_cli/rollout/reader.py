@@ -28,7 +28,7 @@ KNATIVE_SERVICE_LABEL = "serving.knative.dev/service"
 
 
 class Source(Protocol):
-    """What the reader needs of a cluster."""
+    """The operations of a cluster that the reader needs."""
 
     def get(self, kind: Kind, namespace: str | None, name: str) -> Object: ...
     def list(self, kind: Kind, namespace: str | None = None, **query: str) -> list[Object]: ...

@@ -1,4 +1,4 @@
-"""What a rollout has to remember so that the next run can finish or undo it: one JSON text beside the lock."""
+"""The record with which the next run can finish or undo a rollout: one JSON text beside the lock."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ MISUSE, REFUSED, STUCK = 2, 3, 5
 
 @dataclass(frozen=True)
 class Ask:
-    """What every verb needs to know."""
+    """The data that every verb needs."""
 
     name: str
     context: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -152,7 +153,7 @@ def _starting(observed: Observed, version: Version, pods: Sequence[Object]) -> t
         began = time_of(scheduled.get("lastTransitionTime")) or observed.now
         waited_s = (observed.now - began).total_seconds()
         return Phase.SCHEDULING, f"{name} waits for a node: {scheduled.get('message', '')}", waited_s
-    tail = observed.log_tails.get(name, "").strip().rpartition("\n")[2]
+    tail = _message(observed.log_tails.get(name, ""))
     for init in dig(pod, "status", "initContainerStatuses") or ():
         if dig(init, "state", "running") is not None:
             percent = re.findall(r"(\d{1,3})%", tail)
@@ -163,6 +164,16 @@ def _starting(observed: Observed, version: Version, pods: Sequence[Object]) -> t
         return Phase.LOADING, f"{name} loads the model{': ' + tail[:160] if tail else ''}", 0.0
     waiting: Object = next((dig(c, "state", "waiting") for c in containers if dig(c, "state", "waiting")), {})
     return Phase.PULLING, f"{name}: {waiting.get('reason', 'the image is being pulled')}", 0.0
+
+
+def _message(log: str) -> str:
+    """Return the last line of a log; of a JSON line, its message."""
+    last = log.strip().rpartition("\n")[2]
+    try:
+        said = json.loads(last)
+        return str(said["message"]) if isinstance(said, dict) else last
+    except (ValueError, KeyError):
+        return last
 
 
 def seconds(duration: str) -> float:

@@ -1,4 +1,4 @@
-"""What a release consists of: the stable version, the candidate, and who gets which share of the traffic."""
+"""The parts of a release: the stable version, the candidate, and their shares of the traffic."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class ApiKeys:
         log.info("read %d keys from %s", len(self._names), self._file)
 
     def _stat(self) -> tuple[int, ...]:
-        # Through links: Kubernetes rotates a Secret by pointing one elsewhere.
+        # Follows links: Kubernetes rotates a Secret by changing a symbolic link.
         found = self._file.stat()
         return found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size
 
@@ -106,7 +106,7 @@ class ApiKeys:
 
 
 def _digest(key: bytes) -> bytes:
-    """Return bytes of one length for keys of any, so that comparing tells nothing of the length."""
+    """Return a digest of fixed length, so that the comparison does not leak the length of a key."""
     return hashlib.sha256(key).digest()
 
 

@@ -1,8 +1,8 @@
 """An HTTP connection: uvicorn's, with a time limit on stalled clients.
 
-Uvicorn waits for ever for a request that is not finished, and for a client that stops reading. Here the connection is
-closed when nothing moves for `client_stall_s` while the server waits for the client: to finish the head of a request,
-to finish a body that was refused, or to read what was written. The time limit of a request's body is in
+Uvicorn has no time limit for an unfinished request or for a client that stops reading. This class closes the
+connection when no byte moves for `client_stall_s` while the server waits for the client: to finish a request's head,
+to finish a refused body, or to read a response. The time limit of a request's body is in
 `middleware.py`, which can still answer 408. h11 bounds the size of an unfinished head.
 """
 
@@ -55,7 +55,7 @@ class Connection(H11Protocol):
         self._stop_timer()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer malformed HTTP in the shape of all errors, if the answer has not begun."""
+        """Answer malformed HTTP with this server's error format, if the response has not begun."""
         self._disconnect()
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()
@@ -95,7 +95,7 @@ class Connection(H11Protocol):
         # Else it is idle between two requests, where uvicorn's own timer runs.
 
     def _disconnect(self) -> None:
-        """End a running request as if its client had disconnected; what it still sends is dropped.
+        """End a running request as if its client had disconnected; drop the bytes that it still sends.
 
         Called before the connection is closed: otherwise a stream could write again, run to its end unread, and
         count as answered.

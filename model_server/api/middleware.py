@@ -136,7 +136,7 @@ class MetricsMiddleware:
 
 
 class ErrorMiddleware:
-    """Answers whatever a route raises: as JSON, or as one last event where a stream has begun.
+    """Answers an exception of a route: as JSON, or as the last event of a stream that has begun.
 
     Bare text has no place for an error: there the connection breaks, which every client notices.
     """
@@ -208,7 +208,7 @@ class LimitsMiddleware:
                 async with asyncio.timeout_at(deadline_s + received_bytes / LEAST_BYTES_PER_S):
                     message = await receive()
             except TimeoutError:
-                raise TooSlow(f"The body came too slowly: {received_bytes} bytes of it arrived in time.") from None
+                raise TooSlow(f"The body arrived too slowly: {received_bytes} bytes arrived in time.") from None
             received_bytes += len(message.get("body", b""))
             self._check_size(received_bytes)
             complete = not message.get("more_body", False)
@@ -222,7 +222,7 @@ class LimitsMiddleware:
 
 
 def error_response(error: ServeError, scope: Scope, headers: dict[str, str] | None = None) -> Response:
-    """Return an error as the answer to a request, and see that it is logged and counted."""
+    """Return an error as the response to a request; log and count it."""
     _note(error, scope)
     headers = dict(headers or {})
     if error.retry_after_s is not None:
@@ -242,7 +242,7 @@ def error_event(error: ServeError, scope: Scope) -> str:
 def _dumps(error: ServeError, scope: Scope) -> str:
     """Return an error as JSON, in the shape of the API that was called."""
     body = error.openai_body() if scope["path"].startswith(OPENAI_ROOT) else error.body()
-    # ASCII, because the sentence may quote half a surrogate pair, which JSON can say and UTF-8 cannot.
+    # ASCII, because the sentence may quote half a surrogate pair, which UTF-8 cannot encode.
     return json.dumps(body, ensure_ascii=True)
 
 

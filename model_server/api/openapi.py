@@ -27,7 +27,7 @@ from model_server.api.validation import PlainSchema, Schema
 from model_server.errors import ServeError
 
 ANY_REQUEST = (errors.BadRequest, errors.BodyTooLarge, errors.HeadersTooLarge, errors.InternalError)
-"""What the layers around every route may answer."""
+"""The errors that the middleware may return on every route."""
 GENERATION = (errors.TooSlow, errors.QueueFull, errors.Unavailable)
 
 
@@ -73,7 +73,7 @@ def _reference(name: str) -> Schema:
 
 
 def _schemas(model_name: str) -> dict[str, Schema]:
-    """Return the schemas of all bodies and answers, with what is accepted besides: null, aliases, ignored fields."""
+    """Return the schemas of all bodies and answers, with null, aliases and ignored fields."""
     models = [(model, "validation") for model in (*PREDICT_BODIES, TrussBody, *OPENAI_BODIES, *ANSWERS)]
     _, found = models_json_schema(
         models,  # type: ignore[arg-type]
@@ -121,7 +121,7 @@ PREDICT: dict[str, Any] = {
     },
     "responses": {
         200: {
-            "description": "The answers; with `stream` its events, or bare text for who accepts text/plain.",
+            "description": "The answers; with `stream` its events, or plain text with `Accept: text/plain`.",
             "content": {
                 "application/json": {"schema": _reference("Predictions")},
                 EVENT_STREAM: {"schema": {}},
@@ -130,7 +130,7 @@ PREDICT: dict[str, Any] = {
         }
     },
 }
-"""What the decorator of the predict route says to the document."""
+"""The predict route's part of the document, for its decorator."""
 
 _GENERATED: dict[int | str, Any] = {
     200: {
@@ -141,7 +141,7 @@ _GENERATED: dict[int | str, Any] = {
 
 
 def openai_body(kind: type[Body]) -> dict[str, Any]:
-    """Return what the decorator of an OpenAI route says to the document."""
+    """Return an OpenAI route's part of the document, for its decorator."""
     content = {"application/json": {"schema": _reference(kind.__name__)}}
     return {"openapi_extra": {"requestBody": {"required": True, "content": content}}, "responses": _GENERATED}
 
@@ -177,7 +177,7 @@ METRICS: dict[str, Any] = {
 
 
 def describe(app: FastAPI, model_name: str, *, free: frozenset[str], keyed: bool) -> None:
-    """Have the app tell the truth about the routes it has by now."""
+    """Make the app describe its present routes at /openapi.json."""
     document = get_openapi(
         title=app.title,
         version=app.version,

@@ -1,4 +1,4 @@
-"""The page at `/playground`: one static file, which a browser lets do nothing but talk to this server.
+"""The page at `/playground`: one static file, whose content security policy allows requests to this server only.
 
 Owns the bytes and their headers. Knows neither KServe nor the API that the page calls.
 """
@@ -52,7 +52,7 @@ def headers() -> dict[str, str]:
 
 
 def response(status: int = 200) -> Response:
-    """Return the page as a response; with 401 it is what a browser without a key gets, to type one in."""
+    """Return the page as a response; with 401 for a browser without a key, so that the key can be typed in."""
     return Response(page(), status, headers(), CONTENT_TYPE)
 
 

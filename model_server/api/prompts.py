@@ -1,4 +1,4 @@
-"""From a prompt or messages to tokens, within the model's limits: what all the generating routes share."""
+"""From a prompt or messages to tokens, within the model's limits. All generating routes use it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ NUM_SEEDS = 2**63
 
 
 class FullText(Detokenizer, Protocol):
-    """A detokenizer of prompt and completion as one text; `text.full_text.FullTextDetokenizer` is the real one."""
+    """A detokenizer of prompt and completion as one text; `text.full_text.FullTextDetokenizer` implements it."""
 
     prompt: str
-    """What is certain of the prompt's text."""
+    """The part of the prompt's text that no later token changes."""
     ids: list[int]
     """The completion's tokens so far."""
 
 
 class Text(Protocol):
-    """What is needed of the tokenizer; `text.tokenizer.Text` is the real one."""
+    """The tokenizer's interface; `text.tokenizer.Text` implements it."""
 
     def encode(self, prompt: str) -> list[int]: ...
 
@@ -58,13 +58,13 @@ class Text(Protocol):
     def token_bytes(self, token_id: int) -> bytes: ...
 
     def max_prompt_chars(self, num_tokens: int) -> int:
-        """Return how many characters can at most be in this many tokens."""
+        """Return the largest number of characters that this many tokens can have."""
         ...
 
 
 @dataclass(frozen=True)
 class ModelLimits:
-    """What the served model bounds."""
+    """The limits of the served model."""
 
     max_model_len: int
     vocab_size: int

@@ -1,14 +1,14 @@
 """The routes of KServe's V1 protocol, health and metrics, on an app of our own.
 
-KServe's own app is not served: its predict route sends no content type for a stream, does not notice that a
-client disconnects and answers errors with their internals, and beside it lie routes that unload the model for anyone.
-What is not named here does not exist. Leaves out the middleware, the wire format (`v1/`) and the model.
+KServe's own app is not served. Its predict route sends no content type for a stream, does not notice a disconnect
+and puts internals into errors, and it has routes that unload the model without a key. Only the routes of this module
+exist. Leaves out the middleware, the wire format (`v1/`) and the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NotRequired, Protocol, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -32,6 +32,8 @@ class Live(TypedDict):
 
 class Ready(TypedDict):
     ready: Literal[True]
+    degraded: NotRequired[list[str]]
+    """What the GPU should use and cannot, at the cost of speed: flash_attention, cuda_graphs. Absent if nothing."""
 
 
 class ModelReady(Ready):
@@ -46,7 +48,7 @@ AnyCall = TypeVar("AnyCall", bound=Call)
 
 
 class Model(Protocol):
-    """What the routes ask of the model; `model.MistralModel` is the real one."""
+    """The model's interface for the routes; `model.MistralModel` implements it."""
 
     name: str
     served: ServedModel
@@ -55,11 +57,16 @@ class Model(Protocol):
 
     @property
     def dead(self) -> str | None:
-        """Why nothing can be generated any more, or None."""
+        """The reason why the engine has died, or None."""
+        ...
+
+    @property
+    def degraded(self) -> list[str]:
+        """What the GPU should use and cannot, at the cost of speed."""
         ...
 
     async def healthy(self) -> bool:
-        """Say whether new requests are taken."""
+        """Return whether new requests are accepted."""
         ...
 
     async def predict(self, payload: Any, headers: Mapping[str, str]) -> dict[str, Any] | AsyncGenerator[bytes, None]:
@@ -83,12 +90,12 @@ TRUSS_READY_PATHS = ("/v1/models/model", "/v1/models/model/loaded")
 
 
 def accepts_plain_text(headers: Mapping[str, str]) -> bool:
-    """Say whether a stream is wanted as bare text rather than as events."""
+    """Return whether the client wants the stream as plain text instead of events."""
     return any(part.split(";")[0].strip() == "text/plain" for part in headers.get("accept", "").split(","))
 
 
 def public_paths(model_name: str) -> frozenset[str]:
-    """Return the paths of probes and scrapers, which carry no key."""
+    """Return the paths of health checks and metrics, which need no key."""
     of_model = {f"/v1/models/{model_name}", f"/v2/models/{model_name}/ready"}
     return frozenset({"/", "/v2/health/live", "/v2/health/ready", "/metrics", *TRUSS_READY_PATHS} | of_model)
 
@@ -106,17 +113,17 @@ def create_app(model: Model, *, docs: bool = False) -> FastAPI:
     @app.get("/", name="root")
     @app.get("/v2/health/live", name="live")
     async def live() -> Live:
-        """Say that the process can serve, or never will again."""
+        """Return 200 until the engine has died."""
         if model.dead is not None:
             raise EngineDead("The generation thread has died; the server must be restarted.")
         return {"status": "alive", "live": True}
 
     @app.get("/v2/health/ready", name="ready")
     async def ready() -> Ready:
-        """Say that new requests are taken."""
+        """Return 200 while new requests are accepted."""
         if not await model.healthy():
-            raise NotReady(f"{model.name} takes no new requests at the moment.")
-        return {"ready": True}
+            raise NotReady(f"{model.name} accepts no new requests at the moment.")
+        return {"ready": True, "degraded": model.degraded} if model.degraded else {"ready": True}
 
     for path in TRUSS_READY_PATHS:
         if path != f"/v1/models/{model.name}":
@@ -130,7 +137,7 @@ def create_app(model: Model, *, docs: bool = False) -> FastAPI:
     @app.get("/v1/models/{model_name:name}", name="model")
     @app.get("/v2/models/{model_name:name}/ready", name="model_ready")
     async def model_ready(model_name: str) -> ModelReady:
-        """Say that the model takes new requests."""
+        """Return 200 while the model accepts new requests."""
         _check_name(model_name)
         return {"name": model_name, **await ready()}
 
@@ -147,7 +154,7 @@ def create_app(model: Model, *, docs: bool = False) -> FastAPI:
 
     @app.get("/metrics", name="metrics", response_model=None, **openapi.METRICS)
     async def metrics(request: Request) -> Response:
-        """Show every series in the format that the scraper asks for."""
+        """Return the metrics in the format that the scraper accepts."""
         encode, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
         return Response(encode(REGISTRY), headers={"Content-Type": content_type})
 
@@ -159,7 +166,7 @@ def create_app(model: Model, *, docs: bool = False) -> FastAPI:
 
 
 async def _refuse_route(request: Request, error: Exception) -> Response:
-    """Answer the router's errors in the shape of all errors."""
+    """Answer the router's errors with this server's error format."""
     assert isinstance(error, HTTPException)
     refusal: ServeError
     if error.status_code == 405:

@@ -38,7 +38,7 @@ async def after_first(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]
 
 
 class Stream(StreamingResponse):
-    """A body made while it is sent, by a generator that is closed however the response ends."""
+    """A response body from a generator, which is closed whenever the response ends."""
 
     def __init__(self, chunks: AsyncGenerator[bytes, None], *, media_type: str) -> None:
         super().__init__(
@@ -52,7 +52,7 @@ class Stream(StreamingResponse):
 
 
 async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await the work for a request whose body has been read; cancel it when the client goes away.
+    """Await the work for a request whose body has been read; cancel it when the client disconnects.
 
     Raises:
         ClientDisconnect: it did.

@@ -1,8 +1,8 @@
-"""The predict routes of a hosted Truss: its paths, and its answers as bare text, prompt included.
+"""The predict routes of a hosted Truss: its paths, and its answers as plain text, prompt included.
 
-The body is V1's single-prompt form. The whole answer is `tokenizer.decode(output[0])` as one JSON string; a stream is
-what a Truss that yields from Transformers' `TextIteratorStreamer` sends. Errors are this server's: a stream that fails
-is cut, because bare text has no place for an error.
+The body is V1's single-prompt form. The complete answer is `tokenizer.decode(output[0])` as one JSON string; a stream
+has the bytes of a Truss that yields from Transformers' `TextIteratorStreamer`. Errors are this server's: a stream that
+fails is cut, because plain text cannot carry an error.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What pydantic finds wrong in a body, as one sentence: the field as the client wrote it, what is allowed, what it was.
+"""Turns an error of pydantic into one sentence: the field as the client wrote it, the allowed values, the value.
 
-What is allowed is read from the JSON schema of the model, so that the sentences, the OpenAPI document and the tables
-in the docs say the same. A sentence never repeats the text that was sent, which may be a prompt.
+The allowed values come from the model's JSON schema, so that the sentences, the OpenAPI document and the tables in the
+docs agree. A sentence never repeats text of the body, which may be a prompt.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
 class PlainSchema(GenerateJsonSchema):
-    """JSON schemas without generated titles: a title is ours, and says in words what is allowed."""
+    """JSON schemas without generated titles: a title is the description of the allowed values."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -49,7 +49,7 @@ def validate(model: type[AnyModel], values: Mapping[str, Any], labels: Mapping[s
 
 
 def describe(value: object) -> str:
-    """Describe a value in a sentence: short, and without its text, which may be a prompt."""
+    """Describe a value for a sentence, without its text, which may be a prompt."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):
@@ -104,14 +104,14 @@ def _refusal(
     found = error.errors(include_url=False, include_context=False, include_input=False)
     root = _Place("", schema_of(model), values)
     defs = root.schema.get("$defs", {})
-    # Of the branches of a union, the one that the value follows furthest.
+    # The branch of a union that fits the longest part of the value.
     first = [entry for entry in found if entry["loc"][:1] == found[0]["loc"][:1]]
     places = [(_follow(entry["loc"], root, defs, labels), entry) for entry in first]
     place, entry = max(places, key=lambda pair: pair[0].depth)
     if entry["type"] == "missing" and isinstance(entry["loc"][-1], str):
         rule = "must be given"
     elif place.unknown:
-        # Of an object within the body, say what it may hold.
+        # For an object within the body, name the fields that it may have.
         known = f"; {place.label.rpartition('.')[0]} must be {allowed(place.schema, defs)}" if place.depth > 1 else ""
         rule = f"is not a field of this request{known}"
     elif entry["type"] == "string_unicode":

@@ -14,6 +14,7 @@ from model_server.compute.kv_cache.budget import KVCacheBudget
 from model_server.compute.kv_cache.flash_check import flash_attention_unavailable_reason
 from model_server.compute.runner import Runner, make_kv_cache
 from model_server.compute.worst_step import reserved_bytes
+from model_server.errors import StartupError
 from model_server.loading import source, weights
 from model_server.loading.device import free_bytes
 from model_server.settings import Settings
@@ -94,12 +95,18 @@ def _make_runner(loaded: weights.LoadedModel, max_batch_size: int) -> tuple[Runn
     if on_gpu:  # partial sums of float16 matmuls stay in float32
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     unavailable = flash_attention_unavailable_reason(config, loaded.dtype, loaded.device)
-    reserved = reserved_bytes(
-        loaded.model,
-        flash=unavailable is None,
-        max_batch_size=max_batch_size,
-        max_prefill_tokens=max_prefill_tokens(loaded.device),
-    )
+    try:
+        reserved = reserved_bytes(
+            loaded.model,
+            flash=unavailable is None,
+            max_batch_size=max_batch_size,
+            max_prefill_tokens=max_prefill_tokens(loaded.device),
+        )
+    except torch.OutOfMemoryError:
+        raise StartupError(
+            f"A step of {max_batch_size} sequences does not fit into the GPU's memory beside the weights: "
+            "choose a smaller --max_batch_size or a larger GPU."
+        ) from None
     if on_gpu:
         torch.cuda.empty_cache()
         log.info("steps and CUDA graphs: %s reserved", in_units(reserved))
@@ -107,7 +114,7 @@ def _make_runner(loaded: weights.LoadedModel, max_batch_size: int) -> tuple[Runn
         config,
         loaded.dtype,
         loaded.device,
-        free_bytes=free_bytes(loaded.device) - reserved,
+        free_bytes=max(0, free_bytes(loaded.device) - reserved),
         max_model_len=loaded.max_model_len,
         max_batch_size=max_batch_size,
         dense=unavailable is not None,

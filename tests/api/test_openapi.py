@@ -40,6 +40,7 @@ class EchoModel:
 
     name = "tiny"
     dead = None
+    degraded: list[str] = []  # noqa: RUF012
 
     async def healthy(self) -> bool:
         return True

@@ -29,6 +29,13 @@ def test_readiness_is_whether_new_requests_are_taken(model, path):
     assert "retry-after" in answer.headers
 
 
+def test_readiness_names_what_a_gpu_runs_without(model):
+    """A server without CUDA graphs is ready and several times slower."""
+    assert ask(model, "GET", "/v2/health/ready").json() == {"ready": True}
+    model.degraded = ["cuda_graphs"]
+    assert ask(model, "GET", "/v2/health/ready").json() == {"ready": True, "degraded": ["cuda_graphs"]}
+
+
 @pytest.mark.parametrize(("method", "path"), [("POST", "/v1/models/huge:predict"), ("GET", "/v1/models/huge")])
 def test_other_models_are_not_here(model, method, path):
     answer = ask(model, method, path, json={})

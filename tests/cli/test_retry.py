@@ -105,7 +105,7 @@ def test_giving_up_exits_with_4_and_says_what_was_met() -> None:
         answer_json({"error": "Still loading."}, 503, retry_after="60"), args=("hi", "--wait", "5")
     )
     assert result.exit_code == 4
-    assert "Gave up after 5 s (--wait). Last met: 503: Still loading." in result.stderr
+    assert "Gave up after 5 s (--wait). Last error: 503: Still loading." in result.stderr
     assert len(server.asked) == 1
 
 
@@ -132,7 +132,7 @@ def test_a_late_first_byte_is_no_reason_to_ask_twice() -> None:
 
 @pytest.mark.parametrize(
     ("url", "sentence"),
-    [("http://no-such-host.invalid", "No such host"), ("https://127.0.0.1:{plain}", "No safe connection")],
+    [("http://no-such-host.invalid", "No such host"), ("https://127.0.0.1:{plain}", "No secure connection")],
 )
 def test_what_no_wait_can_cure_exits_with_5_at_once(url: str, sentence: str) -> None:
     with ScriptedServer([predictions("never asked")]) as server:

@@ -25,7 +25,7 @@ from tests.support.cuda import FakeCuda
 from tests.support.flash_attention import documented_varlen_attn
 from tests.support.tiny_model import tiny_mistral
 
-needs_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+NO_CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 MAX_SEQUENCE_TOKENS = 256
 
 
@@ -51,7 +51,7 @@ class Card:
         return Runner(self.model, cache)
 
 
-@pytest.fixture(params=[pytest.param("cuda", marks=needs_card), "stand-ins"])
+@pytest.fixture(params=[pytest.param("cuda", marks=[pytest.mark.gpu, NO_CARD]), "stand-ins"])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
     if request.param == "cuda":
         return torch.device("cuda")
@@ -161,7 +161,8 @@ def test_step_fed_on_the_device_equals_one_fed_by_the_host(card: Card, graphs: b
     assert torch.equal(on_device, by_host)
 
 
-@needs_card
+@pytest.mark.gpu
+@NO_CARD
 def test_copies_do_not_wait_for_later_work() -> None:
     device = torch.device("cuda")
     AsyncHostCopy(to_device([1], device)).read()  # allocates the pinned memory that the next copy reuses

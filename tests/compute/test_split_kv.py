@@ -76,6 +76,19 @@ def test_split_whose_output_is_wrong_is_not_chosen(monkeypatch: pytest.MonkeyPat
     assert choose_num_splits(make_cache(), [2], 4, measure_ms=timed(kernel, times_ms)) == {2: 2}
 
 
+def test_kernel_that_cannot_split_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CUDA graphs are captured all the same."""
+
+    def refusing(*args: Any, num_splits: int | None = None, **options: Any) -> Tensor:
+        if num_splits is not None:
+            raise RuntimeError("num_splits is not supported with this backend.")
+        return documented_varlen_attn(*args, **options)
+
+    monkeypatch.setattr(contiguous, "varlen_attn", refusing)
+
+    assert choose_num_splits(make_cache(), [2], 4, measure_ms=lambda call: 1.0) == {2: None}
+
+
 def test_sliding_window_is_never_split(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel()
     monkeypatch.setattr(contiguous, "varlen_attn", kernel)

@@ -15,8 +15,8 @@ from model_server.compute.kv_cache.contiguous import ContiguousKVCache
 from model_server.compute.runner import Runner
 from model_server.engine.config import EngineConfig
 from model_server.engine.overlap import OverlappedBatchLoop
-from tests.conftest import tiny_mistral
 from tests.support.engine_requests import GREEDY, request
+from tests.support.tiny_model import tiny_mistral
 
 META = torch.device("meta")
 TOKEN = 7

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from model_server.compute.fused_linear import fuse
+from model_server.errors import StartupError
 from model_server.loading import loader
 from model_server.settings import Settings
 from tests.support.tiny_model import tiny_mistral
@@ -69,6 +70,27 @@ def test_memory_that_steps_need_is_not_given_to_the_kv_cache(
     _, half = loader._make_runner(loaded("cuda"), 1000)
 
     assert half.num_tokens == pytest.approx(all_memory.num_tokens / 2, rel=0.05)
+
+
+def test_step_that_does_not_fit_stops_the_start_with_a_sentence(
+    gpu_without_flash_attention: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(model: Any, **sizes: Any) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loader, "reserved_bytes", out_of_memory)
+
+    with pytest.raises(StartupError, match="choose a smaller --max_batch_size"):
+        loader._make_runner(loaded("cuda"), 1000)
+
+
+def test_steps_that_need_all_memory_stop_the_start_with_a_sentence(
+    gpu_without_flash_attention: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "reserved_bytes", lambda model, **sizes: 10**12)
+
+    with pytest.raises(StartupError, match="0 bytes can be used"):
+        loader._make_runner(loaded("cuda"), 1000)
 
 
 @pytest.mark.parametrize(("capability", "tokens"), [((8, 6), 512), ((9, 0), 2048)])

@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.process import Program, free_port
-from tests.support.faulty_server import HANG, KILL, MAX_ROWS, POISON
+from benchmarks.process import Program, StartFailed, free_port
+from tests.support.faulty_server import HANG, KEEP_GIL, KILL, MAX_ROWS, POISON
 from tests.support.server_process import ServerProcess
 
 PREDICT = "/v1/models/mistral-7b:predict"
@@ -161,6 +161,22 @@ def test_a_step_that_hangs_is_noticed_and_the_process_still_ends_when_told(
     assert "taken more than 1 s" in (tmp_path / "mistral-termination-reason").read_text()
     os.kill(program.pid, signal.SIGTERM)
     program.wait_for_exit(limit_s=5)
+
+
+def test_a_call_that_keeps_the_interpreters_lock_ends_the_process_with_the_stacks_in_its_log(
+    start_faulty: StartFaulty, tmp_path: Path
+) -> None:
+    program, url = start_faulty(tmp_path, "--watchdog_seconds", "5")
+    # The running event loop postpones the end.
+    assert whole(Streams(url, [{"prompt": "hello", **FOREVER}]).results()[0])
+
+    with pytest.raises(httpx.RemoteProtocolError):
+        httpx.post(url + PREDICT, json={"prompt": KEEP_GIL}, timeout=60)
+
+    with pytest.raises(StartFailed, match="Exited with 1"):
+        program.wait_for_exit(limit_s=60)
+    assert "Timeout (0:00:05)!" in program.log()
+    assert "in faulty" in program.log()
 
 
 def dead_routes(url: str) -> list[tuple[int, str]]:

@@ -7,6 +7,7 @@ The double sits at the model's edge, `Runner.forward`. Memory is short whenever 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
@@ -20,7 +21,7 @@ from model_server.compute.runner import Runner
 
 MAX_ROWS = 4
 
-POISON, KILL, HANG = "\x01", "\x02", "\x03"
+POISON, KILL, HANG, KEEP_GIL = "\x01", "\x02", "\x03", "\x04"
 """In a prompt: control characters, which no other prompt has and whose tokens are bytes."""
 _FIRST_BYTE = 3
 """Token id of byte 0 in the tokenizer of the `model_dir` fixture."""
@@ -39,6 +40,8 @@ def break_model() -> None:
             raise SystemExit("killed")
         if ord(HANG) in read:
             threading.Event().wait()
+        if ord(KEEP_GIL) in read:
+            ctypes.PyDLL(None).pause()  # unlike CDLL, PyDLL calls with the lock held
         if len(decode) + len(prefill) > MAX_ROWS:
             raise torch.OutOfMemoryError("no memory for another row")
         return forward(self, decode, prefill, wanted)

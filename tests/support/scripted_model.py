@@ -25,6 +25,7 @@ class ScriptedModel:
     def __init__(self) -> None:
         self.dead: str | None = None
         self.accepting = True
+        self.degraded: list[str] = []
         self.headers: dict[str, str] = {}
         self.error: Exception | None = None
         self.chunks: list[bytes | Exception] = []

@@ -14,6 +14,7 @@ maxRequestsPerKey
 drainSeconds
 requestTimeoutSeconds
 stallSeconds
+watchdogSeconds
 clientStallSeconds
 corsOrigins
 playground

@@ -17,7 +17,7 @@ from model_server.api.streaming import DONE, after_first, frame
 from model_server.request import Event, Finished, PromptLogprobs, Request, Token
 
 LEAST_LOGPROB = -9999.0
-"""What OpenAI writes for a probability of nothing, which JSON has no number for."""
+"""OpenAI's value for a log-probability of minus infinity, which JSON cannot write."""
 
 Json = dict[str, Any]
 
@@ -100,7 +100,7 @@ async def _merged(requests: tuple[Request, ...]) -> AsyncGenerator[tuple[int, Ev
 
 @dataclass(frozen=True)
 class _Piece:
-    """What one event adds to a choice."""
+    """The text and log-probabilities that one event adds to a choice."""
 
     text: str
     tokens: tuple[Token, ...]
@@ -200,7 +200,7 @@ def _finite(logprob: float | None) -> float | None:
 
 
 def _envelope(call: OpenAICall) -> Json:
-    """Return what every chunk of a call, or its whole answer, begins with."""
+    """Return the first fields of every chunk of a call, or of its whole answer."""
     kind = "text_completion"
     if call.chat:
         kind = "chat.completion.chunk" if call.stream else "chat.completion"

@@ -76,7 +76,7 @@ async def sse(call: PredictCall) -> AsyncGenerator[bytes, None]:
 
 
 async def plain_text(call: PredictCall) -> AsyncGenerator[bytes, None]:
-    """Wait for the first event, then return the bare text, piece by piece.
+    """Wait for the first event, then return the plain text in chunks.
 
     Raises:
         ServeError: the request failed before its first event. A later failure is raised by the iterator: bare
@@ -100,7 +100,7 @@ async def _sse_frames(call: PredictCall, events: AsyncIterator[Event]) -> AsyncG
 
 
 async def text_pieces(call: Call, events: AsyncIterator[Event], before: str) -> AsyncGenerator[bytes, None]:
-    """Yield bare text: what stands before the answer, then the answer as it comes; then cancel the call."""
+    """Yield plain text: the prompt if it was asked for, then the completion in chunks; then cancel the call."""
     try:
         if before:
             yield before.encode()

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from mistral_cli.rollout.gates import Gates, Judgement, judge, load
 from mistral_cli.rollout.measure import Meter, endpoint
-from tests.conftest import ServerProcess, tiny_mistral
+from tests.support.server_process import ServerProcess
+from tests.support.tiny_model import tiny_mistral
 
 # Both servers share this machine's cores with the tests: only what does not depend on them is judged tightly.
 GATES = replace(load(), requests=12, concurrency=3, max_new_tokens=16, ttft_slack_s=30, min_tokens_per_second_ratio=0)

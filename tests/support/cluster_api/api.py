@@ -124,7 +124,7 @@ class Store:
 
 PLURALS = {
     "inferenceservices", "revisions", "pods", "events", "resourcequotas", "nodes", "leases", "deployments",
-    "httproutes",
+    "httproutes", "prometheuses", "storageclasses",
 }  # fmt: skip
 
 

@@ -75,7 +75,8 @@ def serving(world: World) -> Iterator[Gateway]:
             if image is None:
                 self._json({"error": "no such host"}, 404)
                 return
-            gateway.asked[image] += 1
+            with gateway.world.store.lock:
+                gateway.asked[image] += 1
             behaviour = gateway.behaviours.get(image, GOOD)
             if behaviour.status != 200:
                 self._json({"error": "it failed", "code": "internal"}, behaviour.status)

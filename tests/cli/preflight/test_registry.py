@@ -1,0 +1,60 @@
+"""The registry and the hub are asked over HTTP, as they are spoken to by container runtimes and downloads."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+
+from mistral_cli.preflight import hub, registry
+from mistral_cli.preflight.registry import Reference
+from tests.support.artifact_server import DIGEST, serving_artifacts
+
+
+@pytest.mark.parametrize(
+    ("image", "parts"),
+    [
+        ("registry.example.com/a/b:1", Reference("registry.example.com", "a/b", "1", "")),
+        ("registry.example.com:5000/a@sha256:1", Reference("registry.example.com:5000", "a", "", "sha256:1")),
+        ("localhost/a:1@sha256:1", Reference("localhost", "a", "1", "sha256:1")),
+        ("team/a:1", Reference("", "team/a", "1", "")),
+        ("a", Reference("", "a", "", "")),
+    ],
+)
+def test_an_image_is_read_in_its_parts(image: str, parts: Reference) -> None:
+    assert registry.parse(image) == parts
+
+
+def test_a_manifest_tells_digest_and_platforms() -> None:
+    with serving_artifacts() as held:
+        found = registry.look(f"{held.image}:1", []).value
+    assert found is not None
+    assert (found.digest, found.platforms) == (DIGEST, {"linux/amd64", "linux/arm64"})
+
+
+def test_the_platform_of_a_single_image_is_read_from_its_configuration() -> None:
+    with serving_artifacts() as held:
+        held.single, held.platforms = True, ("linux/arm64",)
+        found = registry.look(f"{held.image}:1", []).value
+    assert found is not None
+    assert found.platforms == {"linux/arm64"}
+
+
+def test_the_pull_secret_of_its_registry_opens_a_private_image() -> None:
+    with serving_artifacts() as held:
+        held.private = True
+        auths = {"auths": {held.host: {"username": "user", "password": "password"}}}
+        secret = {"data": {".dockerconfigjson": base64.b64encode(json.dumps(auths).encode()).decode()}}
+        foreign = {"data": {".dockerconfigjson": base64.b64encode(b'{"auths": {"other": {}}}').decode()}}
+        assert registry.look(f"{held.image}:1", [foreign, secret]).value is not None
+        assert registry.look(f"{held.image}:1", [foreign]).refused
+
+
+def test_a_registry_that_does_not_answer_is_unknown_and_not_missing() -> None:
+    found = registry.look("127.0.0.1:9/a:1", [])
+    assert "gives no manifest to this machine" in found.unknown
+
+
+def test_a_hub_that_does_not_answer_is_unknown() -> None:
+    assert "does not answer" in hub.look("hf://a/b:c", "", "http://127.0.0.1:9").unknown
