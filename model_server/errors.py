@@ -2,6 +2,7 @@
 
 ServeError                     the root: an HTTP status, a code word, one sentence
  ├─ BadRequest          400    bad_request          a field is wrong; the sentence names it
+ │   └─ GrammarTooComplex 400  grammar_too_complex  a grammar passed its limits in the middle of an answer
  ├─ Unauthorized        401    unauthorized         no key, or an unknown one
  ├─ UnknownRoute        404    not_found            no such path
  │   └─ UnknownModel    404    model_not_found      no such model here
@@ -55,6 +56,10 @@ class ServeError(Exception):
 
 class BadRequest(ServeError):
     status, code = 400, "bad_request"
+
+
+class GrammarTooComplex(BadRequest):
+    code = "grammar_too_complex"
 
 
 class Unauthorized(ServeError):
