@@ -77,6 +77,12 @@ class ByteText:
     def full_text(self, ids: list[int], *, skip_special_tokens: bool = False) -> str:
         return bytes(id - FIRST_BYTE for id in ids if id >= FIRST_BYTE).decode("utf-8", "replace")
 
+    def token_text(self, token_id: int) -> str:
+        return self.full_text([token_id])
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id - FIRST_BYTE]) if token_id >= FIRST_BYTE else b""
+
     def max_prompt_chars(self, num_tokens: int) -> int:
         return 4 * num_tokens
 
