@@ -13,7 +13,7 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
-from tests.conftest import ServerProcess
+from tests.support.server_process import ServerProcess
 from tests.support.small_tokenizers import byte_fallback
 
 TEXT = byte_fallback()

@@ -13,8 +13,8 @@ from model_server.compute.sequence_sampler import sequence_sampler
 from model_server.compute.token_mask import TokenMask, TokenMaskFiller, only_allowed
 from model_server.errors import GrammarTooComplex, InternalError
 from model_server.request import SamplingParams
-from tests.conftest import VOCAB_SIZE
 from tests.support.fakes import OnlyTokens
+from tests.support.tiny_model import VOCAB_SIZE
 
 CPU = torch.device("cpu")
 INF = torch.inf
