@@ -10,7 +10,7 @@ ServeError                     the root: an HTTP status, a code word, one senten
  ├─ TooSlow             408    too_slow             the body arrives too slowly
  ├─ BodyTooLarge        413    body_too_large       larger than --max_request_bytes
  ├─ QueueFull           429    queue_full           the queue is full; try again later
- ├─ KeyBusy             429    key_busy             as many requests of this key run or wait as may
+ │   └─ KeyBusy         429    key_busy             as many requests of this key run or wait as may
  ├─ HeadersTooLarge     431    headers_too_large    too many headers, or too long ones
  ├─ Unavailable         503    unavailable          the request is valid, but cannot be served now
  │   ├─ NotReady        503    not_ready            still loading
@@ -90,8 +90,8 @@ class QueueFull(ServeError):
     status, code = 429, "queue_full"
 
 
-class KeyBusy(ServeError):
-    status, code = 429, "key_busy"
+class KeyBusy(QueueFull):
+    code = "key_busy"
 
 
 class HeadersTooLarge(ServeError):

@@ -20,7 +20,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from model_server.compute.host_device import AsyncHostCopy, to_device
+from model_server.compute.gpu.host_device import AsyncHostCopy, to_device
 from model_server.compute.logprobs import TokenLogprobs
 from model_server.compute.sequence_sampler import PENALTIES, SequenceSampler
 from model_server.compute.token_mask import TokenMask, only_allowed

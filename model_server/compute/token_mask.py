@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model_server.compute.host_device import to_device
+from model_server.compute.gpu.host_device import to_device
 from model_server.errors import InternalError, ServeError
 from model_server.request import TokenMatcher
 

@@ -21,14 +21,14 @@ from model_server.compute.runner import Runner
 from model_server.compute.sampling import sample
 from model_server.compute.sequence_sampler import sequence_sampler
 from model_server.compute.token_mask import TokenMask, TokenMaskFiller
-from model_server.engine.admission import admit_next
 from model_server.engine.config import EngineConfig
 from model_server.engine.fault_isolation import OUT_OF_MEMORY, isolate_faults
-from model_server.engine.output import finish_reason, finish_with_error
-from model_server.engine.output_queue import OutputQueue, PendingToken
-from model_server.engine.prefill import PrefillPlanner
-from model_server.engine.prompt_logprobs import launch_prompt_logprobs, read_prompt_logprobs
-from model_server.engine.scheduler import Scheduler
+from model_server.engine.outputs.output import finish_reason, finish_with_error
+from model_server.engine.outputs.output_queue import OutputQueue, PendingToken
+from model_server.engine.outputs.prompt_logprobs import launch_prompt_logprobs, read_prompt_logprobs
+from model_server.engine.scheduling.admission import admit_next
+from model_server.engine.scheduling.prefill import PrefillPlanner
+from model_server.engine.scheduling.scheduler import Scheduler
 from model_server.engine.sequence import Sequence, SequenceStatus
 from model_server.engine.step import Batch, InFlightStep
 from model_server.errors import InternalError, OutOfMemory, ServeError

@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-from model_server.compute.host_device import AsyncHostCopy, to_device
+from model_server.compute.gpu.host_device import AsyncHostCopy, to_device
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.engine.batch import BatchLoop
 from model_server.engine.fault_isolation import OUT_OF_MEMORY, isolate_faults

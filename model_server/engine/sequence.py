@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from model_server.engine.output import OutputWriter
+from model_server.engine.outputs.output import OutputWriter
 from model_server.request import Request
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from model_server.api.openai.grammars import matchers
 from model_server.api.openai.schema import MAX_CHOICES, Body, ChatBody, ChatMessage, CompletionBody, read
+from model_server.api.openai.structured_output import matchers
 from model_server.api.prompts import (
     Call,
     ServedModel,

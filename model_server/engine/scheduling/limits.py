@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from model_server.engine.batch import BatchLoop
-from model_server.engine.batchable import unbatchable_parameter
-from model_server.engine.fallback import GenerateFallback
-from model_server.engine.queues import RequestQueues
+from model_server.engine.scheduling.queues import RequestQueues
+from model_server.engine.unbatched.batchable import unbatchable_parameter
+from model_server.engine.unbatched.fallback import GenerateFallback
 from model_server.errors import BadRequest, QueueFull
 from model_server.request import Request
 
