@@ -17,7 +17,8 @@ RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /build
 COPY pyproject.toml requirements.lock ./
-# What pyproject.toml names for the server, its traces and the relay, at the lock's versions. Wheels only: nothing here could compile.
+# What pyproject.toml names for the server, its traces and the relay, at the lock's versions. Wheels only: nothing here
+# could compile.
 RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*project["dependencies"], *project["optional-dependencies"]["server"], *project["optional-dependencies"]["traces"], sep="\n")' > runtime.txt \
  && pip install --no-cache-dir --no-compile --only-binary :all: --constraint requirements.lock --requirement runtime.txt \
  && pip uninstall --yes pip
@@ -38,7 +39,7 @@ WORKDIR /app
 COPY model_server model_server
 COPY mistral_relay mistral_relay
 COPY mistral_cli mistral_cli
-RUN python -m compileall -q --invalidation-mode unchecked-hash model_server
+RUN python -m compileall -q --invalidation-mode unchecked-hash model_server mistral_relay mistral_cli
 # `make image` passes both, from pyproject.toml and git.
 ARG VERSION
 ARG REVISION

@@ -22,7 +22,7 @@ from mistral_relay import webhooks
 from mistral_relay.settings import Settings
 from mistral_relay.store import KeyReused, QueueFull, Status, Store
 from mistral_relay.worker import Worker
-from model_server.api.auth import CHALLENGE, SCHEMES, ApiKeys
+from model_server.api.http.auth import CHALLENGE, SCHEMES, ApiKeys
 
 log = logging.getLogger(__name__)
 

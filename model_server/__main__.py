@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 
-from model_server.api.auth import ApiKeys
+from model_server.api.http.auth import ApiKeys
 from model_server.compute.cpu import environment, malloc
 from model_server.errors import StartupError
 from model_server.loading.prefetch import prefetch_weights
@@ -56,7 +56,7 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> None:
 
     # Imported only now: torch takes seconds to import, and a wrong flag should be reported at once.
     from model_server.api import openapi, playground
-    from model_server.api.middleware import wrap
+    from model_server.api.http.middleware import wrap
     from model_server.api.openai.endpoints import openai_router
     from model_server.api.routes import create_app, public_paths
     from model_server.api.truss import truss_router

@@ -2,6 +2,7 @@
 
 ServeError                     the root: an HTTP status, a code word, one sentence
  ├─ BadRequest          400    bad_request          a field is wrong; the sentence names it
+ │   └─ GrammarTooComplex 400  grammar_too_complex  a grammar passed its limits in the middle of an answer
  ├─ Unauthorized        401    unauthorized         no key, or an unknown one
  ├─ UnknownRoute        404    not_found            no such path
  │   └─ UnknownModel    404    model_not_found      no such model here
@@ -9,7 +10,7 @@ ServeError                     the root: an HTTP status, a code word, one senten
  ├─ TooSlow             408    too_slow             the body arrives too slowly
  ├─ BodyTooLarge        413    body_too_large       larger than --max_request_bytes
  ├─ QueueFull           429    queue_full           the queue is full; try again later
- ├─ KeyBusy             429    key_busy             as many requests of this key run or wait as may
+ │   └─ KeyBusy         429    key_busy             as many requests of this key run or wait as may
  ├─ HeadersTooLarge     431    headers_too_large    too many headers, or too long ones
  ├─ Unavailable         503    unavailable          the request is valid, but cannot be served now
  │   ├─ NotReady        503    not_ready            still loading
@@ -57,6 +58,10 @@ class BadRequest(ServeError):
     status, code = 400, "bad_request"
 
 
+class GrammarTooComplex(BadRequest):
+    code = "grammar_too_complex"
+
+
 class Unauthorized(ServeError):
     status, code = 401, "unauthorized"
 
@@ -85,8 +90,8 @@ class QueueFull(ServeError):
     status, code = 429, "queue_full"
 
 
-class KeyBusy(ServeError):
-    status, code = 429, "key_busy"
+class KeyBusy(QueueFull):
+    code = "key_busy"
 
 
 class HeadersTooLarge(ServeError):

@@ -107,6 +107,36 @@ class Detokenizer(Protocol):
         ...
 
 
+class TokenMatcher(Protocol):
+    """Where the answer of one sequence stands in its grammar; `text.grammar.Matcher` implements it."""
+
+    @property
+    def field(self) -> str:
+        """The request field that the grammar came in."""
+        ...
+
+    @property
+    def active(self) -> bool:
+        """False while every token is allowed."""
+        ...
+
+    def accept(self, token_id: int) -> None:
+        """Go on by a token of the answer.
+
+        Raises:
+            ServeError: the grammar cannot go on; it ends this sequence alone.
+        """
+        ...
+
+    def fill(self, address: int, num_bytes: int) -> None:
+        """Write the mask of the allowed tokens to memory, one bit a token, in little-endian 32-bit words.
+
+        Raises:
+            ServeError: as `accept`.
+        """
+        ...
+
+
 _ids = itertools.count(1)
 
 
@@ -118,6 +148,8 @@ class Request:
     sampling: SamplingParams
     detokenizers: list[Detokenizer]
     """One for each choice."""
+    matcher: TokenMatcher | None = None
+    """Keeps the answer to a grammar. Only for requests of one choice that can be batched."""
     group: object = None
     """Requests of one HTTP call share a group; the scheduler is fair between groups."""
     caller: Caller = field(default_factory=Caller)

@@ -17,7 +17,7 @@ import uvloop
 from kserve.model_server import ModelServer
 from starlette.types import ASGIApp
 
-from model_server.api.connection import Connection
+from model_server.api.http.connection import Connection
 from model_server.settings import Settings
 from model_server.telemetry import startup, watchdog
 

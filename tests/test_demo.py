@@ -57,7 +57,7 @@ SHOWN = {
     "What's the meaning of life?": "it is 42.",
     "What is Mistral 7B?": "seven billion parameters",
     "What is KServe?": "Kubernetes",
-    "What does scale to zero mean?": "nobody calls",
+    "What does scale to zero mean?": "no request arrives",
     "How do I stream the answer?": '"stream": true',
     "Who made you?": "Your own computer",
     "Tell me a story": "Once upon a time",

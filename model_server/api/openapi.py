@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 from model_server import errors
-from model_server.api.middleware import OPENAI_ROOT
+from model_server.api.http.middleware import OPENAI_ROOT
+from model_server.api.http.streaming import EVENT_STREAM
 from model_server.api.openai.schema import IGNORED_FIELDS, NO_OP_VALUES, Body, ChatBody, CompletionBody
-from model_server.api.streaming import EVENT_STREAM
 from model_server.api.v1.parameters import ALIASES, GenerateParameters, TrussBody, Watermarking
 from model_server.api.v1.predict import PredictInstances, PredictMessages, PredictPrompt
 from model_server.api.v1.predictions import Predictions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from model_server.api.validation import check_unicode
 from model_server.errors import BadRequest
 from model_server.request import Detokenizer, Request
+from model_server.text.grammar import GrammarCompiler, GrammarSpec, Matcher
 
 NUM_SEEDS = 2**63
 """A seed is below this; the seeds of further answers start again at 0."""
@@ -39,6 +41,8 @@ class Text(Protocol):
         ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
+
+    def tokenizer_json(self) -> str: ...
 
     def stream(self, stop: tuple[str, ...] = ()) -> Detokenizer: ...
 
@@ -78,6 +82,21 @@ class ServedModel:
     name: str
     text: Text
     limits: ModelLimits
+
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        """Compiles what an answer must match."""
+        return GrammarCompiler(
+            self.text.tokenizer_json, vocab_size=self.limits.vocab_size, eos_token_ids=self.limits.eos_token_ids
+        )
+
+    def matcher(self, grammar: GrammarSpec | None) -> Matcher | None:
+        """Return what keeps one answer to a grammar; None for a free answer.
+
+        Raises:
+            BadRequest: the grammar is wrong or too large.
+        """
+        return None if grammar is None else self.grammars.compile(grammar)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

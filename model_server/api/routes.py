@@ -18,9 +18,9 @@ from starlette.exceptions import HTTPException
 from typing_extensions import TypedDict
 
 from model_server.api import openapi
-from model_server.api.middleware import error_response
+from model_server.api.http.middleware import error_response
+from model_server.api.http.streaming import EVENT_STREAM, Stream, cancel_on_disconnect
 from model_server.api.prompts import Call, ServedModel
-from model_server.api.streaming import EVENT_STREAM, Stream, cancel_on_disconnect
 from model_server.api.v1.predict import parse_json
 from model_server.errors import EngineDead, MethodNotAllowed, NotReady, ServeError, UnknownModel, UnknownRoute
 

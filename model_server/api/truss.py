@@ -14,9 +14,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from model_server.api import openapi
+from model_server.api.http.streaming import Stream, after_first, cancel_on_disconnect
 from model_server.api.prompts import Call, FullText, ServedModel, encode_prompt
 from model_server.api.routes import Model
-from model_server.api.streaming import Stream, after_first, cancel_on_disconnect
 from model_server.api.v1.parameter_rules import parse_parameters
 from model_server.api.v1.parameters import TrussParameters
 from model_server.api.v1.predict import check_prompt, parse_json
@@ -77,7 +77,12 @@ def parse(body: object, model: ServedModel, request_id: str = "", deadline_s: fl
         skip_special_tokens=values.skip_special_tokens,
     )
     request = GenerateRequest(
-        prompt_ids=ids, sampling=sampling, detokenizers=[detokenizer], request_id=request_id, deadline_s=deadline_s
+        prompt_ids=ids,
+        sampling=sampling,
+        detokenizers=[detokenizer],
+        matcher=model.matcher(parameters.grammar),
+        request_id=request_id,
+        deadline_s=deadline_s,
     )
     return TrussCall(requests=(request,), stream=values.stream, model=model, parameters=values, detokenizer=detokenizer)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model_server.compute.host_device import AsyncHostCopy
+from model_server.compute.gpu.host_device import AsyncHostCopy
 from model_server.request import Token
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
 
 from model_server.compute.cpu.packed_linear import PADDED_SIZES, PackedLinear, padded
-from model_server.compute.cuda_graphs import DecodeGraphs, batch_sizes
 from model_server.compute.decoder import Decoder
-from model_server.compute.host_device import to_device
+from model_server.compute.gpu.cuda_graphs import DecodeGraphs, batch_sizes
+from model_server.compute.gpu.host_device import to_device
 from model_server.compute.kv_cache.base import KVCache, TokenRange
 from model_server.compute.kv_cache.contiguous import ContiguousKVCache
 from model_server.compute.kv_cache.dense import DenseKVCache

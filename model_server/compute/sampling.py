@@ -9,7 +9,7 @@ the batch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,9 +20,10 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from model_server.compute.host_device import AsyncHostCopy, to_device
+from model_server.compute.gpu.host_device import AsyncHostCopy, to_device
 from model_server.compute.logprobs import TokenLogprobs
 from model_server.compute.sequence_sampler import PENALTIES, SequenceSampler
+from model_server.compute.token_mask import TokenMask, only_allowed
 from model_server.errors import BadRequest, InternalError, ServeError
 from model_server.request import Token
 
@@ -40,6 +41,8 @@ class SampledTokens:
     def __init__(self, num_sequences: int, batched: Sequence[int], tokens: Tensor | None) -> None:
         """Take the tokens, (len(batched),), of the sequences at these indices; `unbatched` is for the others."""
         self.unbatched: dict[int, int | ServeError] = {}
+        self.errors: Mapping[int, ServeError] = {}
+        """Sequences that get an error instead of a token, by index."""
         self.on_device = tokens if list(batched) == list(range(num_sequences)) else None
         """(sequences,): input of a next step before the host reads it; None unless all sequences were batched."""
         self._batched, self._tokens = batched, tokens
@@ -52,6 +55,7 @@ class SampledTokens:
         tokens = dict(self.unbatched)
         if self._copy is not None:
             tokens.update(zip(self._batched, self._copy.read(), strict=True))
+        tokens.update(self.errors)
         return [tokens[i] for i in range(len(tokens))]
 
     def read_logprobs(self) -> dict[int, Token]:
@@ -94,7 +98,9 @@ class SampledTokens:
 
 
 @torch.inference_mode()
-def sample(logits: Tensor, samplers: Sequence[SequenceSampler], shared: torch.Generator) -> SampledTokens:
+def sample(
+    logits: Tensor, samplers: Sequence[SequenceSampler], shared: torch.Generator, mask: TokenMask | None = None
+) -> SampledTokens:
     """Choose each sequence's next token and append it to the sequence's history.
 
     If it fails, generators and histories are as before, so that the step can be repeated.
@@ -102,17 +108,22 @@ def sample(logits: Tensor, samplers: Sequence[SequenceSampler], shared: torch.Ge
     Args:
         logits: (sequences, vocab_size) in float32.
         shared: randomness of sequences without a seed.
+        mask: the tokens that grammars allow; None if no sequence is constrained.
     """
     states = [(s.generator, s.generator.get_state()) for s in samplers if s.generator is not None]
     try:
-        return _sample(logits, samplers, shared)
+        return _sample(logits, samplers, shared, mask)
     except Exception:
         for generator, state in states:
             generator.set_state(state)
         raise
 
 
-def _sample(logits: Tensor, samplers: Sequence[SequenceSampler], shared: torch.Generator) -> SampledTokens:
+def _sample(
+    raw_logits: Tensor, samplers: Sequence[SequenceSampler], shared: torch.Generator, mask: TokenMask | None
+) -> SampledTokens:
+    # Before the processors, so that those that exclude tokens never exclude all that are allowed.
+    logits = raw_logits if mask is None else mask.apply(raw_logits)
     greedy, plain, few, many = [], [], [], []
     for i, sampler in enumerate(samplers):
         if not sampler.batchable:
@@ -142,8 +153,11 @@ def _sample(logits: Tensor, samplers: Sequence[SequenceSampler], shared: torch.G
     batched = [i for group in groups for i in group]
     sampled = SampledTokens(len(samplers), *_in_order(batched, tokens))
     for i in sorted(set(range(len(samplers))).difference(batched)):
-        sampled.unbatched[i] = _sample_unbatched(logits[i : i + 1], samplers[i], shared)
-    sampled.add_logprobs(logits, samplers)
+        constrained = mask is not None and i in mask.indices
+        sampled.unbatched[i] = _sample_unbatched(logits[i : i + 1], samplers[i], shared, constrained=constrained)
+    if mask is not None:
+        sampled.errors = mask.errors
+    sampled.add_logprobs(raw_logits, samplers)
     sampled.append_to(samplers)
     return sampled
 
@@ -173,12 +187,16 @@ def _top_k(sampler: SequenceSampler) -> int:
     return warper.top_k if warper is not None else 1 << 30
 
 
-def _sample_unbatched(logits: Tensor, sampler: SequenceSampler, shared: torch.Generator) -> int | ServeError:
+def _sample_unbatched(
+    logits: Tensor, sampler: SequenceSampler, shared: torch.Generator, *, constrained: bool
+) -> int | ServeError:
     try:
         scores = sampler.processors(sampler.tokens, logits.clone())
     except Exception:
         logger.exception("a request's logits processors failed")
         return InternalError()
+    if constrained:
+        scores = only_allowed(scores, logits)
     if not sampler.do_sample:
         return int(scores.argmax(-1))
     probs = scores.softmax(-1)

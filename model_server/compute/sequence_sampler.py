@@ -20,7 +20,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from model_server.compute.host_device import to_device
+from model_server.compute.gpu.host_device import to_device
 from model_server.errors import BadRequest
 from model_server.request import SamplingParams
 

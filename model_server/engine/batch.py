@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Sized
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 
 import torch
@@ -19,14 +20,15 @@ from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.runner import Runner
 from model_server.compute.sampling import sample
 from model_server.compute.sequence_sampler import sequence_sampler
-from model_server.engine.admission import admit_next
+from model_server.compute.token_mask import TokenMask, TokenMaskFiller
 from model_server.engine.config import EngineConfig
 from model_server.engine.fault_isolation import OUT_OF_MEMORY, isolate_faults
-from model_server.engine.output import finish_reason, finish_with_error
-from model_server.engine.output_queue import OutputQueue, PendingToken
-from model_server.engine.prefill import PrefillPlanner
-from model_server.engine.prompt_logprobs import launch_prompt_logprobs, read_prompt_logprobs
-from model_server.engine.scheduler import Scheduler
+from model_server.engine.outputs.output import finish_reason, finish_with_error
+from model_server.engine.outputs.output_queue import OutputQueue, PendingToken
+from model_server.engine.outputs.prompt_logprobs import launch_prompt_logprobs, read_prompt_logprobs
+from model_server.engine.scheduling.admission import admit_next
+from model_server.engine.scheduling.prefill import PrefillPlanner
+from model_server.engine.scheduling.scheduler import Scheduler
 from model_server.engine.sequence import Sequence, SequenceStatus
 from model_server.engine.step import Batch, InFlightStep
 from model_server.errors import InternalError, OutOfMemory, ServeError
@@ -64,6 +66,7 @@ class BatchLoop:
         self._wake = wake
         self._on_release = on_release
         self._clock = clock
+        self._masks = TokenMaskFiller(runner.model.config.vocab_size, runner.model.device)
         self._generator = torch.Generator(runner.model.device)
         self._generator.seed()
 
@@ -94,18 +97,21 @@ class BatchLoop:
 
     def launch(self, batch: Batch) -> InFlightStep:
         """Launch a step whose tokens are all known on the host."""
+        masks = self._masks.start([sequence.request.matcher for sequence in batch.sampled])
         decode = [TokenRange(s.kv_offset, s.kv_len, s.output_ids[-1:]) for s in batch.decode]
         prefill = [chunk.token_range for chunk in batch.prefill]
         logits = self.runner.forward(decode, prefill, batch.logit_indices)
         self.flush_output()  # on an accelerator, while the forward runs
-        return self.sample(batch, logits)
+        return self.sample(batch, logits, masks)
 
-    def sample(self, batch: Batch, logits: Tensor) -> InFlightStep:
+    def sample(self, batch: Batch, logits: Tensor, masks: Future[TokenMask] | None = None) -> InFlightStep:
         """Sample a token for each of `batch.sampled` from the logits of a forward."""
         samplers = [sequence.sampler for sequence in batch.sampled]
         # Sampling comes last: it appends to histories, and a step that fails before can be run again.
         prompt_logprobs = launch_prompt_logprobs(batch, logits)
-        return InFlightStep(batch, sample(logits[: len(samplers)], samplers, self._generator), prompt_logprobs)
+        mask = None if masks is None else masks.result()
+        sampled = sample(logits[: len(samplers)], samplers, self._generator, mask)
+        return InFlightStep(batch, sampled, prompt_logprobs)
 
     def process_outputs(self, step: InFlightStep, tokens: Sized[int | ServeError]) -> None:
         """Advance each sequence by what a step has computed for it; one that has finished meanwhile discards it."""
@@ -120,8 +126,11 @@ class BatchLoop:
                 continue
             if isinstance(token, ServeError):
                 self.fail(sequence, token)
-            else:
+                continue
+            try:
                 self._append_token(sequence, token, logprobs.get(i))
+            except ServeError as error:
+                self.fail(sequence, error)
 
     def flush_output(self) -> None:
         """Write the pending tokens' output and release the sequences that it ends."""

@@ -18,19 +18,19 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from model_server.compute.cpu.threads import ThreadCounts
+from model_server.compute.gpu.streams import batch_stream, fallback_stream
 from model_server.compute.runner import Runner
-from model_server.compute.streams import batch_stream, fallback_stream
 from model_server.engine.batch import BatchLoop
-from model_server.engine.batchable import can_batch
 from model_server.engine.config import EngineConfig
-from model_server.engine.fallback import GenerateFallback
 from model_server.engine.idle import IdleTasks
-from model_server.engine.limits import CompletionRate, SubmissionLimits
-from model_server.engine.output import finish_with_error
+from model_server.engine.outputs.output import finish_with_error
+from model_server.engine.outputs.readers import Readers
 from model_server.engine.overlap import OverlappedBatchLoop
-from model_server.engine.queues import RequestQueues
-from model_server.engine.readers import Readers
-from model_server.engine.watchdog import Watchdog
+from model_server.engine.scheduling.limits import CompletionRate, SubmissionLimits
+from model_server.engine.scheduling.queues import RequestQueues
+from model_server.engine.step_watchdog import Watchdog
+from model_server.engine.unbatched.batchable import can_batch
+from model_server.engine.unbatched.fallback import GenerateFallback
 from model_server.errors import Draining, EngineDead, ServeError
 from model_server.request import Request
 

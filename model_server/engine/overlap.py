@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-from model_server.compute.host_device import AsyncHostCopy, to_device
+from model_server.compute.gpu.host_device import AsyncHostCopy, to_device
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.engine.batch import BatchLoop
 from model_server.engine.fault_isolation import OUT_OF_MEMORY, isolate_faults
@@ -85,6 +85,7 @@ class OverlappedBatchLoop(BatchLoop):
         return (
             step.sampled.on_device is not None
             and len(batch.decode) == len(self.scheduler.sequences)  # no prefill, and no half of a step that failed
+            and all(s.request.matcher is None for s in batch.decode)  # a grammar needs the last token on the host
         )
 
     def _launch_ahead(self, previous: InFlightStep) -> InFlightStep | None:

@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from model_server.engine.output import OutputWriter
+from model_server.engine.outputs.output import OutputWriter
 from model_server.request import Request
 
 if TYPE_CHECKING:
@@ -95,5 +95,11 @@ class Sequence:
             self.status = SequenceStatus.DECODING
 
     def append(self, token_id: int) -> None:
-        """Accept a sampled token."""
+        """Accept a sampled token.
+
+        Raises:
+            ServeError: the sequence's grammar cannot go on.
+        """
         self.output_ids.append(token_id)
+        if self.request.matcher is not None:
+            self.request.matcher.accept(token_id)

@@ -9,11 +9,11 @@ import torch
 
 from model_server.compute.cpu.packed_linear import pack
 from model_server.compute.cpu.threads import run_in_short_lived_thread
+from model_server.compute.gpu.worst_step import reserved_bytes
 from model_server.compute.kv_cache import budget
 from model_server.compute.kv_cache.budget import KVCacheBudget
 from model_server.compute.kv_cache.flash_check import flash_attention_unavailable_reason
 from model_server.compute.runner import Runner, make_kv_cache
-from model_server.compute.worst_step import reserved_bytes
 from model_server.errors import StartupError
 from model_server.loading import source, weights
 from model_server.loading.device import free_bytes

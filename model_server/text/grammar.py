@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from model_server.errors import BadRequest
+from model_server.errors import BadRequest, GrammarTooComplex
 
 MAX_SOURCE_CHARS = 64 * 1024
 """A schema, expression or grammar, as text. OpenAI allows schemas of 120,000 characters over all names and values."""
@@ -26,6 +26,9 @@ MAX_DEPTH = 50
 """Levels of objects and lists in a schema."""
 CACHE_SIZE = 64
 """Compiled grammars kept, the least recently used one dropped first."""
+
+WHITESPACE = r"[ \t\r\n]{0,64}"
+"""Between the tokens of JSON. Bounded, because some models write white space without end."""
 
 _LIMITS = LLParserLimits(
     max_items_in_row=1000,
@@ -84,18 +87,13 @@ class GrammarSpec:
         return cls(GrammarKind.CHOICE, json.dumps(list(dict.fromkeys(choices)), ensure_ascii=False), field)
 
 
-class GrammarTooComplex(BadRequest):
-    """A grammar passed its limits in the middle of an answer."""
-
-    code = "grammar_too_complex"
-
-
 class Matcher:
     """Where one sequence stands in its grammar. Used by one thread at a time."""
 
     def __init__(self, matcher: LLMatcher, field: str, wake_token_id: int | None = None) -> None:
+        self.field = field
+        """The request field that the grammar came in."""
         self._matcher = matcher
-        self._field = field
         self._wake_token_id = wake_token_id
 
     @property
@@ -128,8 +126,8 @@ class Matcher:
 
     def _raise(self) -> None:
         raise GrammarTooComplex(
-            f"{self._field}: the grammar became too complex in the middle of the answer; simplify it.",
-            field=self._field,
+            f"{self.field}: the grammar became too complex in the middle of the answer; simplify it.",
+            field=self.field,
         )
 
 
@@ -189,7 +187,7 @@ def _source(spec: GrammarSpec) -> str:
     """Return the grammar in the form that llguidance takes."""
     if spec.kind is GrammarKind.JSON_SCHEMA:
         try:
-            return LLMatcher.grammar_from_json_schema(spec.source)
+            return LLMatcher.grammar_from_json_schema(spec.source, defaults={"whitespace_pattern": WHITESPACE})
         except ValueError as error:
             raise BadRequest(
                 f"{spec.field or spec.kind.value}: {error}", field=spec.field or spec.kind.value

@@ -106,6 +106,11 @@ class Text:
         prompt = self.render_chat(messages)
         return prompt, self._encode(prompt, field="messages", add_special_tokens=False)
 
+    def tokenizer_json(self) -> str:
+        """Return the tokenizer as the text of a tokenizer.json."""
+        written: str = self._backend.to_str()
+        return written
+
     def stream(self, stop: tuple[str, ...] = ()) -> IncrementalDetokenizer:
         """Return a detokenizer for one answer, which ends before the first of the stop strings."""
         return IncrementalDetokenizer(self.piece, stop, byte_runs=self._byte_fallback)

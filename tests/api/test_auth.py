@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from model_server.api.auth import ApiKeys
+from model_server.api.http.auth import ApiKeys
 from model_server.errors import StartupError
 from tests.support.server_process import ServerProcess
 

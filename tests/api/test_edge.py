@@ -15,7 +15,7 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from model_server.api.middleware import LimitsMiddleware
+from model_server.api.http.middleware import LimitsMiddleware
 from tests.support.server_process import ServerProcess
 
 STALL_SECONDS = 1

@@ -22,7 +22,7 @@ from model_server.api.openai.responses import answer, sse
 from model_server.api.prompts import ModelLimits, ServedModel
 from model_server.compute.fused_linear import fuse
 from model_server.engine.engine import Engine
-from model_server.engine.prefix_cache import common_prefix_length
+from model_server.engine.scheduling.prefix_cache import common_prefix_length
 from model_server.errors import EngineDead, ServeError
 from model_server.request import FinishReason
 from tests.support.fakes import play

@@ -19,6 +19,7 @@ TEXT = byte_fallback()
 VOCAB_SIZE = len(TEXT.tokenizer)
 SERVER = ServedModel(NAME, TEXT, ModelLimits(max_model_len=64, vocab_size=VOCAB_SIZE, eos_token_ids=(2,)))
 MESSAGES = [{"role": "user", "content": "hello"}]
+SCHEMA = {"name": "a", "schema": {"type": "object"}}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,23 @@ def test_a_wrong_completion_is_refused_with_its_fields_name(wrong: dict[str, Any
         ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "messages[0].name is not supported"),
         ({"tools": [{"type": "function"}]}, "tools is not supported here"),
         ({"parallel_tool_calls": 0}, "parallel_tool_calls is not supported here"),
-        ({"response_format": {"type": "json_object"}}, "response_format is not supported here"),
+        ({"response_format": {"type": "xml"}}, 'response_format.type must be "text", "json_object" or "json_schema"'),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema must be given with"),
+        ({"response_format": {"type": "text", "json_schema": SCHEMA}}, "response_format.json_schema must be left out"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
+         "response_format.json_schema.schema must be given."),
+        ({"response_format": {"type": "json_schema", "json_schema": SCHEMA | {"schema": {"not": {}}}}},
+         "response_format.json_schema.schema: Unimplemented keys"),
+        ({"structured_outputs": {}}, "structured_outputs must have one of json, regex, choice, grammar."),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs.json must be valid JSON"),
+        ({"structured_outputs": {"json": "[]"}}, "structured_outputs.json must be a JSON schema: an object."),
+        ({"structured_outputs": {"regex": "(a"}}, "structured_outputs.regex: "),
+        ({"structured_outputs": {"choice": [""]}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"grammar": "start: foo"}}, "structured_outputs.grammar: "),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}},
+         "structured_outputs.regex and structured_outputs.choice each say what the answer must be: give one of them."),
+        ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+         "response_format and structured_outputs.regex each say"),
         ({"top_logprobs": 2}, "top_logprobs needs logprobs to be true."),
         ({"max_tokens": 1, "max_completion_tokens": 1}, "max_tokens is the old name"),
     ],
@@ -76,6 +93,32 @@ def test_a_wrong_chat_is_refused_with_its_fields_name(wrong: dict[str, Any], sen
     with pytest.raises(BadRequest) as refused:
         parse_chat({"model": NAME, "messages": MESSAGES} | wrong, SERVER)
     assert str(refused.value).startswith(sentence)
+    assert refused.value.field in {*wrong, "messages"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": {"type": "json_object"}},
+        {"response_format": {"type": "json_schema", "json_schema": SCHEMA | {"strict": True, "description": "b"}}},
+        {"structured_outputs": {"json": {"type": "object"}}},
+        {"structured_outputs": {"json": '{"type": "object"}'}},
+        {"structured_outputs": {"regex": "a+"}},
+        {"structured_outputs": {"choice": ["a", "b"]}},
+        {"structured_outputs": {"grammar": 'start: "a"'}},
+        {"structured_outputs": {"regex": "a+"}, "response_format": {"type": "text"}},
+    ],
+    ids=str,
+)
+def test_every_answer_of_a_call_with_a_grammar_has_its_own_matcher(fields: dict[str, Any]) -> None:
+    chat = parse_chat({"model": NAME, "messages": MESSAGES, "n": 2} | fields, SERVER)
+    completion = parse_completion({"model": NAME, "prompt": ["a", "b"]} | fields, SERVER)
+
+    for call in (chat, completion):
+        first, second = (request.matcher for request in call.requests)
+        assert first is not None
+        assert second is not None
+        assert first is not second
 
 
 def test_fields_that_ask_for_nothing_are_taken() -> None:
@@ -91,6 +134,7 @@ anything = st.recursive(
     max_leaves=5,
 )
 FIELDS = ["model", "prompt", "messages", "n", "stop", "logit_bias", "logprobs", "max_tokens", "stream_options", "tools"]
+FIELDS += ["response_format", "structured_outputs"]
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=5), anything) | anything)

@@ -17,7 +17,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 
 from model_server.api import openapi
-from model_server.api.middleware import wrap
+from model_server.api.http.middleware import wrap
 from model_server.api.openai.endpoints import openai_router
 from model_server.api.prompts import ModelLimits, ServedModel
 from model_server.api.routes import TRUSS_READY_PATHS, accepts_plain_text, create_app, public_paths

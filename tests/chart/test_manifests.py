@@ -14,8 +14,8 @@ from charts.render_manifests import IMAGE, MANIFESTS, NO_TAG, Key, Object, load,
 from tests.support.helm import SCENARIOS
 
 OVERLAYS = sorted(path.parent.name for path in MANIFESTS.glob("overlays/*/kustomization.yaml"))
-HELM_ONLY = {"standard-canary"}
-"""A second predictor, which kustomize would have to spell out."""
+HELM_ONLY = {"relay", "standard-canary"}
+"""Templates that kustomize would have to spell out: the relay, a second predictor."""
 
 
 @cache

@@ -25,6 +25,8 @@ TYPES = {
     "ServiceAccount": "V1ServiceAccount",
     "PersistentVolumeClaim": "V1PersistentVolumeClaim",
     "Job": "V1Job",
+    "Deployment": "V1Deployment",
+    "Service": "V1Service",
     "NetworkPolicy": "V1NetworkPolicy",
     "ConfigMap": "V1ConfigMap",
     "Secret": "V1Secret",

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from model_server.compute.cuda_graphs import DecodeGraphs, batch_sizes
 from model_server.compute.fused_linear import fuse
+from model_server.compute.gpu.cuda_graphs import DecodeGraphs, batch_sizes
 from model_server.compute.kv_cache import contiguous
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.kv_cache.contiguous import ContiguousKVCache

@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import MistralForCausalLM
 
-from model_server.compute.cuda_graphs import StaticStep
 from model_server.compute.fused_linear import fuse
-from model_server.compute.host_device import AsyncHostCopy, to_device
+from model_server.compute.gpu.cuda_graphs import StaticStep
+from model_server.compute.gpu.host_device import AsyncHostCopy, to_device
 from model_server.compute.kv_cache import contiguous
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.kv_cache.contiguous import ContiguousKVCache

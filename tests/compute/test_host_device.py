@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.overrides import TorchFunctionMode
 
-from model_server.compute.host_device import AsyncHostCopy, to_device
+from model_server.compute.gpu.host_device import AsyncHostCopy, to_device
 
 CPU = torch.device("cpu")
 

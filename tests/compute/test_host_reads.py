@@ -13,8 +13,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import MistralForCausalLM
 
-from model_server.compute.cuda_graphs import DecodeGraphs
 from model_server.compute.fused_linear import fuse
+from model_server.compute.gpu.cuda_graphs import DecodeGraphs
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.kv_cache.contiguous import ContiguousKVCache
 from model_server.compute.logprobs import TokenLogprobs

@@ -10,8 +10,8 @@ import pytest
 from transformers import MistralForCausalLM
 
 from model_server.compute.cpu.packed_linear import pack
-from model_server.compute.cuda_graphs import DecodeGraphs
 from model_server.compute.fused_linear import fuse
+from model_server.compute.gpu.cuda_graphs import DecodeGraphs
 from model_server.compute.kv_cache import contiguous
 from model_server.compute.kv_cache.contiguous import ContiguousKVCache
 from model_server.compute.runner import Runner

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_server.compute.cuda_graphs import DecodeGraphs
 from model_server.compute.decoder import Decoder
 from model_server.compute.fused_linear import fuse
+from model_server.compute.gpu.cuda_graphs import DecodeGraphs
 from model_server.compute.kv_cache import contiguous
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.kv_cache.contiguous import ContiguousKVCache

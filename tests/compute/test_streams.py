@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model_server.compute.streams import batch_stream, fallback_stream
+from model_server.compute.gpu.streams import batch_stream, fallback_stream
 from tests.support.cuda import FakeCuda, Stream
 
 

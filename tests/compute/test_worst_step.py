@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from model_server.compute import worst_step
 from model_server.compute.fused_linear import fuse
+from model_server.compute.gpu import worst_step
+from model_server.compute.gpu.worst_step import reserved_bytes, worst_step_bytes
 from model_server.compute.kv_cache import contiguous
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.runner import Runner
 from model_server.compute.sampling import SampledTokens
 from model_server.compute.sequence_sampler import SequenceSampler
-from model_server.compute.worst_step import reserved_bytes, worst_step_bytes
 from tests.support.flash_attention import documented_varlen_attn
 from tests.support.tiny_model import tiny_mistral
 

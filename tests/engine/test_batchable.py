@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from model_server.api.v1.parameters import GenerateParameters, about
-from model_server.engine.batchable import can_batch
+from model_server.engine.unbatched.batchable import can_batch
 from model_server.request import SamplingParams
 
 DOCUMENTED = {name: note.batched for name, note in about(GenerateParameters).items()}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from model_server.compute.fused_linear import fuse
-from model_server.compute.host_device import AsyncHostCopy
+from model_server.compute.gpu.host_device import AsyncHostCopy
 from model_server.compute.kv_cache.contiguous import ContiguousKVCache
 from model_server.compute.runner import Runner
 from model_server.engine.config import EngineConfig

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from model_server.engine.output import OutputWriter, finish_reason, finish_with_error
+from model_server.engine.outputs.output import OutputWriter, finish_reason, finish_with_error
 from model_server.errors import InternalError
 from model_server.request import Finished, FinishReason, Request, SamplingParams, TextDelta
 from tests.support.fakes import TokenIds

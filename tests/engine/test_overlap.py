@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from model_server.compute.host_device import AsyncHostCopy
+from model_server.compute.gpu.host_device import AsyncHostCopy
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.sampling import SampledTokens
 from model_server.engine.engine import Engine

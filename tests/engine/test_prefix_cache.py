@@ -15,7 +15,7 @@ from model_server.compute.fused_linear import fuse
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.runner import Runner
 from model_server.engine.engine import Engine
-from model_server.engine.prefix_cache import MIN_PREFIX_TOKENS, PrefixCache, common_prefix_length
+from model_server.engine.scheduling.prefix_cache import MIN_PREFIX_TOKENS, PrefixCache, common_prefix_length
 from model_server.request import Request
 from tests.compute.test_kv_cache import contiguous_cache, make_contiguous_engine  # noqa: F401 - a fixture
 from tests.engine.test_oracle import SEED, expected, prompt

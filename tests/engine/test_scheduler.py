@@ -9,8 +9,8 @@ import threading
 import pytest
 
 from model_server.caller import Caller
-from model_server.engine.fair_queue import FairQueue
-from model_server.engine.scheduler import Scheduler
+from model_server.engine.scheduling.fair_queue import FairQueue
+from model_server.engine.scheduling.scheduler import Scheduler
 from model_server.engine.sequence import Sequence
 from model_server.request import Request, SamplingParams
 

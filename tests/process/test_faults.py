@@ -168,7 +168,7 @@ def test_a_call_that_keeps_the_interpreters_lock_ends_the_process_with_the_stack
 ) -> None:
     program, url = start_faulty(tmp_path, "--watchdog_seconds", "5")
     # The running event loop postpones the end.
-    assert whole(Streams(url, [{"prompt": "hello", **FOREVER}]).results()[0])
+    assert whole(Streams(url, [{"prompt": "hello", **LONG}]).results()[0])
 
     with pytest.raises(httpx.RemoteProtocolError):
         httpx.post(url + PREDICT, json={"prompt": KEEP_GIL}, timeout=60)

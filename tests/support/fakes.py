@@ -7,8 +7,12 @@ channel.
 from __future__ import annotations
 
 import codecs
+import ctypes
+from collections.abc import Collection
 
-from model_server.errors import BadRequest, ServeError
+from tokenizers import Tokenizer, decoders, models
+
+from model_server.errors import BadRequest, GrammarTooComplex, ServeError
 from model_server.request import Finished, FinishReason, Request, TextDelta
 
 BOS = 1
@@ -57,6 +61,13 @@ class ByteText:
         written = "".join(f"<{message['role']}>{message['content']}" for message in messages)
         return written, self.encode(written)
 
+    def tokenizer_json(self) -> str:
+        vocab = {"<unk>": 0, "<s>": BOS, "</s>": 2} | {f"<0x{byte:02X}>": FIRST_BYTE + byte for byte in range(256)}
+        backend = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True))
+        backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+        backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+        return str(backend.to_str())
+
     def stream(self, stop: tuple[str, ...] = ()) -> ByteStream:
         return ByteStream()
 
@@ -65,6 +76,12 @@ class ByteText:
 
     def full_text(self, ids: list[int], *, skip_special_tokens: bool = False) -> str:
         return bytes(id - FIRST_BYTE for id in ids if id >= FIRST_BYTE).decode("utf-8", "replace")
+
+    def token_text(self, token_id: int) -> str:
+        return self.full_text([token_id])
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id - FIRST_BYTE]) if token_id >= FIRST_BYTE else b""
 
     def max_prompt_chars(self, num_tokens: int) -> int:
         return 4 * num_tokens
@@ -96,3 +113,36 @@ class TokenIds:
 
     def flush(self) -> str:
         return ""
+
+
+class OnlyTokens:
+    """A matcher whose grammar allows the same tokens at every step; it may fail as a grammar does."""
+
+    field = "grammar"
+
+    def __init__(
+        self,
+        allowed: Collection[int],
+        *,
+        active: bool = True,
+        fill_error: Exception | None = None,
+        accept_error_after: int | None = None,
+    ) -> None:
+        self.allowed = allowed
+        self.active = active
+        self.accepted: list[int] = []
+        self._fill_error = fill_error
+        self._accept_error_after = accept_error_after
+
+    def accept(self, token_id: int) -> None:
+        self.accepted.append(token_id)
+        if len(self.accepted) == self._accept_error_after:
+            raise GrammarTooComplex("grammar: the grammar became too complex.", field="grammar")
+
+    def fill(self, address: int, num_bytes: int) -> None:
+        if self._fill_error is not None:
+            raise self._fill_error
+        ctypes.memset(address, 0, num_bytes)
+        memory = (ctypes.c_uint8 * num_bytes).from_address(address)
+        for token_id in self.allowed:
+            memory[token_id // 8] |= 1 << token_id % 8

@@ -32,6 +32,10 @@ _WRONG: dict[str, tuple[object, ...]] = {
     "use_cache": ("false", 0),
     "token_healing": ("", 2),
     "remove_invalid_values": ("x",),
+    "json_schema": ("{}", 5, [], {"not": {}}, {"type": "strin"}, {"$ref": "#"}, {"$ref": "http://a/b"}),
+    "regex": (5, "", "(", "(?=a)b", "a" * 70_000),
+    "choice": ("a", [], [""], [1], ["a"] * 1001),
+    "grammar": (5, "", "start: foo", "start: start"),
     "renormalize_logits": (1,),
     "max_new_tokens": (*_NOT_INTEGERS, 0, -1, 4097),
     "max_tokens": (0, "many"),
@@ -95,6 +99,8 @@ _WRONG: dict[str, tuple[object, ...]] = {
 }
 
 _WRONG_TOGETHER: tuple[tuple[str, dict[str, object]], ...] = (
+    ("json_schema and regex", {"json_schema": {"type": "object"}, "regex": "a"}),
+    ("eos_token_id", {"regex": "a", "eos_token_id": 5}),
     ("max_tokens", {"max_tokens": 5, "max_new_tokens": 5}),
     ("stop", {"stop": "a", "stop_strings": "b"}),
     ("do_sample", {"do_sample": True, "temperature": 0}),

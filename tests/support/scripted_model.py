@@ -9,8 +9,8 @@ import httpx
 import uvicorn
 import uvloop
 
-from model_server.api.connection import Connection
-from model_server.api.middleware import wrap
+from model_server.api.http.connection import Connection
+from model_server.api.http.middleware import wrap
 from model_server.api.routes import create_app
 from model_server.api.truss import truss_router
 

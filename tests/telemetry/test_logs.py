@@ -10,7 +10,13 @@ from model_server.telemetry.logs import JsonFormatter, configuration
 
 def test_line_is_one_json_object_with_its_extras():
     record = logging.makeLogRecord(
-        {"name": "model_server.api.middleware", "levelname": "INFO", "msg": "%s\nended", "args": ("r1",), "tokens": 3}
+        {
+            "name": "model_server.api.http.middleware",
+            "levelname": "INFO",
+            "msg": "%s\nended",
+            "args": ("r1",),
+            "tokens": 3,
+        }
     )
     line = JsonFormatter().format(record)
     assert "\n" not in line

@@ -161,7 +161,7 @@ def test_traces_are_off_unless_the_variables_ask_for_otlp_over_http(
 def test_a_server_without_traces_does_not_import_the_sdk() -> None:
     """FastAPI itself imports opentelemetry-api; the SDK and the exporter are ours."""
     code = (
-        "import sys; import model_server.server, model_server.api.middleware;"
+        "import sys; import model_server.server, model_server.api.http.middleware;"
         "from model_server.telemetry import traces; assert traces.start({}, 'm') is None;"
         "print([m for m in sys.modules if m.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))])"
     )

@@ -12,12 +12,12 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from model_server.api.http.streaming import EVENT_STREAM, Stream, cancel_on_disconnect
 from model_server.api.openai import requests as openai_requests
 from model_server.api.openai.responses import answer, sse
 from model_server.api.openai.schema import ChatBody, CompletionBody
 from model_server.api.openapi import openai_body
 from model_server.api.routes import Model
-from model_server.api.streaming import EVENT_STREAM, Stream, cancel_on_disconnect
 from model_server.api.v1.predict import parse_json
 
 Parse = Callable[..., openai_requests.OpenAICall]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model_server.api.openai.schema import MAX_CHOICES, Body, ChatBody, ChatMessage, CompletionBody, read
+from model_server.api.openai.structured_output import matchers
 from model_server.api.prompts import (
     Call,
     ServedModel,
@@ -188,7 +189,8 @@ def _requests(
         raise BadRequest(f"n times the prompts must be at most {MAX_CHOICES}, not {len(prompts) * body.n}.", field="n")
     generate = _generate(body, model.limits.vocab_size)
     group = object()
-    requests = []
+    requests: list[Request] = []
+    of_answers = matchers(body, model, len(prompts) * body.n)
     for ids in prompts:
         room = room_after(len(ids), model.limits, name)
         for index in range(body.n):
@@ -208,6 +210,7 @@ def _requests(
                     ids,
                     sampling,
                     detokenizers,
+                    of_answers[len(requests)],
                     group=group,
                     counts_prompt=index == 0,
                     counts_output=max_tokens != 0,

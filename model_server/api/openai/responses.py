@@ -12,8 +12,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from model_server.api.http.streaming import DONE, after_first, frame
 from model_server.api.openai.requests import OpenAICall
-from model_server.api.streaming import DONE, after_first, frame
 from model_server.request import Event, Finished, PromptLogprobs, Request, Token
 
 LEAST_LOGPROB = -9999.0

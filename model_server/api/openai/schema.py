@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from model_server.api.prompts import CONTENT_RULE, TextPart
-from model_server.api.v1.parameters import MAX_LIST
+from model_server.api.v1.parameters import MAX_LIST, Choices, Grammar
 from model_server.api.validation import describe, validate
 from model_server.errors import BadRequest
 
@@ -35,7 +35,6 @@ NO_OP_VALUES: dict[str, tuple[Any, ...]] = {
     "prompt_cache_options": (),
     "prompt_cache_retention": (),
     "reasoning_effort": (),
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
@@ -63,6 +62,31 @@ class StreamOptions(_Strict):
     include_obfuscation: Literal[False] = False
 
 
+class NamedSchema(_Strict):
+    """A JSON schema as `response_format` has it. Every schema is enforced, `strict` or not."""
+
+    name: str = Field(min_length=1, max_length=64)
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Strict):
+    """What the answer must be: any text, any JSON object, or JSON that fits a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+
+class StructuredOutputs(_Strict):
+    """vLLM's field: what the answer must match, by one of these."""
+
+    json_: dict[str, Any] | str | None = Field(None, alias="json", title="a JSON schema, as an object or as its text")
+    regex: Grammar | None = None
+    choice: Choices | None = None
+    grammar: Grammar | None = None
+
+
 class Body(_Strict):
     """What completions and chats share."""
 
@@ -71,10 +95,12 @@ class Body(_Strict):
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field({}, max_length=MAX_LIST)
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     presence_penalty: float = Field(0, ge=-2, le=2)
+    response_format: ResponseFormat | None = None
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     stop: StopString | Annotated[list[StopString], Field(max_length=16)] = []
     stream: bool = False
     stream_options: StreamOptions | None = None
+    structured_outputs: StructuredOutputs | None = None
     temperature: float = Field(1, ge=0, le=2)
     top_p: float = Field(1, gt=0, le=1)
 
@@ -119,6 +145,11 @@ class ChatBody(Body):
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
 
+def as_param(error: BadRequest) -> BadRequest:
+    """Return the error with the name of the field alone, without the place in it, as OpenAI's `param` has it."""
+    return BadRequest(str(error), field=re.split(r"[.\[]", error.field or "", maxsplit=1)[0])
+
+
 AnyBody = TypeVar("AnyBody", bound=Body)
 
 
@@ -139,9 +170,7 @@ def read(kind: type[AnyBody], body: object) -> AnyBody:
     try:
         parsed = validate(kind, given)
     except BadRequest as error:
-        # OpenAI's `param` is the name of the field, without the place in it.
-        field = re.split(r"[.\[]", error.field or "", maxsplit=1)[0]
-        raise BadRequest(str(error), field=field) from None
+        raise as_param(error) from None
     if parsed.stream_options is not None and not parsed.stream:
         raise BadRequest("stream_options needs stream to be true.", field="stream_options")
     return parsed

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from model_server.api.grammars import given_grammars, one_grammar
 from model_server.api.prompts import ModelLimits, room_after
 from model_server.api.v1.parameters import ALIASES, OUR_DEFAULTS, UNSUPPORTED, GenerateParameters, about
 from model_server.api.validation import printable, schema_of, validate
 from model_server.errors import BadRequest
 from model_server.request import SamplingParams
+from model_server.text.grammar import GrammarSpec
 
 MIN_TEMPERATURE = 1e-6
 """Below this a temperature is 0: logits divided by it would overflow, and the likeliest token wins anyway."""
@@ -38,6 +40,8 @@ class Parameters:
     """Arguments of `generate`: the client's, and the defaults of sampling; the length comes later."""
     labels: Labels = field(default_factory=dict)
     """How the client wrote each field's name, for sentences about it."""
+    grammar: GrammarSpec | None = None
+    """What the answer must match."""
 
     @property
     def num_requests(self) -> int:
@@ -141,7 +145,10 @@ def parse_parameters(
         _check_vocabulary(given[name], labels[name], limits.vocab_size)
     generate = _for_generate(values, given, labels)
     _check_together(given, labels, limits, do_sample=generate["do_sample"])
-    return Parameters(limits, values, generate, labels)
+    grammar = one_grammar(given_grammars(given, labels))
+    if grammar is not None and "eos_token_id" in given:
+        raise _bad("eos_token_id", f"does not work with {grammar.field}, which says where the text ends", labels)
+    return Parameters(limits, values, generate, labels, grammar)
 
 
 def _known(layer: Given, prefix: str, model: type[GenerateParameters]) -> Iterable[tuple[str, Any, str]]:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
+
+from model_server.text.grammar import MAX_CHOICES, MAX_SOURCE_CHARS
 
 MAX_NEW_TOKENS = 4096
 MAX_LIST = 1024
@@ -57,6 +59,8 @@ PositiveFraction = Annotated[Number, Field(gt=0, le=1)]
 Cutoff = Annotated[Number, Field(ge=0, lt=1)]
 StopString = Annotated[str, Strict(), Field(min_length=1, max_length=256)]
 StopStrings = StopString | Annotated[list[StopString], Field(max_length=16)]
+Grammar = Annotated[str, Strict(), Field(min_length=1, max_length=MAX_SOURCE_CHARS)]
+Choices = Annotated[list[Annotated[str, Strict(), Field(min_length=1)]], Field(min_length=1, max_length=MAX_CHOICES)]
 # The bounds of a token id are the vocabulary's: `parameter_rules.py` knows it.
 TokenId = Annotated[Int, Field(title="token id", json_schema_extra={"minimum": 0}), WHOLE]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_LIST, fail_fast=True)]
@@ -95,6 +99,14 @@ class GenerateParameters(BaseModel):
     )
     stop: Annotated[StopStrings | None, OF_SERVER] = Field(
         None, description="the text ends before the first of these (alias `stop_strings`)"
+    )
+    json_schema: Annotated[dict[str, Any] | None, OF_SERVER] = Field(
+        None, title="a JSON schema, as an object", description="the answer is JSON that fits the schema"
+    )
+    regex: Annotated[Grammar | None, OF_SERVER] = Field(None, description="all of the answer matches the expression")
+    choice: Annotated[Choices | None, OF_SERVER] = Field(None, description="the answer is one of these")
+    grammar: Annotated[Grammar | None, OF_SERVER] = Field(
+        None, description="the answer is in the language of this Lark grammar"
     )
     max_new_tokens: Annotated[Annotated[Int, Field(ge=1, le=MAX_NEW_TOKENS), WHOLE], OF_SERVER] = Field(
         512, description="tokens the answer may have (alias `max_tokens`)"

@@ -96,6 +96,7 @@ def parse(body: object, model: ServedModel, request_id: str = "", deadline_s: fl
                     prompt_ids=ids,
                     sampling=replace(sampling, seed=nth_seed(sampling.seed, index)),
                     detokenizers=[model.text.stream(sampling.stop) for _ in range(sampling.num_choices)],
+                    matcher=model.matcher(prompt.parameters.grammar),
                     group=group,
                     counts_prompt=index == 0,
                     request_id=request_id,

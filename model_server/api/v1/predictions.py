@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from model_server.api.http.streaming import DONE, after_first, frame
 from model_server.api.prompts import Call
-from model_server.api.streaming import DONE, after_first, frame
 from model_server.api.v1.predict import PredictCall
 from model_server.request import Event, Finished, Request, TextDelta
 

@@ -16,7 +16,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import MistralConfig
 
 from model_server.compute.attention import chunk_attention
-from model_server.compute.host_device import to_device
+from model_server.compute.gpu.host_device import to_device
 from model_server.compute.kv_cache.base import TokenRange, head_dim, window_of
 from model_server.compute.kv_cache.free_list import FreeListAllocator
 

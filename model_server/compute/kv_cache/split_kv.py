@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from model_server.compute.host_device import to_device
+from model_server.compute.gpu.host_device import to_device
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.kv_cache.contiguous import ContiguousKVCache, ContiguousStep, StepMetadata
 from model_server.compute.kv_cache.flash_check import TOLERANCE

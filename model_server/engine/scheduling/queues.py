@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from model_server.engine.fair_queue import FairQueue
-from model_server.engine.output import finish_with_error
+from model_server.engine.outputs.output import finish_with_error
+from model_server.engine.scheduling.fair_queue import FairQueue
 from model_server.errors import TimedOut
 from model_server.request import Request
 

@@ -22,9 +22,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from model_server.api.auth import CHALLENGE, ApiKeyMiddleware, ApiKeys
-from model_server.api.streaming import EVENT_STREAM
-from model_server.api.tracing import TraceMiddleware
+from model_server.api.http.auth import CHALLENGE, ApiKeyMiddleware, ApiKeys
+from model_server.api.http.streaming import EVENT_STREAM
+from model_server.api.http.tracing import TraceMiddleware
 from model_server.caller import caller
 from model_server.errors import (
     BadRequest,

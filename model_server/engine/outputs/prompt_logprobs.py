@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from model_server.compute.host_device import to_device
+from model_server.compute.gpu.host_device import to_device
 from model_server.compute.logprobs import TokenLogprobs
 from model_server.engine.step import Batch, PrefillChunk
 from model_server.request import PromptLogprobs, Token

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model_server.compute.decoder import Decoder
-from model_server.compute.host_device import on_host, to_device
+from model_server.compute.gpu.host_device import on_host, to_device
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.kv_cache.contiguous import ContiguousKVCache, ContiguousStep, StepMetadata
 

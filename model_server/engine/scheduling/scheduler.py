@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container
 
-from model_server.engine.fair_queue import FairQueue
+from model_server.engine.scheduling.fair_queue import FairQueue
 from model_server.engine.sequence import Sequence
 from model_server.request import Request
 

@@ -12,10 +12,10 @@ from collections.abc import Callable
 import torch
 from transformers import MistralForCausalLM, PreTrainedTokenizerBase
 
-from model_server.engine.fair_queue import FairQueue
 from model_server.engine.fault_isolation import OUT_OF_MEMORY
-from model_server.engine.generate import generate
-from model_server.engine.output import finish_with_error
+from model_server.engine.outputs.output import finish_with_error
+from model_server.engine.scheduling.fair_queue import FairQueue
+from model_server.engine.unbatched.generate import generate
 from model_server.errors import BadRequest, InternalError, OutOfMemory, ServeError
 from model_server.request import Request
 

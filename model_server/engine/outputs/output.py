@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Container
 
-from model_server.engine.batchable import can_batch
+from model_server.engine.unbatched.batchable import can_batch
 from model_server.errors import ServeError
 from model_server.request import Finished, FinishReason, Request, TextDelta, Token
 from model_server.telemetry import request_log

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import MistralForCausalLM
 
-from model_server.compute.cuda_graphs import batch_sizes
-from model_server.compute.host_device import to_device
+from model_server.compute.gpu.cuda_graphs import batch_sizes
+from model_server.compute.gpu.host_device import to_device
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.logprobs import TokenLogprobs
 from model_server.compute.runner import Runner, make_kv_cache

@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from model_server.engine.batch import BatchLoop
-from model_server.engine.fallback import GenerateFallback
-from model_server.engine.queues import RequestQueues
+from model_server.engine.scheduling.queues import RequestQueues
+from model_server.engine.unbatched.batchable import unbatchable_parameter
+from model_server.engine.unbatched.fallback import GenerateFallback
 from model_server.errors import BadRequest, QueueFull
 from model_server.request import Request
 
@@ -51,7 +52,7 @@ class SubmissionLimits:
         self._completions = completions
 
     def check_fits(self, batched: Iterable[Request], unbatched: Iterable[Request]) -> None:
-        """Raise BadRequest if there is never enough memory for one of the requests."""
+        """Raise BadRequest if one of the requests can never be generated here: for its memory, or for its grammar."""
         limit = self._kv_cache.max_sequence_tokens
         for request in (*batched, *unbatched):
             if request.max_tokens > limit:
@@ -60,6 +61,9 @@ class SubmissionLimits:
                     field="max_new_tokens",
                 )
         for request in unbatched:
+            if request.matcher is not None:
+                name = unbatchable_parameter(request.sampling)
+                raise BadRequest(f"{name} does not work with {request.matcher.field}: leave one out.", field=name)
             self._fallback.check_fits(request)
 
     def check_queue(self, lengths: Sequence[int], num_unbatched: int = 0) -> None:

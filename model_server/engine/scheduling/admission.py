@@ -6,7 +6,7 @@ import time
 from contextlib import AbstractContextManager
 
 from model_server.compute.runner import Runner
-from model_server.engine.scheduler import Scheduler
+from model_server.engine.scheduling.scheduler import Scheduler
 from model_server.engine.sequence import Sequence
 from model_server.request import Request
 

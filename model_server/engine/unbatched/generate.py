@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import MistralForCausalLM, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from model_server.engine.output import OutputWriter, finish_reason
+from model_server.engine.outputs.output import OutputWriter, finish_reason
 from model_server.errors import BadRequest
 from model_server.request import FinishReason, Request
 

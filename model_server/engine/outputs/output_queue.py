@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from model_server.engine.output import finish_with_error
+from model_server.engine.outputs.output import finish_with_error
 from model_server.engine.sequence import Sequence
 from model_server.errors import InternalError
 from model_server.request import FinishReason, Request, Token

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from model_server.compute.kv_cache.base import KVCache
-from model_server.engine.prefix_cache import MIN_PREFIX_TOKENS, PrefixCache, common_prefix_length
-from model_server.engine.scheduler import Scheduler
+from model_server.engine.scheduling.prefix_cache import MIN_PREFIX_TOKENS, PrefixCache, common_prefix_length
+from model_server.engine.scheduling.scheduler import Scheduler
 from model_server.engine.sequence import Sequence, SequenceStatus
 from model_server.engine.step import PrefillChunk
 

@@ -1,0 +1,1 @@
+"""HTTP itself: connections, middleware, API keys, streams, the trace context."""

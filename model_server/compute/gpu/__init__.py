@@ -1,0 +1,1 @@
+"""What only an accelerator needs: CUDA graphs, streams, asynchronous copies, the worst step."""

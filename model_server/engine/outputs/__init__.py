@@ -1,0 +1,1 @@
+"""From sampled tokens to events: detokenization, the finish rule, log-probabilities, readers."""
