@@ -50,14 +50,21 @@ def advice(service: Object, image: str) -> str | None:
     found = owner(service)
     if found is None:
         return None
-    repository, _, digest = image.partition("@")
     if found.tool == "Helm":
-        values = f"image.repository={repository}" + (f",image.digest={digest}" if digest else "")
         return (
             f"Helm release {found.name} still has the old image in its values, and its next upgrade would bring it "
-            f"back: helm upgrade {found.name} CHART --reset-then-reuse-values --set {values}"
+            f"back: helm upgrade {found.name} CHART -n {service['metadata']['namespace']} "
+            f"--reset-then-reuse-values --set {_image_values(image)}"
         )
     return f"Put {image} into the repository that {found.tool} ({found.name}) reads."
+
+
+def _image_values(image: str) -> str:
+    """Return the chart's values for an image by digest or by tag; the release may have set the other one."""
+    name, _, digest = image.partition("@")
+    folder, slash, last = name.rpartition("/")
+    repository, _, tag = last.partition(":")
+    return f"image.repository={folder}{slash}{repository},image.tag={tag},image.digest={digest}"
 
 
 def last_writer(service: Object) -> str | None:

@@ -1,4 +1,4 @@
-"""New images and canaries under load, by the commands of docs/operations.md: no request is lost."""
+"""New images and canaries under load, by the commands of docs/rollouts.md: no request is lost."""
 
 from __future__ import annotations
 
