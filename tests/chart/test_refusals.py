@@ -137,6 +137,16 @@ IMPOSSIBLE: list[tuple[Values, str]] = [
     ({**CANARY, "storage.uri": "", "server.modelId": "a/b"}, "takes a canary only for a predictor whose model"),
     ({"networkPolicy.enabled": True, "networkPolicy.ingressNamespaces": []}, "does not list knative-serving"),
     ({"logger.enabled": True}, "logger.url does not say where"),
+    ({"server.maxRequestsPerKey": 4}, "limits the requests of an API key, and no keys are asked for"),
+    (
+        {"relay.enabled": True, "relay.webhookHosts": ["hooks.example.com"]},
+        "relay.webhookSecretName is not: webhooks are signed",
+    ),
+    ({"relay.enabled": True, "apiKeys.secretName": "keys"}, "relay.upstreamKeySecretName is not set"),
+    (
+        {"relay.enabled": True, "server.apiKeyFile": "/keys/file", "relay.upstreamKeySecretName": "upstream"},
+        "and the relay would not: it would answer everyone",
+    ),
 ]
 
 
