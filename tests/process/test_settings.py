@@ -42,8 +42,14 @@ def test_every_flag_can_come_from_the_environment():
     samples = {"dtype": "float32", "cors_origins": "*", "log_format": "json"}
     samples |= {"playground": "false", "prefix_caching": "false"}
     for name in flag_fields():
-        if name != "model_revision":
+        if name not in ("model_revision", "max_requests_per_key"):  # each belongs to another flag
             assert name in parse(**{f"MISTRAL_{name.upper()}": samples.get(name, "9")}).given
+
+
+def test_a_limit_per_key_comes_with_a_key_file():
+    assert parse(MISTRAL_MAX_REQUESTS_PER_KEY="9", MISTRAL_API_KEY_FILE="keys").max_requests_per_key == 9
+    with pytest.raises(StartupError, match="belongs to --api_key_file"):
+        parse(MISTRAL_MAX_REQUESTS_PER_KEY="9")
 
 
 def test_empty_variable_counts_as_unset():
