@@ -13,7 +13,7 @@ RELEASE ?= mistral-7b
 NAMESPACE ?= mistral
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test e2e fuzz check bench bench-quick load soak gpu docs screenshots lock image push manifests deploy undeploy
+.PHONY: help run dev test e2e fuzz check coverage bench bench-quick load soak gpu docs screenshots lock image push manifests deploy undeploy
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -41,6 +41,9 @@ check: .venv/installed ## what CI runs: format, lint, types, imports, tests (cha
 	$(BIN)/deptry .
 	$(BIN)/python -m charts.render_server --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
+coverage: .venv/installed ## measure branch coverage, that of the servers that tests start included
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --cov --cov-report term:skip-covered
 
 bench: .venv/installed ## run the benchmarks: about 12 minutes on a quiet machine
