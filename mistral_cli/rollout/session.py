@@ -58,7 +58,9 @@ def show(ask: Ask, what: Callable[[Actor], None]) -> None:
 def act(ask: Ask, verb: Callable[[Actor], str]) -> None:
     """Run a verb under the lock, and turn its outcome into an exit code."""
     begun_s = time.monotonic()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cancelled CI job reverts like ^C
+    # A cancelled CI job reverts like ^C, also where a shell started it in the background and had SIGINT ignored.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     with _failures(ask):
         thresholds = load(ask.gates)
         meter = Meter(thresholds, _authorization(ask.api_key_file), ask.model)
