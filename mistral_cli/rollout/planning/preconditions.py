@@ -51,7 +51,7 @@ def _image(options: Options) -> list[str]:
 def _state(observed: Observed, status: Status, options: Options) -> list[str]:
     reasons = []
     if not settled(status):
-        reasons.append(f"{observed.name} has a rollout in progress ({status.describe()}): promote or revert it first.")
+        reasons.append(f"{observed.name} is not stable ({status.describe()}): promote or revert it first.")
     if observed.mode not in (KNATIVE, STANDARD):
         reasons.append(f"Deployment mode {observed.mode} is not supported.")
     if observed.mode == STANDARD:

@@ -29,7 +29,7 @@ class Phase(StrEnum):
     """The new version is ready and gets no traffic."""
     SETTLING = "Settling"
     """The traffic does not follow the spec yet."""
-    SPLIT = "TrafficSplit"
+    SPLIT = "Split"
     FAILED = "Failed"
     """The new version cannot become ready, or the spec cannot be applied."""
 

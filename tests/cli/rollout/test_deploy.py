@@ -155,14 +155,14 @@ def test_a_tag_is_refused(tmp_path: Path) -> None:
 def test_a_service_without_tag_routing_is_refused(tmp_path: Path) -> None:
     with bench(tmp_path) as at:
         at.world.store.objects[SERVICE]["metadata"]["annotations"]["serving.kserve.io/enable-tag-routing"] = "false"
-        with pytest.raises(Refused, match="cannot be asked apart"):
+        with pytest.raises(Refused, match="revisions have no addresses"):
             at.deploy()
 
 
 def test_a_canary_of_somebody_else_is_refused(tmp_path: Path) -> None:
     with bench(tmp_path) as at:
         by_hand(at, image="dev.local/mistral:other", percent=10)
-        with pytest.raises(Refused, match="not settled"):
+        with pytest.raises(Refused, match="not stable"):
             at.deploy()
 
 
