@@ -1,7 +1,7 @@
 """Write the server's flags into the chart and the docs; `model_server.settings` is their one declaration.
 
-`python -m charts.render_server` writes the values in `server`, their schema, the list that the template passes to the
-container, and the table in docs/settings.md. `--check` fails where they differ.
+`python -m charts.render_server` writes the values in `server`, their schema, the server's own defaults, which the
+template does not pass to the container, and the table in docs/settings.md. `--check` fails where they differ.
 """
 
 from __future__ import annotations
@@ -82,10 +82,22 @@ def camel_case(name: str) -> str:
 
 
 def chart_default(name: str) -> Any:
-    value = DEFAULTS.get(name, flag_fields()[name].default)
+    return DEFAULTS[name] if name in DEFAULTS else server_default(name)
+
+
+def server_default(name: str) -> Any:
+    value = flag_fields()[name].default
     if isinstance(value, tuple):
         return list(value)
     return int(value) if isinstance(value, float) else value
+
+
+def default_text(name: str) -> str:
+    """Return the server's own default as a variable would hold it; empty where it is unset."""
+    value = server_default(name)
+    if value in (None, []):
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def schema(name: str) -> dict[str, Any]:
@@ -135,14 +147,14 @@ def rendered() -> dict[Path, str]:
     server = whole["properties"]["server"]
     server["required"] = [camel_case(name) for name in flag_fields() if chart_default(name) is not None]
     server["properties"] = {camel_case(name): schema(name) for name in flag_fields()}
-    flags = "\n".join(map(camel_case, flag_fields()))
+    defaults = "\n".join(f"{camel_case(name)}={default_text(name)}" for name in flag_fields())
     begin, end = f"<!-- {NOTICE} -->", "<!-- end of the generated table -->"
     before, _, rest = SETTINGS_PAGE.read_text().partition(begin)
     return {
         values: re.sub(r"(?ms)^server:\n.*?(?=\n\n)", lambda _: values_block(), values.read_text(), count=1),
         json_schema: json.dumps(whole, indent=2, ensure_ascii=False) + "\n",
-        CHART / "templates" / "_flags.tpl": (
-            f'{{{{/* {NOTICE} */}}}}\n{{{{- define "mistral.serverFlags" -}}}}\n{flags}\n{{{{- end }}}}\n'
+        CHART / "templates" / "_defaults.tpl": (
+            f'{{{{/* {NOTICE} */}}}}\n{{{{- define "mistral.serverDefaults" -}}}}\n{defaults}\n{{{{- end }}}}\n'
         ),
         SETTINGS_PAGE: f"{before}{begin}\n{settings_table()}\n{end}{rest.partition(end)[2]}",
     }
