@@ -15,7 +15,7 @@ from model_server.compute.gpu.host_device import to_device
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.kv_cache.contiguous import ContiguousKVCache, ContiguousStep, StepMetadata
 from model_server.compute.kv_cache.flash_check import TOLERANCE
-from model_server.compute.kv_cache.split_kv import OPTIONS, _measure_on_gpu
+from model_server.compute.kv_cache.split_kv import OPTIONS, measure_on_gpu
 
 NUM_HEADS, KV_HEADS, HEAD_DIM, MAX_TOKENS, GAP = 32, 8, 128, 4096, 13
 BATCH_SIZES = [1, 2, 3, 4, 5, 8, 9, 16, 17, 24, 32]
@@ -68,13 +68,10 @@ class Step:
     def error(self, num_splits: int | None = None) -> float:
         """Return the largest difference from float32 arithmetic; NaN if a key outside a sequence was read."""
         out = self.attention(num_splits)().view_as(self.q)
-        queries = self.q.float().split([len(r.token_ids) for r in self.ranges])
-        keys, values = self.cache.keys[0], self.cache.values[0]
-        expected = [
-            chunk_attention(q, *(t[r.kv_offset :][: r.kv_len].float().transpose(0, 1) for t in (keys, values)), r.start,
-                            SCALING, self.cache.window)
-            for r, q in zip(self.ranges, queries, strict=True)
-        ]  # fmt: skip
+        expected = []
+        for r, q in zip(self.ranges, self.q.float().split([len(r.token_ids) for r in self.ranges]), strict=True):
+            keys, values = self.cache.by_token[0][r.kv_offset :][: r.kv_len].float().permute(1, 2, 0, 3)
+            expected.append(chunk_attention(q, keys, values, r.start, SCALING, self.cache.window))
         return float((out - torch.cat(expected)).abs().max())
 
 
@@ -104,7 +101,7 @@ def test_decoding_at_every_batch_size_and_block_border(
         failures += [(len(lengths), window, splits) for splits in options if wrong(step, splits)]
         if window is None:
             num_bytes = sum(lengths) * 2 * KV_HEADS * HEAD_DIM * 2
-            rates[len(lengths)] = round(num_bytes / _measure_on_gpu(step.attention()) / 1e6, 1)
+            rates[len(lengths)] = round(num_bytes / measure_on_gpu(step.attention()) / 1e6, 1)
     figure("decode attention, GB/s by batch size", rates)
 
     assert failures == [], "(batch size, window, num_splits)"
