@@ -130,6 +130,12 @@ class Settings:
     )
     max_batch_size: int = flag(_whole(1, 1024), 32, "sequences decoded together")
     max_queue_size: int = flag(_whole(0, 1_000_000), 128, "requests that may wait; one more is answered 429")
+    max_prefill_tokens: int = flag(
+        _whole(0, 65_536),
+        0,
+        "prompt tokens that a step computes beside the sequences that decode; 0 chooses by device: 128 on a CPU, "
+        "512 on a GPU, 2048 from Hopper on",
+    )
     prefix_caching: bool = flag(_boolean, True, "reuse the keys and values of a beginning that prompts have in common")
     max_request_bytes: int = flag(_whole(1, 2**31), 2**20, "largest request body; more is answered 413")
     api_key_file: Path | None = flag(  # noqa: RUF009

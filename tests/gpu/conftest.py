@@ -59,7 +59,7 @@ def load_runner(
             )
             fuse(model.requires_grad_(False))
         loaded: Any = SimpleNamespace(model=model, device=device, dtype=model.dtype, max_model_len=max_model_len)
-        runner, budget = loader._make_runner(loaded, max_batch_size)
+        runner, budget = loader._make_runner(loaded, max_batch_size, loader.max_prefill_tokens(device))
         runner.is_async = True
         return runner, budget
 

@@ -7,6 +7,7 @@ dtype
 maxModelLen
 maxBatchSize
 maxQueueSize
+maxPrefillTokens
 prefixCaching
 maxRequestBytes
 apiKeyFile
