@@ -89,6 +89,7 @@ class BatchLoop:
         batch = self.plan()
         try:
             for _, (step, tokens) in isolate_faults(batch, self._compute, self._fail_in_step):
+                self.advance_prefill(step.batch)
                 self.process_outputs(step, tokens)
         except OUT_OF_MEMORY:
             self._fail_newest()
@@ -123,14 +124,18 @@ class BatchLoop:
         sampled = sample(logits[: len(samplers)], samplers, self._generator, mask)
         return InFlightStep(batch, sampled, prompt_logprobs, logits[len(logits) - batch.num_drafted :])
 
-    def process_outputs(self, step: InFlightStep, tokens: Sized[int | ServeError]) -> None:
-        """Advance each sequence by what a step has computed for it; one that has finished meanwhile discards it."""
-        batch, logprobs = step.batch, step.sampled.read_logprobs()
+    def advance_prefill(self, batch: Batch) -> None:
+        """Note that a step's prompt chunks are computed, or will be before whatever is launched later."""
         for chunk in batch.prefill:
-            if chunk in step.prompt_logprobs:
-                chunk.sequence.request.channel.send(read_prompt_logprobs(chunk, step.prompt_logprobs[chunk]))
             chunk.sequence.advance_prefill(chunk.num_tokens)
             self._prefill.record(chunk.sequence)
+
+    def process_outputs(self, step: InFlightStep, tokens: Sized[int | ServeError]) -> None:
+        """Give each sequence the token that a step has computed for it; one that has finished meanwhile discards it."""
+        batch, logprobs = step.batch, step.sampled.read_logprobs()
+        for chunk, prompt_logprobs in step.prompt_logprobs.items():
+            if not chunk.sequence.finished:
+                chunk.sequence.request.channel.send(read_prompt_logprobs(chunk, prompt_logprobs))
         for i, (sequence, token) in enumerate(zip(batch.sampled, tokens, strict=True)):
             if sequence.finished:
                 continue

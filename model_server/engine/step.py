@@ -19,15 +19,15 @@ class PrefillChunk:
     """The next tokens of one prompt."""
 
     sequence: Sequence
+    start: int
+    """The prompt tokens before it."""
     num_tokens: int
     completes_prompt: bool
 
     @property
     def token_range(self) -> TokenRange:
-        start = self.sequence.num_computed_tokens
-        return TokenRange(
-            self.sequence.kv_offset, start, self.sequence.request.prompt_ids[start : start + self.num_tokens]
-        )
+        token_ids = self.sequence.request.prompt_ids[self.start : self.start + self.num_tokens]
+        return TokenRange(self.sequence.kv_offset, self.start, token_ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,7 +148,7 @@ def test_the_thread_per_request_server_streams_and_counts_all_tokens(tiny: Path)
 
 
 def test_the_roofline_counts_the_bytes_that_a_step_must_read() -> None:
-    plan = roofline.Plan("cpu", "tiny", "bfloat16", (8,), batch_sizes=(2,), context=8, steps=4, seconds=0)
+    plan = roofline.Plan("cpu", "tiny", "bfloat16", (8,), batch_sizes=(2,), contexts=(8,), steps=4, seconds=0)
     bandwidth, decode, first_token = roofline.measure(plan)
     layer = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128 + 2 * 64
     weight_bytes = 2 * (2 * layer + 64 + 256 * 64)

@@ -33,7 +33,7 @@ def test_a_sequence_waits_prefills_and_decodes() -> None:
 
 def test_logits_are_computed_for_sampled_tokens_then_for_prompts_with_log_probabilities() -> None:
     decoding, whole, part = make_sequence(), make_sequence(3, prompt_logprobs=True), make_sequence(9)
-    batch = Batch([decoding], [PrefillChunk(whole, 3, True), PrefillChunk(part, 2, False)])
+    batch = Batch([decoding], [PrefillChunk(whole, 0, 3, True), PrefillChunk(part, 0, 2, False)])
 
     assert batch.sampled == [decoding, whole]
     assert batch.logit_indices == [0, 3, 1, 2, 3]
@@ -41,7 +41,7 @@ def test_logits_are_computed_for_sampled_tokens_then_for_prompts_with_log_probab
 
 def test_the_logits_of_guessed_tokens_come_last() -> None:
     decoding, drafting, whole = make_sequence(), make_sequence(), make_sequence(3, prompt_logprobs=True)
-    batch = Batch([decoding], [PrefillChunk(whole, 3, True)], [Draft(drafting, [5, 6])])
+    batch = Batch([decoding], [PrefillChunk(whole, 0, 3, True)], [Draft(drafting, [5, 6])])
 
     assert batch.sampled == [decoding, drafting, whole]
     assert batch.logit_indices == [0, 1, 6, 4, 5, 6, 2, 3]
@@ -65,7 +65,7 @@ def test_a_draft_is_computed_behind_the_latest_token() -> None:
 def test_the_halves_of_a_batch_are_the_batch(num_decode: int, num_prefill: int, num_drafts: int) -> None:
     batch = Batch(
         [make_sequence() for _ in range(num_decode)],
-        [PrefillChunk(make_sequence(), 4, True) for _ in range(num_prefill)],
+        [PrefillChunk(make_sequence(), 0, 4, True) for _ in range(num_prefill)],
         [Draft(make_sequence(), [5]) for _ in range(num_drafts)],
     )
 
@@ -93,7 +93,7 @@ def test_only_the_sequence_that_makes_a_step_fail_fails() -> None:
     decode = [make_sequence() for _ in range(5)]
     poison = make_sequence()
 
-    computed, failed = isolated(Batch(decode, [PrefillChunk(poison, 4, True)]), poison, ValueError("poison"))
+    computed, failed = isolated(Batch(decode, [PrefillChunk(poison, 0, 4, True)]), poison, ValueError("poison"))
 
     assert (computed, failed) == (decode, [poison])
 

@@ -7,6 +7,7 @@ dtype=auto
 maxModelLen=4096
 maxBatchSize=32
 maxQueueSize=128
+maxPrefillTokens=0
 prefixCaching=true
 maxRequestBytes=1048576
 apiKeyFile=
