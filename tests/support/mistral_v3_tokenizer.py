@@ -1,4 +1,4 @@
-"""Mistral v3's real tokenizer in the form of a tokenizer.json, built from the pieces that mistral-common's wheel has."""
+"""Mistral v3's real tokenizer in the form of a tokenizer.json, built from the pieces in mistral-common's wheel."""
 
 from __future__ import annotations
 
