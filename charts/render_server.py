@@ -36,6 +36,10 @@ COMMENTS = {
         "Maximum length of prompt and completion together, in tokens. An A10G keeps about 45,000 tokens beside the "
         "float16 weights."
     ),
+    "fix_chat_template": (
+        "Write prompts in Mistral 7B v0.3's own format where the checkpoint's chat template is known to be wrong. "
+        "false: use the checkpoint's template in any case."
+    ),
     "max_batch_size": "Sequences that decode in one step. It is also the default of `scaling.target`.",
     "max_queue_size": (
         "Requests that may wait in one replica. The next one gets 429. Knative sends a replica at most "

@@ -128,6 +128,9 @@ class Settings:
         4096,
         "maximum length of prompt and completion together, in tokens; lowered to the model's limit if not set",
     )
+    fix_chat_template: bool = flag(
+        _boolean, True, "write prompts in Mistral 7B v0.3's own format where its chat template is known to be wrong"
+    )
     max_batch_size: int = flag(_whole(1, 1024), 32, "sequences that decode in one step")
     max_queue_size: int = flag(_whole(0, 1_000_000), 128, "requests that may wait; the next one gets 429")
     max_prefill_tokens: int = flag(

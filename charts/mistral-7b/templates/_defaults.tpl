@@ -5,6 +5,7 @@ modelId=
 modelRevision=
 dtype=auto
 maxModelLen=4096
+fixChatTemplate=true
 maxBatchSize=32
 maxQueueSize=128
 maxPrefillTokens=0
