@@ -8,6 +8,7 @@ logits (`compute/token_mask.py`).
 from __future__ import annotations
 
 import enum
+import functools
 import json
 import re
 import threading
@@ -15,9 +16,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 
-from model_server.errors import BadRequest, GrammarTooComplex
+from model_server.errors import BadRequest, GrammarTooComplex, ServeError
 
 MAX_SOURCE_CHARS = 64 * 1024
 """A schema, expression or grammar, as text. OpenAI allows schemas of 120,000 characters over all names and values."""
@@ -112,23 +113,33 @@ class Matcher:
                 self._wake_token_id = None
             return
         if not self._matcher.is_stopped() and not self._matcher.consume_token(token_id):
-            self._raise()
+            raise self._too_complex()
 
-    def fill(self, address: int, num_bytes: int) -> None:
-        """Write the mask of the allowed tokens, one bit a token, to memory. Releases the GIL.
+    @staticmethod
+    def fill_all(matchers: Sequence[Matcher], address: int, num_bytes: int) -> dict[int, ServeError]:
+        """Write the masks of several matchers to memory, one behind the other, one bit a token; return the failures.
 
-        Raises:
-            GrammarTooComplex: the parser passed its limits.
+        One call without the GIL: taken and released for each mask, it would stop the thread that runs the step.
         """
-        self._matcher.unsafe_compute_mask_ptr(address, num_bytes)
-        if self._matcher.is_error():
-            self._raise()
+        _executor().unsafe_compute_mask_ptr(
+            [(matcher._matcher, i) for i, matcher in enumerate(matchers)],
+            address,
+            num_bytes // len(matchers),
+            len(matchers),
+        )
+        return {i: matcher._too_complex() for i, matcher in enumerate(matchers) if matcher._matcher.is_error()}
 
-    def _raise(self) -> None:
-        raise GrammarTooComplex(
+    def _too_complex(self) -> GrammarTooComplex:
+        return GrammarTooComplex(
             f"{self.field}: the grammar became too complex in the middle of the answer; simplify it.",
             field=self.field,
         )
+
+
+@functools.cache
+def _executor() -> LLExecutor:
+    """Return the threads that fill masks, as many as llguidance takes for this machine; made at the first mask."""
+    return LLExecutor()
 
 
 class GrammarCompiler:

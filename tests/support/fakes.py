@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import ctypes
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from tokenizers import Tokenizer, decoders, models
 
@@ -139,10 +139,16 @@ class OnlyTokens:
         if len(self.accepted) == self._accept_error_after:
             raise GrammarTooComplex("grammar: the grammar became too complex.", field="grammar")
 
-    def fill(self, address: int, num_bytes: int) -> None:
-        if self._fill_error is not None:
-            raise self._fill_error
+    @staticmethod
+    def fill_all(matchers: Sequence[OnlyTokens], address: int, num_bytes: int) -> dict[int, ServeError]:
         ctypes.memset(address, 0, num_bytes)
         memory = (ctypes.c_uint8 * num_bytes).from_address(address)
-        for token_id in self.allowed:
-            memory[token_id // 8] |= 1 << token_id % 8
+        failures = {}
+        for i, matcher in enumerate(matchers):
+            if isinstance(matcher._fill_error, ServeError):
+                failures[i] = matcher._fill_error
+            elif matcher._fill_error is not None:
+                raise matcher._fill_error
+            for token_id in matcher.allowed:
+                memory[i * (num_bytes // len(matchers)) + token_id // 8] |= 1 << token_id % 8
+        return failures

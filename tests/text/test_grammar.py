@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import random
 import re
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model_server.errors import BadRequest
+from model_server.errors import BadRequest, GrammarTooComplex
 from model_server.text.grammar import GrammarCompiler, GrammarKind, GrammarSpec, Matcher
 from model_server.text.tokenizer import Text
 from tests.support.small_tokenizers import byte_fallback
@@ -31,11 +32,10 @@ PERSON = {
 
 def allowed(matcher: Matcher, vocab_size: int = VOCAB_SIZE) -> list[int]:
     """Return the tokens that may come next."""
-    import ctypes
-
     num_bytes = (vocab_size + 31) // 32 * 4
     memory = (ctypes.c_uint8 * num_bytes)()
-    matcher.fill(ctypes.addressof(memory), num_bytes)
+    for failure in Matcher.fill_all([matcher], ctypes.addressof(memory), num_bytes).values():
+        raise failure
     return [i for i in range(vocab_size) if memory[i // 8] >> i % 8 & 1]
 
 
@@ -149,6 +149,21 @@ def test_an_answer_that_is_complete_may_only_end():
     matcher.accept(next(token for token in allowed(matcher) if TEXT.decode([token]) == "x"))
 
     assert allowed(matcher) == [EOS]
+
+
+def test_a_grammar_that_becomes_too_complex_fails_alone_among_those_filled_together():
+    too_complex = COMPILER.compile(regex("(a?){300}a{300}"))
+    others = [COMPILER.compile(regex("a{600}")) for _ in range(2)]
+    with pytest.raises(GrammarTooComplex):
+        for _ in range(600):
+            too_complex.accept(allowed(too_complex)[0])
+    num_bytes = (VOCAB_SIZE + 31) // 32 * 4
+    masks = (ctypes.c_uint8 * (3 * num_bytes))()
+
+    failures = Matcher.fill_all([others[0], too_complex, others[1]], ctypes.addressof(masks), 3 * num_bytes)
+
+    assert {i: type(failure) for i, failure in failures.items()} == {1: GrammarTooComplex}
+    assert bytes(masks)[:num_bytes] == bytes(masks)[2 * num_bytes :] != bytes(num_bytes)
 
 
 @pytest.mark.parametrize(
