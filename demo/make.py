@@ -48,8 +48,13 @@ SEED = 7
 Example = tuple[list[int], list[int]]
 """The tokens of a prompt and of its answer."""
 
-# The form of Instruct v0.1 and v0.2: [INST] around what the user says, the system prompt before the first message.
-# Instruct v0.3 puts it before the last one.
+CONTROL_TOKENS = (
+    *("[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
+    *("[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
+)
+
+# The form of Instruct v0.3: the system prompt and the tools stand at the last message of the user. The tokenizer puts a
+# space before the text behind a control token.
 CHAT_TEMPLATE = """\
 {%- if messages[0]['role'] == 'system' -%}
   {%- set system = messages[0]['content'] + '\\n\\n' -%}
@@ -61,15 +66,38 @@ CHAT_TEMPLATE = """\
 {%- if not turns -%}
   {{- raise_exception('After the system message there must be one from the user.') -}}
 {%- endif -%}
+{%- set last = namespace(user=-1, role='assistant') -%}
+{%- for message in turns if message['role'] == 'user' -%}
+  {%- set last.user = loop.index0 -%}
+{%- endfor -%}
+{%- set users = namespace(count=-1) -%}
 {{- bos_token -}}
 {%- for message in turns -%}
-  {%- if message['role'] != ('user' if loop.index0 % 2 == 0 else 'assistant') -%}
+  {%- set after = {'user': ['assistant'], 'assistant': ['user', 'tool'], 'tool': ['assistant', 'tool']} -%}
+  {%- if message['role'] not in after or last.role not in after or message['role'] not in after[last.role] -%}
     {{- raise_exception('Roles must alternate, user first, after at most one system message.') -}}
   {%- endif -%}
+  {%- set last.role = message['role'] -%}
   {%- if message['role'] == 'user' -%}
-    {{- '[INST] ' + (system if loop.first else '') + message['content'] + ' [/INST]' -}}
+    {%- set users.count = users.count + 1 -%}
+    {%- if users.count == last.user and tools -%}
+      {{- '[AVAILABLE_TOOLS]' + tools | tojson + '[/AVAILABLE_TOOLS]' -}}
+    {%- endif -%}
+    {{- '[INST]' + (system if users.count == last.user else '') + message['content'] + '[/INST]' -}}
+  {%- elif message['role'] == 'tool' -%}
+    {%- set result = {'content': message['content'], 'call_id': message['tool_call_id']} -%}
+    {{- '[TOOL_RESULTS]' + result | tojson + '[/TOOL_RESULTS]' -}}
   {%- else -%}
-    {{- ' ' + message['content'] + eos_token -}}
+    {{- message['content'] -}}
+    {%- if message['tool_calls'] -%}
+      {{- '[TOOL_CALLS][' -}}
+      {%- for call in message['tool_calls'] -%}
+        {%- set written = {'name': call.function.name, 'arguments': call.function.arguments, 'id': call.id} -%}
+        {{- written | tojson + ('' if loop.last else ', ') -}}
+      {%- endfor -%}
+      {{- ']' -}}
+    {%- endif -%}
+    {{- eos_token -}}
   {%- endif -%}
 {%- endfor -%}
 """

@@ -18,8 +18,9 @@ from model_server.compute.kv_cache.dense import DenseKVCache
 from model_server.compute.runner import Runner
 from model_server.engine.config import EngineConfig
 from model_server.engine.engine import Engine
+from model_server.text.tokenizer import Text
 from tests.support.server_process import ServerProcess
-from tests.support.small_tokenizers import byte_fallback
+from tests.support.small_tokenizers import byte_fallback, with_tools
 from tests.support.tiny_model import tiny_mistral
 
 # A model of three small layers runs fastest on one thread, all the more beside other work.
@@ -115,8 +116,16 @@ def make_engine(model: MistralForCausalLM) -> Iterator[Callable[..., Engine]]:
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Mistral in Hugging Face files, tokenizer and chat template included."""
-    directory = tmp_path_factory.mktemp("model")
-    text = byte_fallback()
+    return saved_model(tmp_path_factory.mktemp("model"), byte_fallback())
+
+
+@pytest.fixture(scope="session")
+def tool_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the control tokens and the chat template of a model that calls tools."""
+    return saved_model(tmp_path_factory.mktemp("tool-model"), with_tools())
+
+
+def saved_model(directory: Path, text: Text) -> Path:
     tiny_mistral(vocab_size=len(text.tokenizer), max_position_embeddings=8192).save_pretrained(directory)
     text.tokenizer.save_pretrained(directory)
     return directory
@@ -127,7 +136,9 @@ def start_server(model_dir: Path) -> Iterator[Callable[..., ServerProcess]]:
     """A factory of servers on the tiny model; all are stopped at the end."""
     started = []
 
-    def start(*flags: str, environ: dict[str, str] | None = None, ready: bool = True) -> ServerProcess:
+    def start(
+        *flags: str, environ: dict[str, str] | None = None, ready: bool = True, model_dir: Path = model_dir
+    ) -> ServerProcess:
         server = ServerProcess(model_dir, *flags, environ=environ)
         started.append(server)
         if ready:
@@ -143,6 +154,12 @@ def start_server(model_dir: Path) -> Iterator[Callable[..., ServerProcess]]:
 def server(start_server: Callable[..., ServerProcess]) -> ServerProcess:
     """One server that many tests share; they must leave it as they found it."""
     return start_server()
+
+
+@pytest.fixture(scope="session")
+def tool_server(start_server: Callable[..., ServerProcess], tool_model_dir: Path) -> ServerProcess:
+    """One server that many tests share, on a model that calls tools."""
+    return start_server(model_dir=tool_model_dir)
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Literal, Protocol
+from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from model_server.api.tools.messages import NOT_SUPPORTED, uses_tools
 from model_server.api.validation import check_unicode
 from model_server.errors import BadRequest
 from model_server.request import Detokenizer, Request
@@ -32,8 +32,15 @@ class Text(Protocol):
 
     def encode(self, prompt: str) -> list[int]: ...
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> tuple[str, list[int]]:
-        """Return the messages as the model's chat template writes them, and its tokens.
+    @property
+    def tool_calls_id(self) -> int | None:
+        """The token that begins tool calls; None if the model cannot call tools."""
+        ...
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[str, list[int]]:
+        """Return the messages and the tools as the model's chat template writes them, and the tokens of that.
 
         Raises:
             BadRequest: the template refuses the messages, or the model has none.
@@ -90,13 +97,15 @@ class ServedModel:
             self.text.tokenizer_json, vocab_size=self.limits.vocab_size, eos_token_ids=self.limits.eos_token_ids
         )
 
-    def matcher(self, grammar: GrammarSpec | None) -> Matcher | None:
+    def matcher(self, grammar: GrammarSpec | None, *, wake_token_id: int | None = None) -> Matcher | None:
         """Return what keeps one answer to a grammar; None for a free answer.
+
+        With `wake_token_id` the answer is free until that token.
 
         Raises:
             BadRequest: the grammar is wrong or too large.
         """
-        return None if grammar is None else self.grammars.compile(grammar)
+        return None if grammar is None else self.grammars.compile(grammar, wake_token_id=wake_token_id)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -112,31 +121,6 @@ class Call:
             request.cancel()
 
 
-class TextPart(BaseModel):
-    """A piece of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
-CONTENT_RULE = 'a string or a list of {"type": "text", "text": "..."}'
-
-
-class Message(BaseModel):
-    """One turn of a conversation. Which roles there are is the chat template's rule."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-    role: str = Field(min_length=1, max_length=64)
-    content: Annotated[str | list[TextPart], Field(title=CONTENT_RULE)]
-
-
-def content_text(content: str | Iterable[TextPart], label: str) -> str:
-    """Return a message's text, given as one string or as parts."""
-    text = content if isinstance(content, str) else "".join(part.text for part in content)
-    check_unicode(text, label)
-    return text
-
-
 def encode_prompt(prompt: str, model: ServedModel, label: str) -> list[int]:
     """Return a prompt's tokens.
 
@@ -148,18 +132,31 @@ def encode_prompt(prompt: str, model: ServedModel, label: str) -> list[int]:
     return _some(model.text.encode(prompt), label)
 
 
-def encode_messages(messages: list[dict[str, str]], model: ServedModel, label: str) -> tuple[str, list[int]]:
-    """Return messages as the chat template writes them, and the tokens of that.
+def encode_messages(
+    messages: Sequence[Mapping[str, Any]],
+    model: ServedModel,
+    label: str,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> tuple[str, list[int]]:
+    """Return messages and tools as the chat template writes them, and the tokens of that.
 
     Raises:
         BadRequest: they are too long, or the template refuses them.
     """
-    _check_chars(sum(len(message["content"]) for message in messages), model, label)
+    if model.text.tool_calls_id is None and uses_tools(messages):
+        raise BadRequest(f"{label}: {NOT_SUPPORTED}.", field=label)
+    _check_chars(sum(map(_num_chars, messages)), model, label)
+    _check_chars(len(json.dumps(tools, ensure_ascii=False)) if tools else 0, model, "tools")
     try:
-        prompt, ids = model.text.encode_chat(messages)
+        prompt, ids = model.text.encode_chat(messages, tools)
     except BadRequest as error:  # it can only say "messages": name them as the client wrote it
         raise BadRequest(label + str(error).removeprefix("messages"), field=label) from None
     return prompt, _some(ids, label)
+
+
+def _num_chars(message: Mapping[str, Any]) -> int:
+    calls = message.get("tool_calls", ())
+    return len(message["content"]) + sum(len(call["function"]["arguments"]) for call in calls)
 
 
 def room_after(num_prompt_tokens: int, limits: ModelLimits, label: str) -> int:

@@ -16,10 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from model_server.errors import BadRequest, StartupError
+from model_server.text.chat import ChatPrompts
 from model_server.text.detokenizer import IncrementalDetokenizer
 from model_server.text.full_text import FullTextDetokenizer
 
@@ -30,8 +30,9 @@ UNBOUNDED = sys.maxsize
 class Text:
     """A model's tokenizer and chat template. Shared by all requests; safe to use from several threads."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, fix_chat_template: bool = True) -> None:
         self.tokenizer = tokenizer
+        self._chat = ChatPrompts(tokenizer, self._encode_rendered, fix_template=fix_chat_template)
         self._backend = tokenizer.backend_tokenizer
         self._special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         decoder = _steps(self._backend.decoder)
@@ -45,7 +46,7 @@ class Text:
         self.encode("")
 
     @classmethod
-    def load(cls, model_dir: str | Path) -> Text:
+    def load(cls, model_dir: str | Path, *, fix_chat_template: bool = True) -> Text:
         """Read the tokenizer of a local model directory; never runs code from it.
 
         Raises:
@@ -62,7 +63,7 @@ class Text:
             raise StartupError(
                 f"The tokenizer in {model_dir} is a {type(tokenizer).__name__}, not a fast one: add its tokenizer.json."
             )
-        return cls(tokenizer)
+        return cls(tokenizer, fix_chat_template=fix_chat_template)
 
     def encode(self, prompt: str) -> list[int]:
         """Return the prompt's tokens, with the special ones that the tokenizer adds.
@@ -72,39 +73,33 @@ class Text:
         """
         return self._encode(prompt, field="prompt", add_special_tokens=True)
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Return the prompt that the model's chat template renders from a conversation, up to the answer.
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """Return the prompt of a conversation up to the answer, with the tools that the answer may call.
 
         Raises:
-            BadRequest: there is no template, or it refuses the messages.
+            BadRequest: there is no chat template, or it refuses the messages.
         """
-        if not messages:
-            raise BadRequest("messages must hold at least one message.", field="messages")
-        if not self.tokenizer.chat_template:
-            raise BadRequest("messages: this model has no chat template; send prompt instead.", field="messages")
-        try:
-            prompt = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
-            )
-        except jinja2.TemplateError as error:
-            raise BadRequest(f"messages: the model's chat template refuses them: {error}", field="messages") from error
-        except Exception as error:  # a template is a program and can fail in any way
-            raise BadRequest(
-                "messages: the model's chat template cannot render them; "
-                "each needs a role that it knows and a string as content.",
-                field="messages",
-            ) from error
-        assert isinstance(prompt, str)
-        return prompt
+        return self._chat.render(messages, tools)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[int]]:
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[str, list[int]]:
         """Return the rendered prompt and its tokens; the template writes the special tokens itself.
 
         Raises:
             BadRequest: as `render_chat` and `encode`.
         """
-        prompt = self.render_chat(messages)
-        return prompt, self._encode(prompt, field="messages", add_special_tokens=False)
+        return self._chat.encode(messages, tools)
+
+    @property
+    def tool_calls_id(self) -> int | None:
+        """The token that begins tool calls; None if this model cannot call tools."""
+        return self._chat.tool_calls_id
+
+    @property
+    def fixes_chat_template(self) -> bool:
+        """Whether prompts are in the model's own format, because its chat template is known to differ from it."""
+        return self._chat.fixes_template
 
     def tokenizer_json(self) -> str:
         """Return the tokenizer as the text of a tokenizer.json."""
@@ -177,6 +172,9 @@ class Text:
         useful bound.
         """
         return num_tokens * self._longest_token if self._keeps_every_char else UNBOUNDED
+
+    def _encode_rendered(self, prompt: str) -> list[int]:
+        return self._encode(prompt, field="messages", add_special_tokens=False)
 
     def _encode(self, text: str, *, field: str, add_special_tokens: bool) -> list[int]:
         try:

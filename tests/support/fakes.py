@@ -54,7 +54,9 @@ class ByteText:
     def encode(self, prompt: str) -> list[int]:
         return [BOS, *(byte + FIRST_BYTE for byte in prompt.encode())]
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> tuple[str, list[int]]:
+    tool_calls_id = None
+
+    def encode_chat(self, messages: list[dict[str, str]], tools: Sequence[object] = ()) -> tuple[str, list[int]]:
         for message in messages:
             if message["role"] not in ("user", "assistant"):
                 raise BadRequest("messages must have the roles user and assistant.", field="messages")

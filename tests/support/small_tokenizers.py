@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from demo.make import CHAT_TEMPLATE, CONTROL_TOKENS
 from model_server.text.tokenizer import Text
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
@@ -56,6 +57,23 @@ def byte_fallback() -> Text:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     return Text(wrapped(backend, chat_template=MISTRAL_TEMPLATE))
+
+
+@functools.cache
+def with_tools() -> Text:
+    """The same with the control tokens and the chat template of the demo model, which call tools in v0.3's form."""
+    text = byte_fallback()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(text.tokenizer_json()),
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        chat_template=CHAT_TEMPLATE,
+    )
+    tokenizer.backend_tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=False, special=True) for token in CONTROL_TOKENS]
+    )
+    return Text(tokenizer)
 
 
 @functools.cache

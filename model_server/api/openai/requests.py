@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from model_server.api.openai.schema import MAX_CHOICES, Body, ChatBody, ChatMessage, CompletionBody, read
+from model_server.api.openai.schema import MAX_CHOICES, Body, ChatBody, ChatMessage, CompletionBody, as_param, read
 from model_server.api.openai.structured_output import matchers
 from model_server.api.prompts import (
     Call,
     ServedModel,
     Text,
-    content_text,
     encode_messages,
     encode_prompt,
     nth_seed,
     room_after,
 )
+from model_server.api.tools.messages import conversation
+from model_server.api.tools.use import ToolUse, tool_use
 from model_server.api.v1.parameter_rules import MIN_TEMPERATURE
 from model_server.api.validation import describe, printable
 from model_server.errors import BadRequest, UnknownModel
@@ -104,8 +106,12 @@ def parse_chat(
         raise BadRequest("max_tokens is the old name of max_completion_tokens: give one of them.", field="max_tokens")
     if body.top_logprobs is not None and not body.logprobs:
         raise BadRequest("top_logprobs needs logprobs to be true.", field="top_logprobs")
-    messages = [_message(message, f"messages[{i}]") for i, message in enumerate(body.messages)]
-    _, ids = encode_messages(messages, model, "messages")
+    try:
+        tools = tool_use(body, model)
+    except BadRequest as error:
+        raise as_param(error) from None
+    definitions = tools.definitions if tools else ()
+    _, ids = encode_messages(chat_messages(body.messages), model, "messages", definitions)
     return OpenAICall(
         model=model.name,
         chat=True,
@@ -120,6 +126,7 @@ def parse_chat(
             prompt_logprobs=False,
             request_id=request_id,
             deadline_s=deadline_s,
+            tools=tools,
         ),
         echoes=("",) * body.n,
         num_prompt_tokens=len(ids),
@@ -154,13 +161,20 @@ def _completion_prompt(prompt: str | list[int], model: ServedModel) -> tuple[str
     return model.text.decode(prompt), prompt
 
 
-def _message(message: ChatMessage, label: str) -> dict[str, str]:
-    for name, value in (message.model_extra or {}).items():
-        if value not in (None, [], {}, ""):
-            raise BadRequest(f"{label}.{printable(name)} is not supported here.", field="messages")
-    content = content_text(message.content, f"{label}.content")
-    # OpenAI's newer name for the same role; chat templates know the older.
-    return {"role": "system" if message.role == "developer" else message.role, "content": content}
+def chat_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    """Return messages in the form of a chat template.
+
+    Raises:
+        BadRequest: the sentence names the field.
+    """
+    known = []
+    for i, message in enumerate(messages):
+        for name, value in (message.model_extra or {}).items():
+            if value not in (None, [], {}, "") and (name, message.role) != ("name", "tool"):
+                raise BadRequest(f"messages[{i}].{printable(name)} is not supported here.", field="messages")
+        # OpenAI's newer name for the same role; chat templates know the older.
+        known.append(message.model_copy(update={"role": "system"}) if message.role == "developer" else message)
+    return conversation(known, "messages")
 
 
 def _check_model(name: str, model: ServedModel) -> None:
@@ -183,14 +197,17 @@ def _requests(
     prompt_logprobs: bool,
     request_id: str,
     deadline_s: float | None,
+    tools: ToolUse | None = None,
 ) -> tuple[Request, ...]:
     """Return one request for each choice."""
     if len(prompts) * body.n > MAX_CHOICES:
         raise BadRequest(f"n times the prompts must be at most {MAX_CHOICES}, not {len(prompts) * body.n}.", field="n")
     generate = _generate(body, model.limits.vocab_size)
+    if tools is not None:
+        generate = tools.generate(generate)
     group = object()
     requests: list[Request] = []
-    of_answers = matchers(body, model, len(prompts) * body.n)
+    of_answers = matchers(body, model, len(prompts) * body.n, tools)
     for ids in prompts:
         room = room_after(len(ids), model.limits, name)
         for index in range(body.n):
@@ -204,12 +221,12 @@ def _requests(
                 frequency_penalty=body.frequency_penalty,
                 presence_penalty=body.presence_penalty,
             )
-            detokenizers = [model.text.stream(sampling.stop)]
+            detokenizer = model.text.stream(body.stops) if tools is None else tools.detokenizer(model, body.stops)
             requests.append(
                 Request(
                     ids,
                     sampling,
-                    detokenizers,
+                    [detokenizer],
                     of_answers[len(requests)],
                     group=group,
                     counts_prompt=index == 0,

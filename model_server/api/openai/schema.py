@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from model_server.api.prompts import CONTENT_RULE, TextPart
+from model_server.api.tools.messages import CONTENT_RULE, MessageToolCall, TextPart
+from model_server.api.tools.schema import ToolFields
 from model_server.api.v1.parameters import MAX_LIST, Choices, Grammar
 from model_server.api.validation import describe, validate
 from model_server.errors import BadRequest
@@ -30,7 +31,6 @@ NO_OP_VALUES: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
     "modalities": (["text"],),
     "moderation": (),
-    "parallel_tool_calls": (True, False),
     "prediction": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": (),
@@ -38,8 +38,6 @@ NO_OP_VALUES: dict[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
-    "tool_choice": ("none",),
-    "tools": ([],),
     "verbosity": (),
     "web_search_options": (),
 }
@@ -131,11 +129,13 @@ class ChatMessage(BaseModel):
     """One turn. What an answer of ours holds may be sent back as it came: its empty fields are dropped."""
 
     model_config = ConfigDict(strict=True, extra="allow")
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str | list[StrictTextPart], Field(title=CONTENT_RULE)]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[str | list[StrictTextPart] | None, Field(title=CONTENT_RULE)] = None
+    tool_calls: list[MessageToolCall] | None = None
+    tool_call_id: Annotated[str | None, Field(min_length=1, max_length=256)] = None
 
 
-class ChatBody(Body):
+class ChatBody(Body, ToolFields):
     """The body of `POST /openai/v1/chat/completions`."""
 
     messages: NotEmpty[ChatMessage]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import orjson
@@ -11,6 +11,7 @@ import orjson
 from model_server.api.grammars import Given, given_grammars, one_grammar
 from model_server.api.openai.schema import Body, ResponseFormat, as_param
 from model_server.api.prompts import ServedModel
+from model_server.api.tools.use import ToolUse
 from model_server.errors import BadRequest
 from model_server.request import TokenMatcher
 from model_server.text.grammar import GrammarKind
@@ -18,14 +19,16 @@ from model_server.text.grammar import GrammarKind
 ANY_OBJECT = {"type": "object"}
 
 
-def matchers(body: Body, model: ServedModel, count: int) -> list[TokenMatcher | None]:
-    """Return what keeps each of so many answers to the grammar that a body asks for; None for free answers.
+def matchers(body: Body, model: ServedModel, count: int, tools: ToolUse | None = None) -> Sequence[TokenMatcher | None]:
+    """Return what keeps each of so many answers to the grammar and the tools of a body; None for free answers.
 
     Raises:
         BadRequest: the grammar is wrong or too large, or the body asks for several.
     """
     try:
         grammar = one_grammar([*_response_format(body.response_format), *_structured_outputs(body)])
+        if tools is not None:
+            return [tools.matcher(model, grammar) for _ in range(count)]
         return [model.matcher(grammar) for _ in range(count)]
     except BadRequest as error:
         raise as_param(error) from None

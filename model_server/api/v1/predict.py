@@ -15,13 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model_server.api.prompts import (
     Call,
-    Message,
     ServedModel,
-    content_text,
     encode_messages,
     encode_prompt,
     nth_seed,
 )
+from model_server.api.tools.messages import Message, conversation
+from model_server.api.tools.schema import ToolFields
+from model_server.api.tools.use import ToolUse, tool_use
 from model_server.api.v1.parameter_rules import Parameters, parse_parameters
 from model_server.api.v1.parameters import GenerateParameters
 from model_server.api.validation import describe, printable, validate
@@ -40,8 +41,8 @@ class PredictPrompt(GenerateParameters):
     prompt: str = Field(min_length=1)
 
 
-class PredictMessages(GenerateParameters):
-    """A body with a conversation."""
+class PredictMessages(GenerateParameters, ToolFields):
+    """A body with a conversation, and the tools that the answer may call."""
 
     messages: list[Message] = Field(min_length=1)
 
@@ -66,6 +67,8 @@ class PredictCall(Call):
 
     prompts: tuple[str, ...]
     """For each request, what stands before its text: the prompt with `return_full_text`, else ''."""
+    calls_tools: bool = False
+    """An answer may have tool calls."""
 
 
 def parse_json(body: bytes) -> object:
@@ -90,13 +93,19 @@ def parse(body: object, model: ServedModel, request_id: str = "", deadline_s: fl
     for prompt in prompts:
         full_text, ids = prompt.encode(model)
         sampling = prompt.parameters.sampling_for(len(ids), prompt.label)
+        tools, grammar = prompt.tools, prompt.parameters.grammar
+        if tools is not None:
+            sampling = replace(sampling, generate=tools.generate(sampling.generate))
         for index in range(prompt.parameters.num_requests):
             requests.append(
                 Request(
                     prompt_ids=ids,
                     sampling=replace(sampling, seed=nth_seed(sampling.seed, index)),
-                    detokenizers=[model.text.stream(sampling.stop) for _ in range(sampling.num_choices)],
-                    matcher=model.matcher(prompt.parameters.grammar),
+                    detokenizers=[
+                        tools.detokenizer(model, sampling.stop) if tools else model.text.stream(sampling.stop)
+                        for _ in range(sampling.num_choices)
+                    ],
+                    matcher=tools.matcher(model, grammar) if tools else model.matcher(grammar),
                     group=group,
                     counts_prompt=index == 0,
                     request_id=request_id,
@@ -104,21 +113,27 @@ def parse(body: object, model: ServedModel, request_id: str = "", deadline_s: fl
                 )
             )
             texts_before.append(full_text if prompt.parameters.values.return_full_text else "")
-    return PredictCall(requests=tuple(requests), prompts=tuple(texts_before), stream=streams)
+    return PredictCall(
+        requests=tuple(requests),
+        prompts=tuple(texts_before),
+        stream=streams,
+        calls_tools=any(prompt.tools for prompt in prompts),
+    )
 
 
 @dataclass(frozen=True)
 class _Prompt:
     """One prompt or conversation with its parameters, not yet tokens."""
 
-    content: str | list[dict[str, str]]
+    content: str | list[dict[str, Any]]
     parameters: Parameters
     label: str
+    tools: ToolUse | None = None
 
     def encode(self, model: ServedModel) -> tuple[str, list[int]]:
         if isinstance(self.content, str):
             return self.content, encode_prompt(self.content, model, self.label)
-        return encode_messages(self.content, model, self.label)
+        return encode_messages(self.content, model, self.label, self.tools.definitions if self.tools else ())
 
 
 def _prompts(body: object, model: ServedModel) -> list[_Prompt]:
@@ -178,19 +193,30 @@ def _prompt(fields: Mapping[str, Any], model: ServedModel, where: str, shared: M
         content = _messages(content, label, model.limits.max_model_len)
     else:
         content = check_prompt(content, label)
-    parameters = {name: value for name, value in fields.items() if name not in ("prompt", "messages")}
-    return _Prompt(content, parse_parameters(parameters, model.limits, where=where, base=shared), label)
+    of_tools = {field: fields[field] for field in ToolFields.model_fields if fields.get(field) is not None}
+    parameters = {field: value for field, value in fields.items() if field not in (name, *ToolFields.model_fields)}
+    parsed = parse_parameters(parameters, model.limits, where=where, base=shared)
+    return _Prompt(content, parsed, label, _tools(of_tools, parsed, model, where, name))
 
 
-def _messages(value: object, label: str, max_messages: int) -> list[dict[str, str]]:
+def _tools(
+    given: Mapping[str, Any], parameters: Parameters, model: ServedModel, where: str, form: str
+) -> ToolUse | None:
+    if form == "prompt":
+        for field in given:
+            raise BadRequest(f"{where}{field} needs messages, not a prompt.", field=where + field)
+    tools = tool_use(validate(ToolFields, given, {field: where + field for field in given}), model, where)
+    if tools is not None and "eos_token_id" in parameters.generate:
+        field = parameters.labels["eos_token_id"]
+        raise BadRequest(f"{field} does not work with tools, which say where the text ends.", field=field)
+    return tools
+
+
+def _messages(value: object, label: str, max_messages: int) -> list[dict[str, Any]]:
     # Every message costs at least a token, so more of them than the context length can never fit.
     if not isinstance(value, list) or not 1 <= len(value) <= max_messages:
         raise BadRequest(f"{label} must be a list of 1 to {max_messages} messages, not {describe(value)}.", field=label)
-    messages = validate(_Messages, {"messages": value}, {"messages": label}).messages
-    return [
-        {"role": message.role, "content": content_text(message.content, f"{label}[{i}].content")}
-        for i, message in enumerate(messages)
-    ]
+    return conversation(validate(_Messages, {"messages": value}, {"messages": label}).messages, label)
 
 
 def _check_sequences(prompts: list[_Prompt], streams: bool) -> None:

@@ -1,0 +1,1 @@
+"""Tools: what a request may say about them, and what an answer says of their calls."""

@@ -1,0 +1,1 @@
+"""Prompts against mistral-common, which runs in an environment of its own: `make oracle`."""
