@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 
 from model_server.errors import BadRequest, GrammarTooComplex, ServeError
+from model_server.text.json_schema import check_bounds
 
 MAX_SOURCE_CHARS = 64 * 1024
 """A schema, expression or grammar, as text. OpenAI allows schemas of 120,000 characters over all names and values."""
 MAX_CHOICES = 1000
-MAX_DEPTH = 50
-"""Levels of objects and lists in a schema."""
 CACHE_SIZE = 64
 """Compiled grammars kept, the least recently used one dropped first."""
 
@@ -67,11 +66,11 @@ class GrammarSpec:
         """Make one from a decoded JSON schema.
 
         Raises:
-            BadRequest: the schema is not an object, or it is nested too deeply.
+            BadRequest: the schema is not an object, or it passes a bound.
         """
         if not isinstance(schema, dict):
             raise BadRequest(f"{field} must be a JSON schema: an object.", field=field)
-        _check_depth(schema, field)
+        check_bounds(schema, field)
         return cls(GrammarKind.JSON_SCHEMA, json.dumps(schema, ensure_ascii=False), field)
 
     @classmethod
@@ -207,23 +206,10 @@ def _source(spec: GrammarSpec) -> str:
         return LLMatcher.grammar_from_regex(spec.source)
     if spec.kind is GrammarKind.CHOICE:
         choices = json.loads(spec.source)
-        return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(c, ensure_ascii=False) for c in choices))
+        # One token of the grammar: as a rule, more than a few hundred choices would pass the limits of a step.
+        texts = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+        return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {texts}")
     return LLMatcher.grammar_from_lark(spec.source)
-
-
-def _check_depth(value: object, field: str) -> None:
-    """Refuse a value that is nested too deeply; without recursion, since depth is what it looks for."""
-    level = [value]
-    for _ in range(2 * MAX_DEPTH):
-        level = [
-            child
-            for parent in level
-            if isinstance(parent, dict | list)
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-        ]
-        if not level:
-            return
-    raise BadRequest(f"{field} is nested too deeply; the maximum is {MAX_DEPTH} levels.", field=field)
 
 
 def _reason(matcher: LLMatcher) -> str:

@@ -6,7 +6,6 @@ import ctypes
 import json
 import random
 import re
-import time
 
 import jsonschema
 import pytest
@@ -50,6 +49,11 @@ def random_answer(spec: GrammarSpec, seed: int, max_tokens: int = 400, text: Tex
         matcher.accept(token)
         ids.append(token)
     return None
+
+
+def accept_first_tokens(matcher: Matcher, count: int) -> None:
+    for _ in range(count):
+        matcher.accept(allowed(matcher)[0])
 
 
 def refusal(spec: GrammarSpec) -> str:
@@ -155,8 +159,7 @@ def test_a_grammar_that_becomes_too_complex_fails_alone_among_those_filled_toget
     too_complex = COMPILER.compile(regex("(a?){300}a{300}"))
     others = [COMPILER.compile(regex("a{600}")) for _ in range(2)]
     with pytest.raises(GrammarTooComplex):
-        for _ in range(600):
-            too_complex.accept(allowed(too_complex)[0])
+        accept_first_tokens(too_complex, 600)
     num_bytes = (VOCAB_SIZE + 31) // 32 * 4
     masks = (ctypes.c_uint8 * (3 * num_bytes))()
 
@@ -198,53 +201,3 @@ def test_a_wrong_grammar_is_refused_with_its_place(spec, part):
 def test_a_malformed_spec_is_refused(make, part):
     with pytest.raises(BadRequest, match=part):
         make()
-
-
-HOSTILE = [
-    regex("(a|aa)*" * 200 + "b"),
-    regex("((a{1,100}){1,100}){1,100}"),
-    regex("(a{1,1000}){1,1000}"),
-    regex("(.*a){50}"),
-    regex("(a|b)*a(a|b){500}"),
-    regex(r"(\p{L}|\w|.)*" * 50),
-    regex("|".join(str(i) for i in range(10_000))),
-    lark('start: start start | "a" | ""'),
-    lark(
-        "start: a\n"
-        + "\n".join(f"a{'a' * i}: a{'a' * (i + 1)} a{'a' * (i + 1)}" for i in range(60))
-        + f'\na{"a" * 60}: "x"'
-    ),
-    lark('start: "a"*' + "\n" + "A: /" + "(x?){1000}" * 5 + "/"),
-    GrammarSpec.json_schema({"enum": [f"value {i}" for i in range(4000)]}),
-    GrammarSpec.json_schema({"type": "array", "minItems": 10**9, "items": {}}),
-    GrammarSpec.json_schema({"type": "string", "minLength": 10**9}),
-    GrammarSpec.json_schema({"type": "string", "pattern": "^(a+)+$"}),
-    GrammarSpec.json_schema({"type": "integer", "minimum": -(10**300), "maximum": 10**300}),
-    GrammarSpec.json_schema({"properties": {f"p{i}": {"type": "string"} for i in range(2000)}}),
-    GrammarSpec.json_schema({"anyOf": [{"required": [f"p{i}"], "type": "object"} for i in range(500)]}),
-    GrammarSpec.json_schema({"allOf": [{"anyOf": [{"type": "string"}, {"type": "integer"}]} for _ in range(20)]}),
-    GrammarSpec.json_schema(
-        {
-            "$defs": {
-                f"d{i}": {
-                    "anyOf": [{"$ref": f"#/$defs/d{(i + 1) % 50}"}, {"type": "array", "items": {"$ref": "#/$defs/d0"}}]
-                }
-                for i in range(50)
-            },
-            "$ref": "#/$defs/d0",
-        }
-    ),
-]
-
-
-@pytest.mark.parametrize("spec", HOSTILE, ids=range(len(HOSTILE)))
-def test_a_hostile_grammar_is_refused_or_walked_within_its_limits(spec):
-    begin = time.process_time()
-    try:
-        matcher = COMPILER.compile(spec)
-        for _ in range(20):
-            matcher.accept(random.Random(0).choice(allowed(matcher)))
-    except BadRequest:
-        pass
-
-    assert time.process_time() - begin < 10  # not a speed: without limits some of these take minutes
