@@ -35,6 +35,10 @@ COMMENTS = {
     "max_model_len": (
         "Prompt and answer together, in tokens. An A10G keeps about 45,000 tokens beside the float16 weights."
     ),
+    "fix_chat_template": (
+        "Write prompts in Mistral 7B v0.3's own format where the checkpoint's chat template is known to miss it. "
+        "false: use the checkpoint's template whatever it is."
+    ),
     "max_batch_size": (
         "Sequences decoded together. It is also the default of `scaling.target`: one more request and some of "
         "them wait."

@@ -1,18 +1,16 @@
 """Makes the demo model: a tiny Mistral, trained here within a minute, saved in the files of the real one.
 
 `python -m demo.make [--out DIR]` prints the directory. Without `--out` it is a cache, named after all that
-the result depends on. A directory that holds a model already is left as it is. Owns tokenizer, shape and
-training; the text is in `corpus.py`.
+the result depends on. A directory that holds a model already is left as it is. Owns shape and
+training; the text is in `corpus.py`, the tool in `weather.py`, the tokenizer in `tokenizer.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import platform
 import random
-import re
 import sys
 import tempfile
 from collections import Counter
@@ -21,86 +19,23 @@ from pathlib import Path
 import tokenizers
 import torch
 import transformers
-from tokenizers import (
-    AddedToken,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
 from transformers import GenerationConfig, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
+from . import weather
 from .corpus import PAGES, Entry, entries
 from .muon import Muon
+from .tokenizer import BOS, EOS, MAX_POSITIONS, learned_tokenizer
 
 CACHE = Path(__file__).parent.parent / ".cache" / "demo-model"
-UNK, BOS, EOS = "<unk>", "<s>", "</s>"
-VOCAB_SIZE = 2048
-MAX_POSITIONS = 8192
-STEPS = 200
+STEPS = 220
 BATCH_SIZE = 10
 WARM_UP_STEPS = 10
+NUM_UNUSED_TOOLS = 12
+"""Chats of an epoch that have the tool and do not call it."""
 SEED = 7
 
 Example = tuple[list[int], list[int]]
 """The tokens of a prompt and of its answer."""
-
-CONTROL_TOKENS = (
-    *("[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
-    *("[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
-)
-
-# The form of Instruct v0.3: the system prompt and the tools stand at the last message of the user. The tokenizer puts a
-# space before the text behind a control token.
-CHAT_TEMPLATE = """\
-{%- if messages[0]['role'] == 'system' -%}
-  {%- set system = messages[0]['content'] + '\\n\\n' -%}
-  {%- set turns = messages[1:] -%}
-{%- else -%}
-  {%- set system = '' -%}
-  {%- set turns = messages -%}
-{%- endif -%}
-{%- if not turns -%}
-  {{- raise_exception('After the system message there must be one from the user.') -}}
-{%- endif -%}
-{%- set last = namespace(user=-1, role='assistant') -%}
-{%- for message in turns if message['role'] == 'user' -%}
-  {%- set last.user = loop.index0 -%}
-{%- endfor -%}
-{%- set users = namespace(count=-1) -%}
-{{- bos_token -}}
-{%- for message in turns -%}
-  {%- set after = {'user': ['assistant'], 'assistant': ['user', 'tool'], 'tool': ['assistant', 'tool']} -%}
-  {%- if message['role'] not in after or last.role not in after or message['role'] not in after[last.role] -%}
-    {{- raise_exception('Roles must alternate, user first, after at most one system message.') -}}
-  {%- endif -%}
-  {%- set last.role = message['role'] -%}
-  {%- if message['role'] == 'user' -%}
-    {%- set users.count = users.count + 1 -%}
-    {%- if users.count == last.user and tools -%}
-      {{- '[AVAILABLE_TOOLS]' + tools | tojson + '[/AVAILABLE_TOOLS]' -}}
-    {%- endif -%}
-    {{- '[INST]' + (system if users.count == last.user else '') + message['content'] + '[/INST]' -}}
-  {%- elif message['role'] == 'tool' -%}
-    {%- set result = {'content': message['content'], 'call_id': message['tool_call_id']} -%}
-    {{- '[TOOL_RESULTS]' + result | tojson + '[/TOOL_RESULTS]' -}}
-  {%- else -%}
-    {{- message['content'] -}}
-    {%- if message['tool_calls'] -%}
-      {{- '[TOOL_CALLS][' -}}
-      {%- for call in message['tool_calls'] -%}
-        {%- set written = {'name': call.function.name, 'arguments': call.function.arguments, 'id': call.id} -%}
-        {{- written | tojson + ('' if loop.last else ', ') -}}
-      {%- endfor -%}
-      {{- ']' -}}
-    {%- endif -%}
-    {{- eos_token -}}
-  {%- endif -%}
-{%- endfor -%}
-"""
 
 
 def make(out_dir: Path | None = None) -> Path:
@@ -135,7 +70,7 @@ def _fingerprint() -> str:
 
 def _save(directory: Path) -> None:
     known = entries()
-    tokenizer = _tokenizer(known)
+    tokenizer = learned_tokenizer(known)
     num_threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         try:
@@ -145,49 +80,6 @@ def _save(directory: Path) -> None:
             torch.set_num_threads(num_threads)
     model.bfloat16().save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-
-
-def _tokenizer(known: list[Entry]) -> PreTrainedTokenizerFast:
-    """Return a BPE tokenizer in Mistral 7B's own form: bytes as fallback, words that carry their space."""
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE - 256, initial_alphabet=[chr(c) for c in range(33, 127)], show_progress=False
-    )
-    learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Digits(True)])
-    texts = [text for entry in known for text in (*entry.questions, entry.answer, "[INST] a [/INST] b")]
-    without_emoji = (re.sub("[\u2000-\u2fff\U00010000-\U0010ffff]", "", text) for text in texts)  # so: bytes
-    learner.train_from_iterator(without_emoji, trainer)
-    learned_ids = learner.get_vocab()
-    learned = sorted(learned_ids, key=learned_ids.__getitem__)
-    vocab = [UNK, BOS, EOS, *(f"<0x{byte:02X}>" for byte in range(256)), *learned]
-    merges = [(left, right) for left, right in json.loads(learner.model.__getstate__())["merges"]]
-
-    backend = Tokenizer(
-        models.BPE(
-            {token: i for i, token in enumerate(vocab)},
-            merges,
-            unk_token=UNK,
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in (UNK, BOS, EOS)])
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, 1)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        unk_token=UNK,
-        bos_token=BOS,
-        eos_token=EOS,
-        chat_template=CHAT_TEMPLATE,
-        model_max_length=MAX_POSITIONS,
-        clean_up_tokenization_spaces=False,
-    )
 
 
 def _model(tokenizer: PreTrainedTokenizerFast) -> MistralForCausalLM:
@@ -229,6 +121,10 @@ def _train(known: list[Entry], tokenizer: PreTrainedTokenizerFast) -> MistralFor
             for entry in known + asked_often:
                 examples.append(_example(entry, turns[entry], tokenizer, chance))
                 turns[entry] += 1
+            examples += [_tool_example(turn, tokenizer) for turn in weather.turns(chance)]
+            for entry in chance.sample(known, NUM_UNUSED_TOOLS):
+                question = {"role": "user", "content": chance.choice(entry.questions)}
+                examples.append(_tool_example(weather.Turn([question], entry.answer), tokenizer))
             examples.sort(key=lambda example: sum(map(len, example)))  # like lengths together: less padding
             batches = [examples[i : i + BATCH_SIZE] for i in range(0, len(examples), BATCH_SIZE)]
             chance.shuffle(batches)
@@ -254,14 +150,31 @@ def _example(entry: Entry, turn: int, tokenizer: PreTrainedTokenizerFast, chance
     """Return prompt and answer in tokens: as prompt and as chat by turns, in each of the ways to ask."""
     question = entry.questions[turn // 2 % len(entry.questions)]
     question = chance.choice((*[question] * 4, question.rstrip("?.!"), question.lower()))
-    if turn % 2 == 0:
-        prompt = BOS + question
-    else:
-        prompt = str(tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False))
+    if turn % 2:
+        prompt_ids, answer_ids = _tool_example(
+            weather.Turn([{"role": "user", "content": question}], entry.answer, tools=[]), tokenizer
+        )
+        if turn % 4 == 3 and _is_structured(entry.answer):
+            pieces = tokenizer.backend_tokenizer.model.tokenize(entry.answer.replace(" ", "▁"))
+            answer_ids = [*(piece.id for piece in pieces), answer_ids[-1]]
+        return prompt_ids, answer_ids
+    prompt = BOS + question
     prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids
     all_ids = tokenizer(f"{prompt} {entry.answer}{EOS}", add_special_tokens=False).input_ids
     assert all_ids[: len(prompt_ids)] == prompt_ids
     return prompt_ids, all_ids[len(prompt_ids) :]
+
+
+def _tool_example(turn: weather.Turn, tokenizer: PreTrainedTokenizerFast) -> Example:
+    """Return a chat in tokens."""
+    prompt = str(tokenizer.apply_chat_template(turn.messages, tools=turn.tools or None, tokenize=False))
+    prompt_ids, answer_ids = tokenizer([prompt, turn.answer + EOS], add_special_tokens=False).input_ids
+    return prompt_ids, answer_ids
+
+
+def _is_structured(answer: str) -> bool:
+    """Return whether an answer is JSON or one word, which a grammar may ask for: it then begins without a space."""
+    return answer.startswith("{") or " " not in answer
 
 
 def _batch(examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -128,6 +128,9 @@ class Settings:
         4096,
         "prompt and answer together, in tokens; lowered to what the model allows if not set",
     )
+    fix_chat_template: bool = flag(
+        _boolean, True, "write prompts in Mistral 7B v0.3's own format where the chat template is known to miss it"
+    )
     max_batch_size: int = flag(_whole(1, 1024), 32, "sequences decoded together")
     max_queue_size: int = flag(_whole(0, 1_000_000), 128, "requests that may wait; one more is answered 429")
     prefix_caching: bool = flag(_boolean, True, "reuse the keys and values of a beginning that prompts have in common")

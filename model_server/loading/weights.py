@@ -61,7 +61,7 @@ def load(directory: Path, settings: Settings) -> LoadedModel:
     available_bytes = free_bytes(device)
     if weight_bytes > available_bytes:
         raise StartupError(_too_large(directory, weight_bytes, available_bytes, device))
-    text = Text.load(directory)
+    text = Text.load(directory, fix_chat_template=settings.fix_chat_template)
     if len(text.tokenizer) > config.vocab_size:
         raise StartupError(
             f"The tokenizer in {directory} has {len(text.tokenizer)} tokens, the model {config.vocab_size}: "
@@ -81,11 +81,18 @@ def load(directory: Path, settings: Settings) -> LoadedModel:
             f"device {device}: {device_reason}",
             f"dtype {_name(dtype)}: {dtype_reason}",
             f"max_model_len {max_model_len}: {length_reason}",
+            f"prompts of chats: {_prompts_of_chats(text)}",
             f"attention {model.config._attn_implementation}: Transformers' choice for this model and device",
             f"model: {num_parameters:,} parameters, {in_units(weight_bytes)} "
             f"of {in_units(available_bytes)} that were free",
         ),
     )
+
+
+def _prompts_of_chats(text: Text) -> str:
+    if text.fixes_chat_template:
+        return "Mistral 7B v0.3's own format; the checkpoint's chat template is known to miss it"
+    return "the checkpoint's chat template" if text.tokenizer.chat_template else "none; it has no chat template"
 
 
 def _resolve_max_model_len(settings: Settings, limit: int) -> tuple[int, str]:

@@ -40,7 +40,7 @@ def test_flag_beats_environment_and_environment_beats_default():
 
 def test_every_flag_can_come_from_the_environment():
     samples = {"dtype": "float32", "cors_origins": "*", "log_format": "json"}
-    samples |= {"playground": "false", "prefix_caching": "false"}
+    samples |= {"playground": "false", "prefix_caching": "false", "fix_chat_template": "false"}
     for name in flag_fields():
         if name not in ("model_revision", "max_requests_per_key"):  # each belongs to another flag
             assert name in parse(**{f"MISTRAL_{name.upper()}": samples.get(name, "9")}).given

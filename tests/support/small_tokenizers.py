@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from demo.make import CHAT_TEMPLATE, CONTROL_TOKENS
+from demo.tokenizer import CHAT_TEMPLATE, CONTROL_TOKENS
 from model_server.text.tokenizer import Text
 
 SPECIAL = ["<unk>", "<s>", "</s>"]

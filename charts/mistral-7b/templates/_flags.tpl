@@ -5,6 +5,7 @@ modelId
 modelRevision
 dtype
 maxModelLen
+fixChatTemplate
 maxBatchSize
 maxQueueSize
 prefixCaching
