@@ -20,6 +20,7 @@ from model_server import errors
 from model_server.api.http.middleware import OPENAI_ROOT
 from model_server.api.http.streaming import EVENT_STREAM
 from model_server.api.openai.schema import IGNORED_FIELDS, NO_OP_VALUES, Body, ChatBody, CompletionBody
+from model_server.api.tokenize import TOKENIZER_TAG, DetokenizeBody, TokenizeMessages, TokenizePrompt
 from model_server.api.v1.parameters import ALIASES, GenerateParameters, TrussBody, Watermarking
 from model_server.api.v1.predict import PredictInstances, PredictMessages, PredictPrompt
 from model_server.api.v1.predictions import Predictions
@@ -63,6 +64,7 @@ class OpenAIError(BaseModel):
 
 
 PREDICT_BODIES = (PredictPrompt, PredictMessages, PredictInstances)
+TOKENIZE_BODIES: tuple[type[BaseModel], ...] = (TokenizePrompt, TokenizeMessages, DetokenizeBody)
 OPENAI_BODIES: tuple[type[Body], ...] = (CompletionBody, ChatBody)
 ANSWERS = (Predictions, Error, OpenAIError)
 CODES = {"enum": sorted({cls.code for cls in _tree(ServeError)})}
@@ -74,7 +76,9 @@ def _reference(name: str) -> Schema:
 
 def _schemas(model_name: str) -> dict[str, Schema]:
     """Return the schemas of all bodies and answers, with null, aliases and ignored fields."""
-    models = [(model, "validation") for model in (*PREDICT_BODIES, TrussBody, *OPENAI_BODIES, *ANSWERS)]
+    models = [
+        (model, "validation") for model in (*PREDICT_BODIES, TrussBody, *OPENAI_BODIES, *TOKENIZE_BODIES, *ANSWERS)
+    ]
     _, found = models_json_schema(
         models,  # type: ignore[arg-type]
         schema_generator=PlainSchema,
@@ -85,12 +89,14 @@ def _schemas(model_name: str) -> dict[str, Schema]:
     for parameters in with_parameters:
         _add_aliases(schemas[parameters.__name__]["properties"])
     nullable_models: tuple[type[BaseModel], ...] = (*with_parameters, PredictInstances, *OPENAI_BODIES, Watermarking)
-    for nullable in nullable_models:
+    for nullable in (*nullable_models, *TOKENIZE_BODIES):
         _accept_null(schemas[nullable.__name__])
     for body in OPENAI_BODIES:
         properties = schemas[body.__name__]["properties"]
         properties |= {name: {"enum": [*values, None]} for name, values in NO_OP_VALUES.items()}
         properties |= {name: {} for name in IGNORED_FIELDS} | {"model": {"enum": [model_name]}}
+    for body_with_model in TOKENIZE_BODIES:
+        schemas[body_with_model.__name__]["properties"]["model"] = {"enum": [model_name, None]}
     for name in ("Error", "OpenAIErrorDetail"):
         schemas[name]["properties"]["code"] = CODES
     return schemas
@@ -202,7 +208,7 @@ def describe(app: FastAPI, model_name: str, *, free: frozenset[str], keyed: bool
             if needs_key:
                 refusals.append(errors.Unauthorized)
                 operation["security"] = [{"bearer": []}, {"apiKey": []}]
-            if real_path != path or path.startswith(OPENAI_ROOT):
+            if real_path != path or path.startswith(OPENAI_ROOT) or operation.get("tags") == [TOKENIZER_TAG]:
                 refusals.append(errors.UnknownModel)
             if method == "post":
                 refusals += GENERATION

@@ -51,8 +51,11 @@ class FullByteStream(ByteStream):
 class ByteText:
     """A tokenizer whose tokens are bytes, with a chat template that knows user and assistant."""
 
-    def encode(self, prompt: str) -> list[int]:
-        return [BOS, *(byte + FIRST_BYTE for byte in prompt.encode())]
+    def encode(self, prompt: str, *, add_special_tokens: bool = True) -> list[int]:
+        return [BOS] * add_special_tokens + [byte + FIRST_BYTE for byte in prompt.encode()]
+
+    def vocabulary_texts(self, ids: Sequence[int]) -> list[str]:
+        return [f"<0x{token_id - FIRST_BYTE:02X}>" if token_id >= FIRST_BYTE else "<s>" for token_id in ids]
 
     tool_calls_id = None
 
