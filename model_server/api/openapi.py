@@ -19,6 +19,7 @@ from pydantic.json_schema import models_json_schema
 from model_server import errors
 from model_server.api.http.middleware import OPENAI_ROOT
 from model_server.api.http.streaming import EVENT_STREAM
+from model_server.api.openai.response_input import IGNORED, REFUSED, ResponseBody
 from model_server.api.openai.schema import IGNORED_FIELDS, NO_OP_VALUES, Body, ChatBody, CompletionBody
 from model_server.api.tokenize import TOKENIZER_TAG, DetokenizeBody, TokenizeMessages, TokenizePrompt
 from model_server.api.v1.parameters import ALIASES, GenerateParameters, TrussBody, Watermarking
@@ -76,9 +77,8 @@ def _reference(name: str) -> Schema:
 
 def _schemas(model_name: str) -> dict[str, Schema]:
     """Return the schemas of all bodies and answers, with null, aliases and ignored fields."""
-    models = [
-        (model, "validation") for model in (*PREDICT_BODIES, TrussBody, *OPENAI_BODIES, *TOKENIZE_BODIES, *ANSWERS)
-    ]
+    bodies = (*PREDICT_BODIES, TrussBody, *OPENAI_BODIES, ResponseBody, *TOKENIZE_BODIES)
+    models = [(model, "validation") for model in (*bodies, *ANSWERS)]
     _, found = models_json_schema(
         models,  # type: ignore[arg-type]
         schema_generator=PlainSchema,
@@ -88,13 +88,17 @@ def _schemas(model_name: str) -> dict[str, Schema]:
     with_parameters: tuple[type[BaseModel], ...] = (GenerateParameters, PredictPrompt, PredictMessages, TrussBody)
     for parameters in with_parameters:
         _add_aliases(schemas[parameters.__name__]["properties"])
-    nullable_models: tuple[type[BaseModel], ...] = (*with_parameters, PredictInstances, *OPENAI_BODIES, Watermarking)
-    for nullable in (*nullable_models, *TOKENIZE_BODIES):
+    nullable_models: list[type[BaseModel]] = [*with_parameters, PredictInstances, Watermarking]
+    nullable_models += [*OPENAI_BODIES, ResponseBody, *TOKENIZE_BODIES]
+    for nullable in nullable_models:
         _accept_null(schemas[nullable.__name__])
     for body in OPENAI_BODIES:
         properties = schemas[body.__name__]["properties"]
         properties |= {name: {"enum": [*values, None]} for name, values in NO_OP_VALUES.items()}
         properties |= {name: {} for name in IGNORED_FIELDS} | {"model": {"enum": [model_name]}}
+    properties = schemas["ResponseBody"]["properties"]
+    properties |= {name: {"enum": [*values, None]} for name, (values, _) in REFUSED.items()}
+    properties |= {name: {} for name in IGNORED} | {"model": {"enum": [model_name]}}
     for body_with_model in TOKENIZE_BODIES:
         schemas[body_with_model.__name__]["properties"]["model"] = {"enum": [model_name, None]}
     for name in ("Error", "OpenAIErrorDetail"):
@@ -146,9 +150,9 @@ _GENERATED: dict[int | str, Any] = {
 }
 
 
-def openai_body(kind: type[Body]) -> dict[str, Any]:
+def openai_body(kind: str) -> dict[str, Any]:
     """Return an OpenAI route's part of the document, for its decorator."""
-    content = {"application/json": {"schema": _reference(kind.__name__)}}
+    content = {"application/json": {"schema": _reference(kind)}}
     return {"openapi_extra": {"requestBody": {"required": True, "content": content}}, "responses": _GENERATED}
 
 
