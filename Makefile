@@ -13,7 +13,7 @@ RELEASE ?= mistral-7b
 NAMESPACE ?= mistral
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test e2e fuzz check coverage bench bench-quick load soak gpu docs screenshots lock image push manifests deploy undeploy
+.PHONY: help run dev test oracle e2e fuzz check coverage bench bench-quick load soak gpu docs screenshots lock image push manifests deploy undeploy
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -26,6 +26,14 @@ dev: .venv/installed ## the same, restarted whenever a source file is saved
 
 test: .venv/installed ## run the tests in two processes (JOBS=4: in four)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+oracle: .venv-oracle/installed ## compare prompts with those of mistral-common, in an environment of its own
+	$(BIN)/python -m pytest tests/oracle
+
+.venv-oracle/installed: tests/oracle/requirements.txt .venv/installed
+	$(BIN)/uv venv -q --clear --python $(BIN)/python .venv-oracle
+	$(BIN)/uv pip install -q --python .venv-oracle/bin/python -r $<
+	touch $@
 
 e2e: .venv/installed ## run tests/e2e on the cluster of the kube context E2E_CONTEXT (tests/e2e/README.md)
 	$(BIN)/python -m pytest -s -v tests/e2e

@@ -27,10 +27,10 @@ from .muon import Muon
 from .tokenizer import BOS, EOS, MAX_POSITIONS, learned_tokenizer
 
 CACHE = Path(__file__).parent.parent / ".cache" / "demo-model"
-STEPS = 220
+STEPS = 260
 BATCH_SIZE = 10
 WARM_UP_STEPS = 10
-NUM_UNUSED_TOOLS = 12
+NUM_UNUSED_TOOLS = 10
 """Chats of an epoch that have the tool and do not call it."""
 SEED = 7
 

@@ -155,6 +155,53 @@ def test_parameters_are_sent_as_they_are_set(open_page: Open, server: ScriptedSe
     }  # fmt: skip
 
 
+def test_a_schema_is_sent_with_the_request(open_page: Open, server: ScriptedServer) -> None:
+    page = open_page()
+    page.get_by_label("JSON schema").fill('{"type": "object"}')
+    ask(page, "hi")
+    shows(page, "#status", "Done")
+    assert server.asked[0].body["json_schema"] == {"type": "object"}
+
+
+@pytest.mark.parametrize(("field", "text"), [("JSON schema", "{"), ("JSON schema", "[]"), ("Tools", "{}")])
+def test_json_that_is_none_is_not_sent(open_page: Open, server: ScriptedServer, field: str, text: str) -> None:
+    page = open_page()
+    page.get_by_text("Chat", exact=True).click()
+    page.get_by_label(field).fill(text)
+    ask(page, "hi")
+    assert page.locator("textarea:invalid").count() == 1
+    assert server.asked == []
+
+
+def test_tool_calls_are_shown_and_each_result_is_asked_for(open_page: Open, server: ScriptedServer) -> None:
+    calls = [
+        {"id": f"call{i}abcd", "type": "function", "function": {"name": name, "arguments": '{"city": "Paris"}'}}
+        for i, name in enumerate(["get_weather", "get_time"])
+    ]
+    tools = [{"type": "function", "function": {"name": call["function"]["name"]}} for call in calls]
+    server.acts[:] = [stream(last_event(9, "tool_calls", tool_calls=calls), DONE), ANSWER]
+    page = open_page()
+    page.get_by_text("Chat", exact=True).click()
+    page.get_by_label("Tools").fill(json.dumps(tools))
+
+    ask(page, "How is Paris?")
+    shows(page, ".made .call >> nth=0", 'get_weather({"city": "Paris"})')
+    shows(page, "#prompt-label", "Result of get_weather")
+    ask(page, "sunny")
+    shows(page, "#prompt-label", "Result of get_time")
+    ask(page, "noon")
+    shows(page, ".made >> nth=1", ANSWER_TEXT)
+    shows(page, "#prompt-label", "Message")
+
+    assert server.asked[0].body["tools"] == tools
+    assert server.asked[1].body["messages"] == [
+        {"role": "user", "content": "How is Paris?"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "call0abcd", "content": "sunny"},
+        {"role": "tool", "tool_call_id": "call1abcd", "content": "noon"},
+    ]
+
+
 @pytest.mark.parametrize(
     ("field", "value"), [("Temperature", "-1"), ("Top p", "0"), ("Top p", "1.1"), ("Max new tokens", "4097")]
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import subprocess
 from collections.abc import Sequence
@@ -16,32 +15,40 @@ ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-oracle" / "bin" / "python"
 ENCODE = ROOT / "tests" / "oracle" / "encode.py"
 
-
-def encode(conversations: Sequence[dict[str, Any]]) -> list[Any]:
-    """Return mistral-common's tokens of each conversation, or the text of its error."""
-    done = subprocess.run([PYTHON, ENCODE], input=json.dumps(conversations), capture_output=True, text=True, check=True)
-    found: list[Any] = json.loads(done.stdout)
-    return found
+Pieces = Sequence[tuple[str, float, str]]
+"""A SentencePiece vocabulary: the text, the score and the kind of each token."""
 
 
-@functools.cache
-def pieces() -> list[tuple[str, float, str]]:
-    done = subprocess.run([PYTHON, ENCODE, "--pieces"], capture_output=True, text=True, check=True)
-    return [(piece, score, kind) for piece, score, kind in json.loads(done.stdout)]
+class Oracle:
+    """mistral-common in a process of its own environment."""
+
+    def __init__(self) -> None:
+        self.pieces: Pieces = json.loads(subprocess.run([PYTHON, ENCODE, "--pieces"], capture_output=True).stdout)
+        self._process = subprocess.Popen([PYTHON, ENCODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def encode(self, conversation: dict[str, Any]) -> list[int] | str:
+        """Return the tokens of a conversation in OpenAI's form, or the text of an error."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(json.dumps(conversation) + "\n")
+        stdin.flush()
+        found: list[int] | str = json.loads(stdout.readline())
+        return found
+
+    def close(self) -> None:
+        self._process.communicate()
 
 
-def tokenizer(form: Literal["prepend", "metaspace"], chat_template: str | None = None) -> PreTrainedTokenizerFast:
+def hf_tokenizer(pieces: Pieces, form: Literal["prepend", "metaspace"]) -> PreTrainedTokenizerFast:
     """Return the tokenizer; `form` is how it puts a space before a text, of which both are in checkpoints."""
-    vocab = {piece: i for i, (piece, _, _) in enumerate(pieces())}
-    score = {piece: score for piece, score, kind in pieces() if kind == "normal"}
-    merges = [
-        (left, right)
-        for piece in sorted(score, key=lambda piece: -score[piece])
-        for left, right in sorted(
-            ((piece[:i], piece[i:]) for i in range(1, len(piece))), key=lambda pair: [vocab.get(p, 0) for p in pair]
-        )
-        if left in score and right in score
-    ]
+    vocab = {piece: i for i, (piece, _, _) in enumerate(pieces)}
+    scores = {piece: score for piece, score, kind in pieces if kind == "normal"}
+    merges = []
+    for piece in sorted(scores, key=lambda piece: -scores[piece]):
+        splits = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+        known = [(left, right) for left, right in splits if left in scores and right in scores]
+        merges += sorted(known, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
     backend = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     if form == "prepend":
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -50,8 +57,8 @@ def tokenizer(form: Literal["prepend", "metaspace"], chat_template: str | None =
     backend.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    control = [piece for piece, _, kind in pieces() if kind in ("control", "unknown")]
+    control = [piece for piece, _, kind in pieces if kind in ("control", "unknown")]
     backend.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in control])
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=chat_template
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template="not used"
     )

@@ -107,9 +107,9 @@ def event(text: str, **more: Any) -> bytes:
     return b"data: " + json.dumps({"text": text, **more}, ensure_ascii=False).encode() + b"\n\n"
 
 
-def last_event(tokens: int, finish_reason: str = "stop") -> bytes:
+def last_event(tokens: int, finish_reason: str = "stop", **more: Any) -> bytes:
     """Return the event that ends the text."""
-    return event("", finish_reason=finish_reason, prompt_tokens=3, completion_tokens=tokens)
+    return event("", finish_reason=finish_reason, prompt_tokens=3, completion_tokens=tokens, **more)
 
 
 def error_event(sentence: str, code: str = "internal") -> bytes:
