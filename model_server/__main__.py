@@ -59,6 +59,7 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> None:
     from model_server.api.http.middleware import wrap
     from model_server.api.openai.endpoints import openai_router
     from model_server.api.routes import create_app, public_paths
+    from model_server.api.tokenize import tokenize_router
     from model_server.api.truss import truss_router
     from model_server.model import MistralModel
     from model_server.server import Server
@@ -71,6 +72,7 @@ def serve(argv: Sequence[str], environ: Mapping[str, str]) -> None:
     app = create_app(model, docs=settings.kserve.enable_docs_url)
     app.include_router(openai_router(model))
     app.include_router(truss_router(model))
+    app.include_router(tokenize_router(model))
     if settings.playground:
         app.router.routes.append(playground.route())
     openapi.describe(app, model.name, free=public_paths(model.name), keyed=keys is not None)

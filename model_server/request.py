@@ -11,7 +11,7 @@ import enum
 import itertools
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -128,11 +128,12 @@ class TokenMatcher(Protocol):
         """
         ...
 
-    def fill(self, address: int, num_bytes: int) -> None:
-        """Write the mask of the allowed tokens to memory, one bit a token, in little-endian 32-bit words.
+    @staticmethod
+    def fill_all(matchers: Sequence[Any], address: int, num_bytes: int) -> Mapping[int, ServeError]:
+        """Write the masks of several matchers of this class to memory, one behind the other; return the failures.
 
-        Raises:
-            ServeError: as `accept`.
+        A mask has one bit for each token, in little-endian 32-bit words. A failure stands under the position of its
+        matcher, ends that sequence alone, and leaves its mask undefined.
         """
         ...
 

@@ -19,7 +19,9 @@ from pydantic.json_schema import models_json_schema
 from model_server import errors
 from model_server.api.http.middleware import OPENAI_ROOT
 from model_server.api.http.streaming import EVENT_STREAM
+from model_server.api.openai.response_input import IGNORED, REFUSED, ResponseBody
 from model_server.api.openai.schema import IGNORED_FIELDS, NO_OP_VALUES, Body, ChatBody, CompletionBody
+from model_server.api.tokenize import TOKENIZER_TAG, DetokenizeBody, TokenizeMessages, TokenizePrompt
 from model_server.api.v1.parameters import ALIASES, GenerateParameters, TrussBody, Watermarking
 from model_server.api.v1.predict import PredictInstances, PredictMessages, PredictPrompt
 from model_server.api.v1.predictions import Predictions
@@ -63,6 +65,7 @@ class OpenAIError(BaseModel):
 
 
 PREDICT_BODIES = (PredictPrompt, PredictMessages, PredictInstances)
+TOKENIZE_BODIES: tuple[type[BaseModel], ...] = (TokenizePrompt, TokenizeMessages, DetokenizeBody)
 OPENAI_BODIES: tuple[type[Body], ...] = (CompletionBody, ChatBody)
 ANSWERS = (Predictions, Error, OpenAIError)
 CODES = {"enum": sorted({cls.code for cls in _tree(ServeError)})}
@@ -74,7 +77,8 @@ def _reference(name: str) -> Schema:
 
 def _schemas(model_name: str) -> dict[str, Schema]:
     """Return the schemas of all bodies and answers, with null, aliases and ignored fields."""
-    models = [(model, "validation") for model in (*PREDICT_BODIES, TrussBody, *OPENAI_BODIES, *ANSWERS)]
+    bodies = (*PREDICT_BODIES, TrussBody, *OPENAI_BODIES, ResponseBody, *TOKENIZE_BODIES)
+    models = [(model, "validation") for model in (*bodies, *ANSWERS)]
     _, found = models_json_schema(
         models,  # type: ignore[arg-type]
         schema_generator=PlainSchema,
@@ -84,13 +88,19 @@ def _schemas(model_name: str) -> dict[str, Schema]:
     with_parameters: tuple[type[BaseModel], ...] = (GenerateParameters, PredictPrompt, PredictMessages, TrussBody)
     for parameters in with_parameters:
         _add_aliases(schemas[parameters.__name__]["properties"])
-    nullable_models: tuple[type[BaseModel], ...] = (*with_parameters, PredictInstances, *OPENAI_BODIES, Watermarking)
+    nullable_models: list[type[BaseModel]] = [*with_parameters, PredictInstances, Watermarking]
+    nullable_models += [*OPENAI_BODIES, ResponseBody, *TOKENIZE_BODIES]
     for nullable in nullable_models:
         _accept_null(schemas[nullable.__name__])
     for body in OPENAI_BODIES:
         properties = schemas[body.__name__]["properties"]
         properties |= {name: {"enum": [*values, None]} for name, values in NO_OP_VALUES.items()}
         properties |= {name: {} for name in IGNORED_FIELDS} | {"model": {"enum": [model_name]}}
+    properties = schemas["ResponseBody"]["properties"]
+    properties |= {name: {"enum": [*values, None]} for name, (values, _) in REFUSED.items()}
+    properties |= {name: {} for name in IGNORED} | {"model": {"enum": [model_name]}}
+    for body_with_model in TOKENIZE_BODIES:
+        schemas[body_with_model.__name__]["properties"]["model"] = {"enum": [model_name, None]}
     for name in ("Error", "OpenAIErrorDetail"):
         schemas[name]["properties"]["code"] = CODES
     return schemas
@@ -140,9 +150,9 @@ _GENERATED: dict[int | str, Any] = {
 }
 
 
-def openai_body(kind: type[Body]) -> dict[str, Any]:
+def openai_body(kind: str) -> dict[str, Any]:
     """Return an OpenAI route's part of the document, for its decorator."""
-    content = {"application/json": {"schema": _reference(kind.__name__)}}
+    content = {"application/json": {"schema": _reference(kind)}}
     return {"openapi_extra": {"requestBody": {"required": True, "content": content}}, "responses": _GENERATED}
 
 
@@ -202,7 +212,7 @@ def describe(app: FastAPI, model_name: str, *, free: frozenset[str], keyed: bool
             if needs_key:
                 refusals.append(errors.Unauthorized)
                 operation["security"] = [{"bearer": []}, {"apiKey": []}]
-            if real_path != path or path.startswith(OPENAI_ROOT):
+            if real_path != path or path.startswith(OPENAI_ROOT) or operation.get("tags") == [TOKENIZER_TAG]:
                 refusals.append(errors.UnknownModel)
             if method == "post":
                 refusals += GENERATION

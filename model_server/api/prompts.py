@@ -30,7 +30,9 @@ class FullText(Detokenizer, Protocol):
 class Text(Protocol):
     """The tokenizer's interface; `text.tokenizer.Text` implements it."""
 
-    def encode(self, prompt: str) -> list[int]: ...
+    def encode(self, prompt: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    def vocabulary_texts(self, ids: Sequence[int]) -> list[str]: ...
 
     @property
     def tool_calls_id(self) -> int | None:
@@ -121,7 +123,7 @@ class Call:
             request.cancel()
 
 
-def encode_prompt(prompt: str, model: ServedModel, label: str) -> list[int]:
+def encode_prompt(prompt: str, model: ServedModel, label: str, *, add_special_tokens: bool = True) -> list[int]:
     """Return a prompt's tokens.
 
     Raises:
@@ -129,7 +131,7 @@ def encode_prompt(prompt: str, model: ServedModel, label: str) -> list[int]:
     """
     check_unicode(prompt, label)
     _check_chars(len(prompt), model, label)
-    return _some(model.text.encode(prompt), label)
+    return _some(model.text.encode(prompt, add_special_tokens=add_special_tokens), label)
 
 
 def encode_messages(

@@ -6,12 +6,12 @@ matched (`text/grammar.py`) and how a token is chosen (`sampling.py`).
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,26 +22,42 @@ from model_server.request import TokenMatcher
 logger = logging.getLogger(__name__)
 
 
+_BIAS_OF_BYTE = torch.tensor(
+    [[0.0 if byte >> bit & 1 else -torch.inf for bit in range(8)] for byte in range(256)], dtype=torch.float32
+)
+"""What the eight tokens of a byte of a mask add to their logits. A boolean mask costs a CPU ten times as much."""
+
+
+@functools.cache
+def _bias_of_byte(device: torch.device) -> Tensor:
+    return _BIAS_OF_BYTE.to(device)
+
+
 @dataclass(frozen=True, slots=True)
 class TokenMask:
     """The allowed tokens of the constrained sequences of a step."""
 
     indices: Sequence[int]
     """The constrained sequences, as indices into the step's sampled ones."""
-    allowed: Tensor
-    """(len(indices), vocab_size) booleans on the host, pinned if the model is on a GPU."""
+    bits: Tensor
+    """(len(indices), bytes) on the host, a bit for each token, pinned if the model is on a GPU."""
     errors: Mapping[int, ServeError] = field(default_factory=dict)
     """The sequences whose mask could not be computed, by the same index; every token of theirs is allowed."""
 
     def apply(self, logits: Tensor) -> Tensor:
         """Return (sequences, vocab_size) logits with -inf for every token that is not allowed, without a wait."""
-        allowed = self.allowed.to(logits.device, non_blocking=True)
+        device = logits.device
+        bits = self.bits.to(device, non_blocking=True).int()
+        bias = torch.nn.functional.embedding(bits, _bias_of_byte(device)).flatten(1)[:, : logits.shape[-1]]
         if len(self.indices) == len(logits):
-            return logits.masked_fill(~allowed, -torch.inf)
-        which = to_device(self.indices, logits.device, torch.long)
-        masked = logits.clone()
-        masked[which] = logits[which].masked_fill(~allowed, -torch.inf)
-        return masked
+            return bias.add_(logits)  # the memory of the bias is used again: new memory costs as much as the sum
+        return logits.index_add(0, to_device(self.indices, device, torch.long), bias)
+
+
+def allow_all(num_sequences: int, vocab_size: int, device: torch.device) -> TokenMask:
+    """Return a mask that changes nothing, for all sequences of a step."""
+    words = _words(num_sequences, _num_words(vocab_size), pin=device.type == "cuda").fill_(-1)
+    return TokenMask(range(num_sequences), words.view(torch.uint8))
 
 
 def only_allowed(scores: Tensor, masked_logits: Tensor) -> Tensor:
@@ -59,7 +75,7 @@ class TokenMaskFiller:
     """Fills the masks of a step in a thread beside the forward."""
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
-        self._vocab_size = vocab_size
+        self._num_words = _num_words(vocab_size)
         self._pin = device.type == "cuda"
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="token-mask")
 
@@ -72,18 +88,29 @@ class TokenMaskFiller:
         return self._worker.submit(self._fill, constrained) if constrained else None
 
     def _fill(self, matchers: Mapping[int, TokenMatcher]) -> TokenMask:
-        words = np.empty((len(matchers), (self._vocab_size + 31) // 32), dtype=np.uint32)
-        errors: dict[int, ServeError] = {}
-        for of_sequence, (i, matcher) in zip(words, matchers.items(), strict=True):
-            try:
-                matcher.fill(of_sequence.ctypes.data, of_sequence.nbytes)
-            except ServeError as error:
-                errors[i] = error
-            except Exception:
-                logger.exception("the mask of a sequence could not be computed")
-                errors[i] = InternalError()
-            if i in errors:
-                of_sequence.fill(0xFFFFFFFF)
-        bits = np.unpackbits(words.view(np.uint8), axis=1, count=self._vocab_size, bitorder="little")
-        allowed = torch.from_numpy(bits).view(torch.bool)
-        return TokenMask(list(matchers), allowed.pin_memory() if self._pin else allowed, errors)
+        words = _words(len(matchers), self._num_words, pin=self._pin)
+        failures = _fill_all([*matchers.values()], words)
+        words[[*failures]] = -1
+        indices = [*matchers]
+        errors = {indices[position]: error for position, error in failures.items()}
+        return TokenMask(indices, words.view(torch.uint8), errors)
+
+
+def _fill_all(matchers: Sequence[TokenMatcher], words: Tensor) -> Mapping[int, ServeError]:
+    """Fill the masks of all matchers in one call, or of each alone where that fails; return the failures."""
+    try:
+        return type(matchers[0]).fill_all(matchers, words.data_ptr(), words.nbytes)
+    except Exception:
+        if len(matchers) == 1:
+            logger.exception("the mask of a sequence could not be computed")
+            return {0: InternalError()}
+    alone = [_fill_all([matcher], words[i : i + 1]) for i, matcher in enumerate(matchers)]
+    return {i: failure[0] for i, failure in enumerate(alone) if failure}
+
+
+def _num_words(vocab_size: int) -> int:
+    return (vocab_size + 31) // 32
+
+
+def _words(num_sequences: int, num_words: int, *, pin: bool) -> Tensor:
+    return torch.empty((num_sequences, num_words), dtype=torch.int32, pin_memory=pin)

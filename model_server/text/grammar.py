@@ -8,6 +8,7 @@ logits (`compute/token_mask.py`).
 from __future__ import annotations
 
 import enum
+import functools
 import json
 import re
 import threading
@@ -15,15 +16,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 
-from model_server.errors import BadRequest, GrammarTooComplex
+from model_server.errors import BadRequest, GrammarTooComplex, ServeError
+from model_server.text.json_schema import check_bounds
 
 MAX_SOURCE_CHARS = 64 * 1024
 """A schema, expression or grammar, as text. OpenAI allows schemas of 120,000 characters over all names and values."""
 MAX_CHOICES = 1000
-MAX_DEPTH = 50
-"""Levels of objects and lists in a schema."""
 CACHE_SIZE = 64
 """Compiled grammars kept, the least recently used one dropped first."""
 
@@ -66,11 +66,11 @@ class GrammarSpec:
         """Make one from a decoded JSON schema.
 
         Raises:
-            BadRequest: the schema is not an object, or it is nested too deeply.
+            BadRequest: the schema is not an object, or it passes a bound.
         """
         if not isinstance(schema, dict):
             raise BadRequest(f"{field} must be a JSON schema: an object.", field=field)
-        _check_depth(schema, field)
+        check_bounds(schema, field)
         return cls(GrammarKind.JSON_SCHEMA, json.dumps(schema, ensure_ascii=False), field)
 
     @classmethod
@@ -112,23 +112,33 @@ class Matcher:
                 self._wake_token_id = None
             return
         if not self._matcher.is_stopped() and not self._matcher.consume_token(token_id):
-            self._raise()
+            raise self._too_complex()
 
-    def fill(self, address: int, num_bytes: int) -> None:
-        """Write the mask of the allowed tokens, one bit a token, to memory. Releases the GIL.
+    @staticmethod
+    def fill_all(matchers: Sequence[Matcher], address: int, num_bytes: int) -> dict[int, ServeError]:
+        """Write the masks of several matchers to memory, one behind the other, one bit a token; return the failures.
 
-        Raises:
-            GrammarTooComplex: the parser passed its limits.
+        One call without the GIL: taken and released for each mask, it would stop the thread that runs the step.
         """
-        self._matcher.unsafe_compute_mask_ptr(address, num_bytes)
-        if self._matcher.is_error():
-            self._raise()
+        _executor().unsafe_compute_mask_ptr(
+            [(matcher._matcher, i) for i, matcher in enumerate(matchers)],
+            address,
+            num_bytes // len(matchers),
+            len(matchers),
+        )
+        return {i: matcher._too_complex() for i, matcher in enumerate(matchers) if matcher._matcher.is_error()}
 
-    def _raise(self) -> None:
-        raise GrammarTooComplex(
+    def _too_complex(self) -> GrammarTooComplex:
+        return GrammarTooComplex(
             f"{self.field}: the grammar became too complex in the middle of the answer; simplify it.",
             field=self.field,
         )
+
+
+@functools.cache
+def _executor() -> LLExecutor:
+    """Return the threads that fill masks, as many as llguidance takes for this machine; made at the first mask."""
+    return LLExecutor()
 
 
 class GrammarCompiler:
@@ -196,23 +206,10 @@ def _source(spec: GrammarSpec) -> str:
         return LLMatcher.grammar_from_regex(spec.source)
     if spec.kind is GrammarKind.CHOICE:
         choices = json.loads(spec.source)
-        return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(c, ensure_ascii=False) for c in choices))
+        # One token of the grammar: as a rule, more than a few hundred choices would pass the limits of a step.
+        texts = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+        return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {texts}")
     return LLMatcher.grammar_from_lark(spec.source)
-
-
-def _check_depth(value: object, field: str) -> None:
-    """Refuse a value that is nested too deeply; without recursion, since depth is what it looks for."""
-    level = [value]
-    for _ in range(2 * MAX_DEPTH):
-        level = [
-            child
-            for parent in level
-            if isinstance(parent, dict | list)
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-        ]
-        if not level:
-            return
-    raise BadRequest(f"{field} is nested too deeply; the maximum is {MAX_DEPTH} levels.", field=field)
 
 
 def _reason(matcher: LLMatcher) -> str:

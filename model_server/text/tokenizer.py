@@ -65,13 +65,13 @@ class Text:
             )
         return cls(tokenizer, fix_chat_template=fix_chat_template)
 
-    def encode(self, prompt: str) -> list[int]:
-        """Return the prompt's tokens, with the special ones that the tokenizer adds.
+    def encode(self, prompt: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the prompt's tokens, by default with the special ones that the tokenizer adds.
 
         Raises:
             BadRequest: the prompt holds half of a surrogate pair, which JSON's escapes allow.
         """
-        return self._encode(prompt, field="prompt", add_special_tokens=True)
+        return self._encode(prompt, field="prompt", add_special_tokens=add_special_tokens)
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """Return the prompt of a conversation up to the answer, with the tools that the answer may call.
@@ -138,6 +138,11 @@ class Text:
         text = self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         assert isinstance(text, str)
         return text
+
+    def vocabulary_texts(self, ids: Sequence[int]) -> list[str]:
+        """Return the tokens as the vocabulary writes them."""
+        texts: list[str] = self.tokenizer.convert_ids_to_tokens(list(ids))
+        return texts
 
     def token_text(self, token_id: int) -> str:
         """Return a token as readable text, special ones included; incomplete UTF-8 as `bytes:\\xf0\\x9f`."""

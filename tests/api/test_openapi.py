@@ -21,6 +21,7 @@ from model_server.api.http.middleware import wrap
 from model_server.api.openai.endpoints import openai_router
 from model_server.api.prompts import ModelLimits, ServedModel
 from model_server.api.routes import TRUSS_READY_PATHS, accepts_plain_text, create_app, public_paths
+from model_server.api.tokenize import tokenize_router
 from model_server.api.truss import PATHS as TRUSS_PATHS
 from model_server.api.truss import truss_router
 from model_server.api.v1 import predict, predictions
@@ -68,6 +69,7 @@ def make_app(keyed: bool = False) -> Any:
     app = create_app(EchoModel())  # type: ignore[arg-type]
     app.include_router(openai_router(EchoModel()))  # type: ignore[arg-type]
     app.include_router(truss_router(EchoModel()))  # type: ignore[arg-type]
+    app.include_router(tokenize_router(EchoModel()))  # type: ignore[arg-type]
     openapi.describe(app, "tiny", free=FREE, keyed=keyed)
     wrap(app, max_request_bytes=2**20, client_stall_s=30)
     return app

@@ -100,7 +100,7 @@ def test_prompt_that_just_fits_generates_one_token_and_one_longer_is_refused():
 
 def test_too_many_characters_are_refused_before_the_tokenizer_sees_them():
     class NoTokenizer(ByteText):
-        def encode(self, prompt: str) -> list[int]:
+        def encode(self, prompt: str, *, add_special_tokens: bool = True) -> list[int]:
             raise AssertionError("tokenized")
 
     with pytest.raises(BadRequest, match="prompt has 16385 characters"):

@@ -16,6 +16,7 @@ from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.runner import Runner
 from model_server.compute.sampling import SampledTokens
 from model_server.compute.sequence_sampler import SequenceSampler
+from model_server.compute.token_mask import TokenMask
 from tests.support.flash_attention import documented_varlen_attn
 from tests.support.tiny_model import tiny_mistral
 
@@ -52,19 +53,26 @@ def test_peak_is_that_of_a_full_batch_beside_a_prompt_with_log_probabilities(
 
 
 @pytest.mark.usefixtures("steps")
-def test_every_way_to_sample_is_warmed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_way_to_sample_and_a_mask_for_each_sequence_are_in_the_largest_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = tiny_mistral()
     fuse(model)
     kinds: list[tuple[bool, bool, bool]] = []
+    masks: list[TokenMask] = []
     sample = worst_step.sample
 
-    def recording(logits: torch.Tensor, samplers: Sequence[SequenceSampler], shared: Any) -> SampledTokens:
+    def recording(
+        logits: torch.Tensor, samplers: Sequence[SequenceSampler], shared: Any, mask: TokenMask
+    ) -> SampledTokens:
         kinds.extend((s.do_sample, s.truncates, s.history is not None) for s in samplers)
-        return sample(logits, samplers, shared)
+        masks.append(mask)
+        return sample(logits, samplers, shared, mask)
 
     monkeypatch.setattr(worst_step, "sample", recording)
     worst_step_bytes(model, flash=True, max_batch_size=6, max_prefill_tokens=32)
 
+    assert [list(mask.indices) for mask in masks] == [[*range(6)]]
     assert set(kinds) == {(False, False, False), (True, False, False), (True, True, False), (True, True, True)}
 
 

@@ -51,8 +51,11 @@ class FullByteStream(ByteStream):
 class ByteText:
     """A tokenizer whose tokens are bytes, with a chat template that knows user and assistant."""
 
-    def encode(self, prompt: str) -> list[int]:
-        return [BOS, *(byte + FIRST_BYTE for byte in prompt.encode())]
+    def encode(self, prompt: str, *, add_special_tokens: bool = True) -> list[int]:
+        return [BOS] * add_special_tokens + [byte + FIRST_BYTE for byte in prompt.encode()]
+
+    def vocabulary_texts(self, ids: Sequence[int]) -> list[str]:
+        return [f"<0x{token_id - FIRST_BYTE:02X}>" if token_id >= FIRST_BYTE else "<s>" for token_id in ids]
 
     tool_calls_id = None
 
@@ -141,10 +144,16 @@ class OnlyTokens:
         if len(self.accepted) == self._accept_error_after:
             raise GrammarTooComplex("grammar: the grammar became too complex.", field="grammar")
 
-    def fill(self, address: int, num_bytes: int) -> None:
-        if self._fill_error is not None:
-            raise self._fill_error
+    @staticmethod
+    def fill_all(matchers: Sequence[OnlyTokens], address: int, num_bytes: int) -> dict[int, ServeError]:
         ctypes.memset(address, 0, num_bytes)
         memory = (ctypes.c_uint8 * num_bytes).from_address(address)
-        for token_id in self.allowed:
-            memory[token_id // 8] |= 1 << token_id % 8
+        failures = {}
+        for i, matcher in enumerate(matchers):
+            if isinstance(matcher._fill_error, ServeError):
+                failures[i] = matcher._fill_error
+            elif matcher._fill_error is not None:
+                raise matcher._fill_error
+            for token_id in matcher.allowed:
+                memory[i * (num_bytes // len(matchers)) + token_id // 8] |= 1 << token_id % 8
+        return failures

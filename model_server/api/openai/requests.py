@@ -61,7 +61,7 @@ def parse_completion(
         ServeError: the sentence names the field.
     """
     body = read(CompletionBody, payload)
-    _check_model(body.model, model)
+    check_model(body.model, model)
     if body.best_of not in (None, body.n):
         raise BadRequest(f"best_of must be n ({body.n}) or absent: answers are not compared here.", field="best_of")
     if body.max_tokens == 0 and not body.echo:
@@ -101,7 +101,7 @@ def parse_chat(
         ServeError: the sentence names the field.
     """
     body = read(ChatBody, payload)
-    _check_model(body.model, model)
+    check_model(body.model, model)
     if None not in (body.max_tokens, body.max_completion_tokens):
         raise BadRequest("max_tokens is the old name of max_completion_tokens: give one of them.", field="max_tokens")
     if body.top_logprobs is not None and not body.logprobs:
@@ -177,7 +177,12 @@ def chat_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     return conversation(known, "messages")
 
 
-def _check_model(name: str, model: ServedModel) -> None:
+def check_model(name: str, model: ServedModel) -> None:
+    """Refuse a request for another model.
+
+    Raises:
+        UnknownModel: the name is not the served one.
+    """
     if name != model.name:
         raise UnknownModel(f"There is no model {describe(name)} here; this server serves {model.name}.", field="model")
 

@@ -18,6 +18,7 @@ from model_server.compute.logprobs import TokenLogprobs
 from model_server.compute.runner import Runner, make_kv_cache
 from model_server.compute.sampling import sample
 from model_server.compute.sequence_sampler import sequence_sampler
+from model_server.compute.token_mask import allow_all
 from model_server.request import SamplingParams
 
 GRAPH_BYTES = 32 * 2**20
@@ -48,7 +49,7 @@ def reserved_bytes(model: MistralForCausalLM, *, flash: bool, max_batch_size: in
 def worst_step_bytes(model: MistralForCausalLM, *, flash: bool, max_batch_size: int, max_prefill_tokens: int) -> int:
     """Run the largest step and return its peak memory.
 
-    The step decodes a full batch, prefills a chunk, samples, and reports the log-probabilities of both.
+    The step decodes a full batch, prefills a chunk, samples by a grammar, and reports the log-probabilities of both.
     """
     cache = make_kv_cache(
         model.config,
@@ -73,7 +74,12 @@ def worst_step_bytes(model: MistralForCausalLM, *, flash: bool, max_batch_size: 
     torch.cuda.reset_peak_memory_stats(model.device)
     before_bytes = torch.cuda.memory_allocated(model.device)
     logits = runner.forward(decode, [chunk], range(max_batch_size + max_prefill_tokens))
-    sampled = sample(logits[:max_batch_size], samplers, torch.Generator(model.device))
+    sampled = sample(
+        logits[:max_batch_size],
+        samplers,
+        torch.Generator(model.device),
+        allow_all(max_batch_size, model.config.vocab_size, model.device),
+    )
     with torch.inference_mode():
         token_ids = to_device([0] * max_prefill_tokens, model.device, torch.long)
         of_prompt = TokenLogprobs(logits[max_batch_size:], token_ids, [MAX_LOGPROBS] * max_prefill_tokens)
