@@ -154,9 +154,10 @@ async def measure(options: argparse.Namespace) -> None:
             for fields in ({}, lookup):  # oneDNN compiles its matmuls
                 await decode_s(engine, prompt, len(answer), streams, fields)
             counts = drafted_tokens_total._value.get(), drafted_tokens_accepted_total._value.get()
-            pairs = []
-            for _ in range(options.pairs):
-                pairs.append([await decode_s(engine, prompt, len(answer), streams, f) for f in ({}, lookup)])
+            pairs = [
+                [await decode_s(engine, prompt, len(answer), streams, f) for f in ({}, lookup)]
+                for _ in range(options.pairs)
+            ]
             ratio = statistics.median(plain_s / with_lookup_s for plain_s, with_lookup_s in pairs)
             rate = statistics.median(streams * (len(answer) - 1) / plain_s for plain_s, _ in pairs)
             drafted = (drafted_tokens_total._value.get() - counts[0]) / options.pairs / streams
