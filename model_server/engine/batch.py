@@ -6,6 +6,7 @@ One thread runs the loop. Admission, prefill planning, fault isolation and outpu
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -16,6 +17,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from model_server.compute.gpu.host_device import to_device
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.runner import Runner
 from model_server.compute.sampling import sample
@@ -26,13 +28,16 @@ from model_server.engine.fault_isolation import OUT_OF_MEMORY, isolate_faults
 from model_server.engine.outputs.output import finish_reason, finish_with_error
 from model_server.engine.outputs.output_queue import OutputQueue, PendingToken
 from model_server.engine.outputs.prompt_logprobs import launch_prompt_logprobs, read_prompt_logprobs
+from model_server.engine.prompt_lookup import prompt_lookup
 from model_server.engine.scheduling.admission import admit_next
+from model_server.engine.scheduling.drafts import plan_drafts
 from model_server.engine.scheduling.prefill import PrefillPlanner
 from model_server.engine.scheduling.scheduler import Scheduler
 from model_server.engine.sequence import Sequence, SequenceStatus
 from model_server.engine.step import Batch, InFlightStep
 from model_server.errors import InternalError, OutOfMemory, ServeError
 from model_server.request import FinishReason, Request, Token
+from model_server.telemetry import metrics
 
 logger = logging.getLogger(__name__)
 
@@ -93,14 +98,21 @@ class BatchLoop:
 
     def plan(self) -> Batch:
         """Plan a step: every sequence that has its prompt decodes, the others prefill by the scheduler's policy."""
-        return Batch([s for s in self.scheduler.sequences if s.decoding], self._prefill.plan())
+        decoding = [s for s in self.scheduler.sequences if s.decoding]
+        prefill = self._prefill.plan()
+        drafts = plan_drafts(
+            decoding,
+            device_type=self.runner.model.device.type,
+            max_tokens=self.scheduler.max_prefill_tokens_per_step - sum(chunk.num_tokens for chunk in prefill),
+        )
+        drafting = {draft.sequence for draft in drafts}
+        return Batch([s for s in decoding if s not in drafting], prefill, drafts)
 
     def launch(self, batch: Batch) -> InFlightStep:
         """Launch a step whose tokens are all known on the host."""
-        masks = self._masks.start([sequence.request.matcher for sequence in batch.sampled])
+        masks = self._start_masks(batch)
         decode = [TokenRange(s.kv_offset, s.kv_len, s.output_ids[-1:]) for s in batch.decode]
-        prefill = [chunk.token_range for chunk in batch.prefill]
-        logits = self.runner.forward(decode, prefill, batch.logit_indices)
+        logits = self.runner.forward(decode, batch.ranges, batch.logit_indices)
         self.flush_output()  # on an accelerator, while the forward runs
         return self.sample(batch, logits, masks)
 
@@ -111,7 +123,7 @@ class BatchLoop:
         prompt_logprobs = launch_prompt_logprobs(batch, logits)
         mask = None if masks is None else masks.result()
         sampled = sample(logits[: len(samplers)], samplers, self._generator, mask)
-        return InFlightStep(batch, sampled, prompt_logprobs)
+        return InFlightStep(batch, sampled, prompt_logprobs, logits[len(logits) - batch.num_drafted :])
 
     def process_outputs(self, step: InFlightStep, tokens: Sized[int | ServeError]) -> None:
         """Advance each sequence by what a step has computed for it; one that has finished meanwhile discards it."""
@@ -131,6 +143,8 @@ class BatchLoop:
                 self._append_token(sequence, token, logprobs.get(i))
             except ServeError as error:
                 self.fail(sequence, error)
+        if batch.drafts:
+            self._verify_drafts(step)
 
     def flush_output(self) -> None:
         """Write the pending tokens' output and release the sequences that it ends."""
@@ -141,9 +155,9 @@ class BatchLoop:
         """Move waiting requests into the batch while it has room; the lock guards the queue."""
         while (sequence := admit_next(self.scheduler, self.runner, lock, self._clock())) is not None:
             try:
-                sequence.sampler = sequence_sampler(
-                    self.runner.model, sequence.request.prompt_ids, sequence.request.sampling
-                )
+                prompt_ids, sampling = sequence.request.prompt_ids, sequence.request.sampling
+                sequence.sampler = sequence_sampler(self.runner.model, prompt_ids, sampling)
+                sequence.lookup = prompt_lookup(prompt_ids, sampling, sequence.sampler.eos_token_ids)
             except ServeError as error:
                 self.fail(sequence, error)
 
@@ -180,9 +194,40 @@ class BatchLoop:
         if self.runner.kv_cache.release_unused():
             self._prefill.clear()
 
+    def _start_masks(self, batch: Batch) -> Future[TokenMask] | None:
+        return self._masks.start([sequence.request.matcher for sequence in batch.sampled])
+
     def _compute(self, batch: Batch) -> tuple[InFlightStep, list[int | ServeError]]:
         step = self.launch(batch)
         return step, step.sampled.read()
+
+    def _verify_drafts(self, step: InFlightStep) -> None:
+        """Give the sequences of a step further tokens while their latest one is the one that was guessed.
+
+        Each token is chosen as in a step without guesses, from the logits after the guess that was right. The keys and
+        values of wrong guesses are overwritten by the next step. If a token cannot be chosen, nothing is lost: the next
+        step computes it.
+        """
+        drafts = step.batch.drafts
+        metrics.drafted_tokens_total.inc(step.batch.num_drafted)
+        first = itertools.accumulate((len(draft.token_ids) for draft in drafts), initial=0)
+        right = list(zip(drafts, first, strict=False))
+        for n in itertools.count():
+            right = [(draft, index) for draft, index in right if draft.is_right(n)]
+            if not right:
+                return
+            metrics.drafted_tokens_accepted_total.inc(len(right))
+            batch = Batch([draft.sequence for draft, _ in right])
+            indices = to_device([index + n for _, index in right], step.drafted_logits.device, torch.long)
+            try:
+                following = self.sample(batch, step.drafted_logits[indices], self._start_masks(batch))
+                tokens = following.sampled.read()
+            except torch.AcceleratorError:
+                raise
+            except Exception:
+                logger.warning("guessed tokens could not be verified", exc_info=True)
+                return
+            self.process_outputs(following, tokens)
 
     def _append_token(self, sequence: Sequence, token_id: int, logprob: Token | None) -> None:
         sequence.append(token_id)

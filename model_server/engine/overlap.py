@@ -85,7 +85,7 @@ class OverlappedBatchLoop(BatchLoop):
         return (
             step.sampled.on_device is not None
             and len(batch.decode) == len(self.scheduler.sequences)  # no prefill, and no half of a step that failed
-            and all(s.request.matcher is None for s in batch.decode)  # a grammar needs the last token on the host
+            and not any(s.needs_last_token for s in batch.decode)
         )
 
     def _launch_ahead(self, previous: InFlightStep) -> InFlightStep | None:
@@ -93,6 +93,8 @@ class OverlappedBatchLoop(BatchLoop):
         tokens = previous.sampled.on_device
         going = [i for i, s in enumerate(previous.batch.decode) if not s.finished and s.remaining_tokens > 1]
         if tokens is None or not going or not all(s.decoding for s in self.scheduler.sequences):
+            return None
+        if any(s.needs_last_token for s in previous.batch.decode):  # since its tokens were read, a guess was right
             return None
         if len(going) < len(previous.batch.decode):
             tokens = tokens[to_device(going, tokens.device)]
