@@ -15,8 +15,10 @@ from model_server.request import SamplingParams
 
 MAX_NGRAM_SIZE = 2
 """The default of `max_matching_ngram_size` in `generate`."""
-GROWTH = 2
-"""Guesses for each right one before: the first right guess is followed by two, and so on up to the request's number."""
+GROWTH = 3
+"""Guesses for each right one before, up to the number that the request allows.
+
+A CPU computes four tokens in the time of one, so the three guesses after the first right one take it no time."""
 
 
 class PromptLookup:

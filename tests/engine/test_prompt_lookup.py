@@ -1,0 +1,254 @@
+"""Prompt lookup: which tokens are guessed, and that a guess changes the speed of an answer and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from transformers import MistralForCausalLM
+from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
+
+from model_server.compute.cpu.packed_linear import pack
+from model_server.compute.fused_linear import fuse
+from model_server.compute.kv_cache.base import TokenRange
+from model_server.engine import batch
+from model_server.engine.engine import Engine
+from model_server.engine.prompt_lookup import PromptLookup, find_source
+from model_server.engine.scheduling.drafts import plan_drafts
+from model_server.engine.sequence import Sequence as EngineSequence
+from model_server.errors import InternalError
+from model_server.request import Event, Finished, FinishReason, Request, SamplingParams
+from model_server.telemetry import metrics
+from tests.engine.test_oracle import BATCHED, GREEDY, SAMPLED, answer, expected
+from tests.support.engine_requests import Gate, MakeEngine, events, request, until
+from tests.support.fakes import OnlyTokens, TokenIds
+from tests.support.tiny_model import tiny_mistral
+
+VOCAB_SIZE = 16
+LOOKUP: dict[str, Any] = {"prompt_lookup_num_tokens": 5}
+both_loops = pytest.mark.parametrize("overlap", [False, True], ids=["plain", "overlapped"])
+ids_of_few = st.lists(st.integers(3, 6), min_size=1, max_size=40)
+
+
+@pytest.fixture(scope="module")
+def plain_repeating_model() -> MistralForCausalLM:
+    """A random model of few tokens: its text repeats itself and its prompt, but not for long."""
+    return tiny_mistral(vocab_size=VOCAB_SIZE)
+
+
+@pytest.fixture(scope="module")
+def repeating_model() -> MistralForCausalLM:
+    """The same as the server holds it."""
+    model = tiny_mistral(vocab_size=VOCAB_SIZE)
+    fuse(model)
+    pack(model)
+    return model
+
+
+def lookup_in(prompt: Sequence[int], num_tokens: int = 4, **changes: Any) -> PromptLookup:
+    return PromptLookup(prompt, max_new_tokens=50, num_tokens=num_tokens, **changes)
+
+
+def prompt(seed: int, length: int) -> list[int]:
+    numbers = random.Random(seed)
+    return [numbers.randrange(3, VOCAB_SIZE) for _ in range(length)]
+
+
+def drafted() -> tuple[float, float]:
+    """Return how many tokens were guessed so far, and how many of them were right."""
+    return metrics.drafted_tokens_total._value.get(), metrics.drafted_tokens_accepted_total._value.get()
+
+
+async def answers(engine: Engine, requests: list[Request]) -> list[Any]:
+    engine.submit(requests)
+    return await events(*requests)
+
+
+def tokens_of(found: list[Event]) -> list[tuple[int, ...]]:
+    return [tuple(token.id for token in event.tokens) for event in found if not isinstance(event, Finished)]
+
+
+@given(ids=ids_of_few, num_tokens=st.integers(1, 12), ngram_size=st.integers(1, 6))
+def test_the_source_of_guesses_is_the_one_that_generate_finds(
+    ids: list[int], num_tokens: int, ngram_size: int
+) -> None:
+    of_generate = PromptLookupCandidateGenerator(
+        num_output_tokens=num_tokens, max_matching_ngram_size=ngram_size, max_length=1000
+    )
+    candidates, _ = of_generate.get_candidates(torch.tensor([ids]))
+
+    source = find_source(np.array(ids), ngram_size)
+
+    guessed = [] if source is None else ids[source : source + num_tokens]
+    assert guessed == candidates[0, len(ids) :].tolist()
+
+
+def test_nothing_is_guessed_before_a_guess_would_have_been_right() -> None:
+    lookup = lookup_in([3, 4, 5, 6, 7, 8, 3])
+    assert lookup.draft(10) == []
+
+    lookup.append(4)
+
+    assert lookup.draft(10) == [5, 6, 7]
+
+
+def test_more_is_guessed_the_more_was_right_up_to_the_requests_number() -> None:
+    lookup = lookup_in([*range(3, 30), 3], num_tokens=8)
+    lengths = []
+    for token_id in (4, 5, 6, 7):
+        lookup.append(token_id)
+        lengths.append(len(lookup.draft(100)))
+
+    assert lengths == [3, 6, 8, 8]
+
+
+def test_a_wrong_guess_ends_the_guesses_until_one_is_right_again() -> None:
+    lookup = lookup_in([3, 4, 5, 6, 7, 8, 3])
+    drafts = []
+    for token_id in (4, 9, 5, 6):
+        lookup.append(token_id)
+        drafts.append(lookup.draft(2))
+
+    assert drafts == [[5, 6], [], [], [7, 8]]
+
+
+def test_a_source_is_kept_while_its_guesses_are_right() -> None:
+    """The earliest occurrence of the last two tokens is another one."""
+    lookup = lookup_in([5, 6, 12, 3, 4, 5, 6, 7, 8, 3])
+    for token_id in (4, 5, 6):
+        lookup.append(token_id)
+
+    assert lookup.draft(2) == [7, 8]
+
+
+def test_a_loop_is_guessed_beyond_the_end_of_the_text() -> None:
+    lookup = lookup_in([9, 3, 4, 3, 4], num_tokens=5)
+    lookup.append(3)
+    lookup.append(4)
+
+    assert lookup.draft(10) == [3, 4, 3, 4, 3]
+
+
+def test_no_token_is_guessed_from_an_end_of_sequence_token_on() -> None:
+    lookup = lookup_in([3, 4, 5, 2, 6, 3], eos_token_ids={2})
+    lookup.append(4)
+
+    assert lookup.draft(10) == [5]
+
+
+def confident(text: Sequence[int] = (3, 4, 5, 6, 7, 8, 9, 3), max_new_tokens: int = 20) -> EngineSequence:
+    """Return a decoding sequence whose last guess was right."""
+    sequence = EngineSequence(Request(list(text), SamplingParams({}, max_new_tokens), []), 0, started_s=0.0)
+    sequence.lookup = lookup_in(text, num_tokens=9)
+    sequence.advance_prefill(len(text))
+    sequence.append(4)
+    sequence.append(5)
+    sequence.append(6)
+    return sequence
+
+
+def drafted_lengths(decoding: list[EngineSequence], max_tokens: int) -> list[int]:
+    return [len(d.token_ids) for d in plan_drafts(decoding, device_type="cpu", max_tokens=max_tokens)]
+
+
+def test_the_guesses_of_a_step_are_shared_equally() -> None:
+    assert drafted_lengths([confident() for _ in range(3)], max_tokens=10) == [3, 3, 3]
+    assert drafted_lengths([confident() for _ in range(3)], max_tokens=2) == []
+    assert drafted_lengths([confident()], max_tokens=-5) == []
+    assert drafted_lengths([confident() for _ in range(40)], max_tokens=1000) == []
+
+
+def test_a_draft_leaves_room_for_the_token_after_it() -> None:
+    """A request's KV cache holds no more than its `max_new_tokens`."""
+    sequence = confident(max_new_tokens=6)
+    [draft] = plan_drafts([sequence], device_type="cpu", max_tokens=100)
+
+    assert list(draft.token_ids) == [7, 8]
+    assert draft.token_range.kv_len < sequence.request.max_tokens
+
+
+KINDS = [
+    *(fields for fields in BATCHED if not {"suppress_tokens", "begin_suppress_tokens", "eos_token_id"} & fields.keys()),
+    GREEDY | {"eos_token_id": [2, 5]},
+    GREEDY | {"suppress_tokens": [4, 7]},
+    SAMPLED | {"temperature": 0.3},
+]
+
+
+@pytest.mark.parametrize("fields", [f for f in KINDS if not f["do_sample"]], ids=str)
+async def test_a_greedy_answer_equals_generate_with_prompt_lookup(
+    make_engine: MakeEngine,
+    plain_repeating_model: MistralForCausalLM,
+    repeating_model: MistralForCausalLM,
+    fields: dict[str, Any],
+) -> None:
+    engine = make_engine(repeating_model)
+    jobs = [(prompt(seed, 5 + 9 * seed), 40, fields | LOOKUP) for seed in range(2)]
+
+    given_answers = await asyncio.gather(*(answer(engine, *job) for job in jobs))
+
+    assert [ids for ids, _ in given_answers] == [expected(plain_repeating_model, *job) for job in jobs]
+
+
+@pytest.mark.parametrize("fields", [f for f in KINDS if f["do_sample"]], ids=str)
+async def test_a_sampled_answer_with_a_seed_equals_generate_without_prompt_lookup(
+    make_engine: MakeEngine,
+    plain_repeating_model: MistralForCausalLM,
+    repeating_model: MistralForCausalLM,
+    fields: dict[str, Any],
+) -> None:
+    engine = make_engine(repeating_model)
+    jobs = [(prompt(seed, 5 + 9 * seed), 40, fields) for seed in range(2)]
+
+    given_answers = await asyncio.gather(*(answer(engine, ids, n, fields | LOOKUP) for ids, n, fields in jobs))
+
+    assert [ids for ids, _ in given_answers] == [expected(plain_repeating_model, *job) for job in jobs]
+
+
+def random_requests(seed: int, *, lookup: bool) -> list[Request]:
+    """Return the same requests for the same seed, `lookup` aside."""
+    draw = random.Random(seed)
+    made = []
+    for number in range(40):
+        fields = dict(draw.choice(KINDS))
+        ids, num_tokens = prompt(number, draw.randrange(1, 90)), draw.randrange(1, 60)
+        guesses = {"prompt_lookup_num_tokens": draw.randrange(1, 20), "max_matching_ngram_size": draw.randrange(1, 5)}
+        sampling = {"seed": number, "logprobs": draw.choice([None, 0, 2])}
+        if draw.random() < 0.8 and lookup:
+            fields |= guesses
+        made.append(request(num_tokens, ids, sampling={"generate": fields} | sampling))
+    return made
+
+
+def without_logprobs(found: list[Event]) -> list[Any]:
+    """Return the events with their tokens' ids alone: in batches of other shapes, float32 rounds otherwise."""
+    return [
+        event if isinstance(event, Finished) else (event.text, [(t.id, [id for id, _ in t.top]) for t in event.tokens])
+        for event in found
+    ]
+
+
+@both_loops
+async def test_random_requests_get_the_same_events_with_and_without_prompt_lookup(
+    make_engine: MakeEngine, repeating_model: MistralForCausalLM, overlap: bool
+) -> None:
+    """Prompts, lengths, guesses, parameters and log-probabilities are random; sequences join and leave."""
+    before = drafted()
+    without = await answers(make_engine(repeating_model), random_requests(1, lookup=False))
+    assert drafted() == before
+    engine = make_engine(repeating_model, overlap=overlap)
+    with_lookup = await answers(engine, random_requests(1, lookup=True))
+
+    guessed, right = (after - earlier for after, earlier in zip(drafted(), before, strict=True))
+    assert guessed > right > 100
+    assert list(map(without_logprobs, with_lookup)) == list(map(without_logprobs, without))
+    await until(lambda: engine.running == 0)
+    assert engine.kv_usage == 0
+    assert engine.runner.kv_cache.num_allocatable([10] * 6) == 6
