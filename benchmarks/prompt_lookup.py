@@ -162,6 +162,7 @@ async def measure(options: argparse.Namespace) -> None:
             rate = statistics.median(streams * (len(answer) - 1) / plain_s for plain_s, _ in pairs)
             drafted = (drafted_tokens_total._value.get() - counts[0]) / options.pairs / streams
             accepted = (drafted_tokens_accepted_total._value.get() - counts[1]) / options.pairs / streams
+            report.progress.print(f"{text.name}, {streams} streams: {ratio:.2f}")
             rows.append(
                 [text.name, str(streams), str(len(prompt)), str(len(answer)), f"{drafted:.0f}", f"{accepted:.0f}",
                  f"{rate:.0f}", f"{ratio:.2f}"]
