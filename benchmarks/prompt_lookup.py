@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import re
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,7 +6,6 @@ One thread runs the loop. Admission, prefill planning, fault isolation and outpu
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -17,7 +16,6 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from model_server.compute.gpu.host_device import to_device
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.runner import Runner
 from model_server.compute.sampling import sample
@@ -35,9 +33,9 @@ from model_server.engine.scheduling.prefill import PrefillPlanner
 from model_server.engine.scheduling.scheduler import Scheduler
 from model_server.engine.sequence import Sequence, SequenceStatus
 from model_server.engine.step import Batch, InFlightStep
+from model_server.engine.verification import verify_drafts
 from model_server.errors import InternalError, OutOfMemory, ServeError
 from model_server.request import FinishReason, Request, Token
-from model_server.telemetry import metrics
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +142,7 @@ class BatchLoop:
             except ServeError as error:
                 self.fail(sequence, error)
         if batch.drafts:
-            self._verify_drafts(step)
+            verify_drafts(step, self._sample_and_read, self.process_outputs)
 
     def flush_output(self) -> None:
         """Write the pending tokens' output and release the sequences that it ends."""
@@ -157,7 +155,9 @@ class BatchLoop:
             try:
                 prompt_ids, sampling = sequence.request.prompt_ids, sequence.request.sampling
                 sequence.sampler = sequence_sampler(self.runner.model, prompt_ids, sampling)
-                sequence.lookup = prompt_lookup(prompt_ids, sampling, sequence.sampler.eos_token_ids)
+                # In 16 bits a step with guesses rounds otherwise, and the same seed has to give the same text.
+                if sequence.sampler.generator is None or self.runner.model.dtype == torch.float32:
+                    sequence.lookup = prompt_lookup(prompt_ids, sampling, sequence.sampler.eos_token_ids)
             except ServeError as error:
                 self.fail(sequence, error)
 
@@ -197,37 +197,13 @@ class BatchLoop:
     def _start_masks(self, batch: Batch) -> Future[TokenMask] | None:
         return self._masks.start([sequence.request.matcher for sequence in batch.sampled])
 
+    def _sample_and_read(self, batch: Batch, logits: Tensor) -> tuple[InFlightStep, list[int | ServeError]]:
+        step = self.sample(batch, logits, self._start_masks(batch))
+        return step, step.sampled.read()
+
     def _compute(self, batch: Batch) -> tuple[InFlightStep, list[int | ServeError]]:
         step = self.launch(batch)
         return step, step.sampled.read()
-
-    def _verify_drafts(self, step: InFlightStep) -> None:
-        """Give the sequences of a step further tokens while their latest one is the one that was guessed.
-
-        Each token is chosen as in a step without guesses, from the logits after the guess that was right. The keys and
-        values of wrong guesses are overwritten by the next step. If a token cannot be chosen, nothing is lost: the next
-        step computes it.
-        """
-        drafts = step.batch.drafts
-        metrics.drafted_tokens_total.inc(step.batch.num_drafted)
-        first = itertools.accumulate((len(draft.token_ids) for draft in drafts), initial=0)
-        right = list(zip(drafts, first, strict=False))
-        for n in itertools.count():
-            right = [(draft, index) for draft, index in right if draft.is_right(n)]
-            if not right:
-                return
-            metrics.drafted_tokens_accepted_total.inc(len(right))
-            batch = Batch([draft.sequence for draft, _ in right])
-            indices = to_device([index + n for _, index in right], step.drafted_logits.device, torch.long)
-            try:
-                following = self.sample(batch, step.drafted_logits[indices], self._start_masks(batch))
-                tokens = following.sampled.read()
-            except torch.AcceleratorError:
-                raise
-            except Exception:
-                logger.warning("guessed tokens could not be verified", exc_info=True)
-                return
-            self.process_outputs(following, tokens)
 
     def _append_token(self, sequence: Sequence, token_id: int, logprob: Token | None) -> None:
         sequence.append(token_id)
