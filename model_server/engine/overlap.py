@@ -101,6 +101,7 @@ class OverlappedBatchLoop(BatchLoop):
 def _can_stay_in_flight(batch: Batch) -> bool:
     """Return whether a step can be sampled, and the next one launched, before the host has its tokens.
 
-    A grammar needs the last token on the host, and so does a logits processor that runs for one sequence alone.
+    A grammar and a guess need the last token on the host, and so does a logits processor that runs for one sequence
+    alone.
     """
-    return all(s.sampler.batchable and s.request.matcher is None for s in batch.sampled)
+    return not batch.drafts and all(s.sampler.batchable and not s.needs_last_token for s in batch.sampled)
