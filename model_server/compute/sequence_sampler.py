@@ -69,21 +69,20 @@ class SequenceSampler:
     """The processors by type."""
     batchable: bool = field(init=False)
     """All processors are of the `BATCHABLE` types, in their order."""
+    truncates: bool = field(init=False)
+    """A processor excludes tokens."""
 
     def __post_init__(self) -> None:
         types = [type(p) for p in self.processors]
         self.by_type = dict(zip(types, self.processors, strict=True))
         self.batchable = types == [type_ for type_ in BATCHABLE if type_ in types]
+        self.truncates = any(type_ in TRUNCATIONS for type_ in types)
 
     def append(self, token: Tensor | int) -> None:
         """Append a sampled token, which may be on the device, to the history."""
         if self.history is not None:
             self.history[0, self.length] = token
             self.length += 1
-
-    @property
-    def truncates(self) -> bool:
-        return any(type_ in self.by_type for type_ in TRUNCATIONS)
 
     @property
     def tokens(self) -> Tensor:

@@ -17,6 +17,7 @@ from model_server.compute.kv_cache.contiguous import ContiguousKVCache
 from model_server.compute.runner import Runner
 from model_server.engine.engine import Engine
 from model_server.errors import BadRequest, QueueFull
+from model_server.telemetry.metrics import drafted_tokens_accepted_total
 from tests.engine.test_oracle import BATCHED, FALLBACK, GREEDY, answer, expected, prompt
 from tests.support.engine_requests import Gate, events, request, until
 from tests.support.flash_attention import documented_varlen_attn
@@ -91,6 +92,27 @@ async def test_every_model_shape_equals_generate(make_contiguous_engine: MakeEng
 
     answers = await asyncio.gather(*(answer(engine, *job) for job in jobs))
 
+    assert [ids for ids, _ in answers] == wanted
+
+
+@pytest.mark.parametrize("changes", [{}, {"sliding_window": 13}], ids=str)
+async def test_answers_with_guessed_tokens_equal_generate(
+    make_contiguous_engine: MakeEngine, changes: dict[str, Any]
+) -> None:
+    """A model of few tokens repeats itself; the guesses are ranges of several tokens beside sequences that decode."""
+    model = tiny_mistral(vocab_size=16, **changes)
+    jobs = [([3 + i * n % 13 for i in range(n)], 40, GREEDY | {"eos_token_id": None}) for n in (2, 20, 60)]
+    wanted = [expected(model, *job) for job in jobs]
+    fuse(model)
+    pack(model)
+    engine = make_contiguous_engine(model)
+    before = drafted_tokens_accepted_total._value.get()
+
+    answers = await asyncio.gather(
+        *(answer(engine, ids, n, fields | {"prompt_lookup_num_tokens": 5}) for ids, n, fields in jobs)
+    )
+
+    assert drafted_tokens_accepted_total._value.get() > before
     assert [ids for ids, _ in answers] == wanted
 
 
