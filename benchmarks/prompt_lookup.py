@@ -161,9 +161,10 @@ async def measure(options: argparse.Namespace) -> None:
             for fields in ({}, lookup):  # oneDNN compiles its matmuls
                 await decode_s(engine, prompt, min(30, len(answer)), streams, fields)
             counts = drafted_tokens_total._value.get(), drafted_tokens_accepted_total._value.get()
-            pairs = []
-            for _ in range(options.pairs):
-                pairs.append([await decode_s(engine, prompt, len(answer), streams, f) for f in ({}, lookup)])
+            pairs = [
+                [await decode_s(engine, prompt, len(answer), streams, f) for f in ({}, lookup)]
+                for _ in range(options.pairs)
+            ]
             ratio, of_cpu = (
                 statistics.median(plain[clock] / with_lookup[clock] for plain, with_lookup in pairs)
                 for clock in range(2)
