@@ -17,7 +17,7 @@ RELEASE ?= mistral-7b
 NAMESPACE ?= mistral
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test e2e fuzz check coverage bench bench-quick load soak gpu docs screenshots lock audit sbom dist version \
+.PHONY: help run dev test test-avx2 e2e fuzz check coverage bench bench-quick load soak gpu docs screenshots lock audit sbom dist version \
   release-check release-notes release-image release-chart image push manifests deploy undeploy
 
 help: ## list the targets
@@ -31,6 +31,9 @@ dev: .venv/installed ## the same, restarted whenever a source file is saved
 
 test: .venv/installed ## run the tests in two processes (JOBS=4: in four)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+test-avx2: .venv/installed ## run the tests of the computation as on a CPU without AVX-512
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -q tests/compute tests/loading tests/engine/test_oracle.py
 
 e2e: .venv/installed ## run tests/e2e on the cluster of the kube context E2E_CONTEXT (tests/e2e/README.md)
 	$(BIN)/python -m pytest -s -v tests/e2e
