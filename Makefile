@@ -90,7 +90,7 @@ lock: .venv/installed ## add what pyproject.toml misses to the lock files; UPGRA
 	$(COMPILE) --extra server --extra traces --constraint requirements-dev.lock -o requirements.lock
 
 audit: .venv/installed ## look the locked packages of the server up in the databases of known vulnerabilities
-	$(BIN)/pip-audit --disable-pip --requirement requirements.lock
+	$(BIN)/pip-audit --strict --disable-pip --requirement requirements.lock
 
 sbom: .venv/installed ## write build/sbom.json, the server's packages as a CycloneDX bill of materials
 	mkdir -p build
