@@ -182,7 +182,9 @@ def test_a_push_without_a_registry_is_refused_before_anything_is_built(image: An
     assert calls == []
 
 
-@pytest.mark.parametrize("command", [["hadolint", "Dockerfile"], ["shellcheck", ".ci/image", ".ci/run"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [["hadolint", "Dockerfile"], ["shellcheck", ".ci/image", ".ci/release-image", ".ci/run"]], ids=" ".join
+)
 def test_the_linters_find_nothing(command: list[str]) -> None:
     lint = subprocess.run([tool(command[0]), *command[1:]], cwd=ROOT, capture_output=True, text=True)
 
