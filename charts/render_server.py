@@ -1,7 +1,7 @@
 """Write the server's flags into the chart and the docs; `model_server.settings` is their one declaration.
 
-`python -m charts.render_server` writes the values in `server`, their schema, the list that the template passes to the
-container, and the table in docs/settings.md. `--check` fails where they differ.
+`python -m charts.render_server` writes the values in `server`, their schema, the server's own defaults, which the
+template does not pass to the container, and the table in docs/settings.md. `--check` fails where they differ.
 """
 
 from __future__ import annotations
@@ -28,57 +28,54 @@ PATTERNS = {
 }
 """What the chart demands of a text beyond the server."""
 COMMENTS = {
-    "model_dir": ("Directory with the weights. null: /mnt/models, where KServe puts what `storage.uri` names."),
-    "model_id": ("Hugging Face id that the server itself downloads at every start; needs an empty `storage.uri`."),
-    "model_revision": ("Branch, tag or commit of `modelId`."),
-    "dtype": ("Number format of the weights: auto (float16 on a GPU), float16, bfloat16, float32."),
+    "model_dir": "Directory with the weights. null: /mnt/models, where KServe puts the weights of `storage.uri`.",
+    "model_id": "Hugging Face id that the server itself downloads at every start. It needs an empty `storage.uri`.",
+    "model_revision": "Branch, tag or commit of `modelId`.",
+    "dtype": "Number format of the weights: auto (float16 on a GPU), float16, bfloat16, float32.",
     "max_model_len": (
-        "Prompt and answer together, in tokens. An A10G keeps about 45,000 tokens beside the float16 weights."
+        "Maximum length of prompt and completion together, in tokens. An A10G keeps about 45,000 tokens beside the "
+        "float16 weights."
     ),
     "fix_chat_template": (
-        "Write prompts in Mistral 7B v0.3's own format where the checkpoint's chat template is known to miss it. "
-        "false: use the checkpoint's template whatever it is."
+        "Write prompts in Mistral 7B v0.3's own format where the checkpoint's chat template is known to be wrong. "
+        "false: use the checkpoint's template in any case."
     ),
-    "max_batch_size": (
-        "Sequences decoded together. It is also the default of `scaling.target`: one more request and some of "
-        "them wait."
-    ),
+    "max_batch_size": "Sequences that decode in one step. It is also the default of `scaling.target`.",
     "max_queue_size": (
-        "Requests that may wait in one replica; one more is answered 429. A replica is given at most "
-        "maxBatchSize + maxQueueSize requests at a time (`containerConcurrency`), so everything Knative lets "
-        "in has a place, and what has none waits in Knative's activator, which hands it to the first replica "
-        "with room, a new one included."
+        "Requests that may wait in one replica. The next one gets 429. Knative sends a replica at most "
+        "maxBatchSize + maxQueueSize requests at a time (`containerConcurrency`) and holds the others in its "
+        "activator until a replica has room."
     ),
     "prefix_caching": (
-        "Read what prompts have in common once, and keep it until its memory is needed. Who may call can tell "
-        "from the time to the first token whether a prompt began like an earlier one; false where callers "
-        "must not learn that of each other."
+        "Reuse the KV cache of prompts that begin alike. The time to the first token shows a caller whether a prompt "
+        "begins like an earlier one. Set it to false where callers must not learn that about each other."
     ),
-    "max_request_bytes": ("Largest request body in bytes; more is answered 413."),
+    "max_request_bytes": "Largest request body in bytes. A larger one gets 413.",
     "api_key_file": (
-        "File with one API key a line, bare or as `name: key`, for keys that something else mounts; `apiKeys` below "
-        "sets it by itself."
+        "File with one API key a line, bare or as `name: key`. Set it only for a file that you mount yourself: "
+        "`apiKeys` below sets it too."
     ),
     "max_requests_per_key": (
-        "Requests that the API keys of one name may have in one replica at once; one more is answered 429. 0: any "
-        "number."
+        "Requests that the API keys of one name may have in one replica at once. The next one gets 429. 0: no limit."
     ),
     "drain_seconds": (
-        "Seconds that running requests may go on after SIGTERM. null: `requestTimeoutSeconds`, so that "
-        "scaling down or a rollout cuts no answer. An idle server stops at once whatever this says."
+        "Seconds that running requests may continue after SIGTERM. null: `requestTimeoutSeconds`, so that scaling "
+        "down and rollouts cut no response. An idle server stops at once."
     ),
     "request_timeout_seconds": (
-        "Seconds one request may take in the server. The InferenceService's `timeout`, Knative's cut, is this "
-        "plus `scaling.coldStartSeconds`, so that the server's own, clean ending comes first. 4096 tokens at "
+        "Seconds that one request may take in the server. Knative's `timeout` is this plus "
+        "`scaling.coldStartSeconds`, so that the server ends a long request before Knative cuts it. 4096 tokens at "
         "25 tokens/s take 165 s."
     ),
     "stall_seconds": (
-        "Seconds one decode step may take before the engine counts as dead and the kubelet restarts the container."
+        "Seconds that one decode step may take. After that the engine counts as dead, and the kubelet restarts the "
+        "container."
     ),
-    "client_stall_seconds": ("Seconds a client may stop reading before it is given up."),
-    "cors_origins": ("Origins whose pages may call the server; none by default."),
-    "playground": ("Serve the page to try the model at /playground."),
-    "log_format": ("`json` for log collectors, `text` for people."),
+    "watchdog_seconds": "Seconds that the event loop may block before the process exits. 0: no limit.",
+    "client_stall_seconds": "Seconds that a client may stop reading before the server disconnects it.",
+    "cors_origins": "Origins whose pages may call the server. Empty: none.",
+    "playground": "Serve the playground at /playground.",
+    "log_format": "`json` for log collectors, `text` for people.",
 }
 """What values.yaml says of a flag in place of its help."""
 
@@ -89,10 +86,22 @@ def camel_case(name: str) -> str:
 
 
 def chart_default(name: str) -> Any:
-    value = DEFAULTS.get(name, flag_fields()[name].default)
+    return DEFAULTS[name] if name in DEFAULTS else server_default(name)
+
+
+def server_default(name: str) -> Any:
+    value = flag_fields()[name].default
     if isinstance(value, tuple):
         return list(value)
     return int(value) if isinstance(value, float) else value
+
+
+def default_text(name: str) -> str:
+    """Return the server's own default as a variable would hold it; empty where it is unset."""
+    value = server_default(name)
+    if value in (None, []):
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def schema(name: str) -> dict[str, Any]:
@@ -142,14 +151,14 @@ def rendered() -> dict[Path, str]:
     server = whole["properties"]["server"]
     server["required"] = [camel_case(name) for name in flag_fields() if chart_default(name) is not None]
     server["properties"] = {camel_case(name): schema(name) for name in flag_fields()}
-    flags = "\n".join(map(camel_case, flag_fields()))
+    defaults = "\n".join(f"{camel_case(name)}={default_text(name)}" for name in flag_fields())
     begin, end = f"<!-- {NOTICE} -->", "<!-- end of the generated table -->"
     before, _, rest = SETTINGS_PAGE.read_text().partition(begin)
     return {
         values: re.sub(r"(?ms)^server:\n.*?(?=\n\n)", lambda _: values_block(), values.read_text(), count=1),
         json_schema: json.dumps(whole, indent=2, ensure_ascii=False) + "\n",
-        CHART / "templates" / "_flags.tpl": (
-            f'{{{{/* {NOTICE} */}}}}\n{{{{- define "mistral.serverFlags" -}}}}\n{flags}\n{{{{- end }}}}\n'
+        CHART / "templates" / "_defaults.tpl": (
+            f'{{{{/* {NOTICE} */}}}}\n{{{{- define "mistral.serverDefaults" -}}}}\n{defaults}\n{{{{- end }}}}\n'
         ),
         SETTINGS_PAGE: f"{before}{begin}\n{settings_table()}\n{end}{rest.partition(end)[2]}",
     }

@@ -27,7 +27,7 @@ from .muon import Muon
 from .tokenizer import BOS, EOS, MAX_POSITIONS, learned_tokenizer
 
 CACHE = Path(__file__).parent.parent / ".cache" / "demo-model"
-STEPS = 260
+STEPS = 250
 BATCH_SIZE = 10
 WARM_UP_STEPS = 10
 NUM_UNUSED_TOOLS = 10

@@ -41,6 +41,11 @@ def written_call(city: str) -> str:
     return "[TOOL_CALLS]" + json.dumps([{"name": TOOL["function"]["name"], "arguments": {"city": city}}])
 
 
+def answer_with(weather: str) -> str:
+    """Return what the model says when it has the tool's result."""
+    return f"The tool says: {weather}."
+
+
 def _question(city: str, chance: random.Random) -> dict[str, Any]:
     return {"role": "user", "content": chance.choice(QUESTIONS).format(city)}
 
@@ -51,4 +56,4 @@ def _with_result(city: str, weather: str, chance: random.Random) -> Turn:
     calls = [{"id": call_id, "type": "function", "function": function}]
     call = {"role": "assistant", "content": "", "tool_calls": calls}
     result = {"role": "tool", "tool_call_id": call_id, "content": weather}
-    return Turn([_question(city, chance), call, result], f"The weather in {city}: {weather}.")
+    return Turn([_question(city, chance), call, result], answer_with(weather))

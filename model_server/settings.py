@@ -126,39 +126,45 @@ class Settings:
     max_model_len: int = flag(
         _whole(2, 1_048_576),
         4096,
-        "prompt and answer together, in tokens; lowered to what the model allows if not set",
+        "maximum length of prompt and completion together, in tokens; lowered to the model's limit if not set",
     )
     fix_chat_template: bool = flag(
-        _boolean, True, "write prompts in Mistral 7B v0.3's own format where the chat template is known to miss it"
+        _boolean, True, "write prompts in Mistral 7B v0.3's own format where its chat template is known to be wrong"
     )
-    max_batch_size: int = flag(_whole(1, 1024), 32, "sequences decoded together")
-    max_queue_size: int = flag(_whole(0, 1_000_000), 128, "requests that may wait; one more is answered 429")
-    prefix_caching: bool = flag(_boolean, True, "reuse the keys and values of a beginning that prompts have in common")
-    max_request_bytes: int = flag(_whole(1, 2**31), 2**20, "largest request body; more is answered 413")
+    max_batch_size: int = flag(_whole(1, 1024), 32, "sequences that decode in one step")
+    max_queue_size: int = flag(_whole(0, 1_000_000), 128, "requests that may wait; the next one gets 429")
+    prefix_caching: bool = flag(_boolean, True, "reuse the KV cache of prompts that begin alike")
+    max_request_bytes: int = flag(_whole(1, 2**31), 2**20, "largest request body in bytes; a larger one gets 413")
     api_key_file: Path | None = flag(  # noqa: RUF009
         _path,
         None,
         "file with one API key a line, bare or as `name: key`, read again when it changes; unset: no key is needed",
     )
     max_requests_per_key: int = flag(
-        _whole(0, 1_000_000), 0, "requests that the keys of one name may have at once; one more is answered 429; 0: any"
+        _whole(0, 1_000_000),
+        0,
+        "requests that the keys of one name may have at once; the next one gets 429; 0: no limit",
     )
-    drain_seconds: float = flag(_seconds(0), 30.0, "how long running requests may go on after SIGTERM")
-    request_timeout_seconds: float = flag(_seconds(0.001), 600.0, "how long one request may take, waiting included")
-    stall_seconds: float = flag(_seconds(0.001), 120.0, "how long one step may take before the engine counts as dead")
+    drain_seconds: float = flag(_seconds(0), 30.0, "seconds that running requests may continue after SIGTERM")
+    request_timeout_seconds: float = flag(
+        _seconds(0.001), 600.0, "seconds that one request may take, queueing included"
+    )
+    stall_seconds: float = flag(
+        _seconds(0.001), 120.0, "seconds that one step may take before the engine counts as dead"
+    )
     watchdog_seconds: int = flag(
-        _whole(0, 86_400), 50, "how long the event loop may stand still before the process exits; 0: without limit"
+        _whole(0, 86_400), 50, "seconds that the event loop may block before the process exits; 0: no limit"
     )
     client_stall_seconds: float = flag(
         _seconds(0.001),
         30.0,
-        "how long a client may stop reading, or leave a request unfinished",
+        "seconds that a client may stop reading, or leave a request unfinished",
     )
     cors_origins: tuple[str, ...] = flag(
-        _origins, (), "origins whose pages may call the server, separated by commas; * is all"
+        _origins, (), "origins whose pages may call the server, separated by commas; *: all"
     )
-    playground: bool = flag(_boolean, True, "serve the page to try the model at /playground")
-    log_format: str = flag(_one_of("text", "json"), "text", "text is KServe's format, json one object a line")
+    playground: bool = flag(_boolean, True, "serve the playground at /playground")
+    log_format: str = flag(_one_of("text", "json"), "text", "text: KServe's format; json: one object a line")
 
     model_name: str = "mistral-7b"
     """The name in the routes: --model_name, else INFERENCE_SERVICE_NAME, else mistral-7b."""

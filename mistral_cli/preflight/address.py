@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-from ..rollout.observed import dig
+from ..rollout.state.observed import dig
 from .answer import Answer, Outside, Seen
 from .finding import Finding, ok, unknown
 from .release import Release

@@ -6,8 +6,8 @@ import json
 import re
 from collections.abc import Callable, Iterable
 
-from ..rollout.capacity import quantity
-from ..rollout.observed import dig
+from ..rollout.planning.capacity import quantity
+from ..rollout.state.observed import dig
 from .answer import Answer, Object, Seen
 from .finding import Finding, missing, ok, unknown
 from .knative import needed_flags

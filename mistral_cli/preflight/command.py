@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 
 from ..cluster import Cluster, ClusterError, only_context
-from ..rollout.admission import RESOLVED_BY_NAME
-from ..rollout.observed import dig
+from ..rollout.planning.preconditions import RESOLVED_BY_NAME
+from ..rollout.state.observed import dig
 from . import address, checks, hub, registry, render, report, resolver
 from .answer import Answer, Manifest, Object, Outside, Seen
 from .finding import EXIT_CODES, result

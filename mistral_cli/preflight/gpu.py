@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
-from ..rollout.capacity import GPU_PREFIXES, NODES_THAT_GROW, quantity
-from ..rollout.observed import dig
+from ..rollout.planning.capacity import GPU_PREFIXES, NODES_THAT_GROW, quantity
+from ..rollout.state.observed import dig
 from .answer import Object, Seen
 from .finding import Finding, missing, ok, unknown
 from .release import Release

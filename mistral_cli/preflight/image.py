@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..rollout.admission import RESOLVED_BY_NAME
-from ..rollout.observed import dig
+from ..rollout.planning.preconditions import RESOLVED_BY_NAME
+from ..rollout.state.observed import dig
 from . import registry
 from .answer import Answer, Manifest, Object, Outside, Seen
 from .finding import Finding, missing, ok, unknown

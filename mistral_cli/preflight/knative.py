@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from ..rollout.observed import dig
+from ..rollout.state.observed import dig
 from .answer import Answer, Object, Seen
 from .finding import Finding, missing, ok, unknown
 from .release import Release

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..rollout.observed import dig
+from ..rollout.state.observed import dig
 from .answer import Object, Seen
 from .finding import Finding, missing, ok, unknown
 from .release import Release

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from ..rollout.observed import dig
+from ..rollout.state.observed import dig
 from .answer import Answer, Seen
 from .finding import Finding, missing, ok, unknown
 from .ksvc import COMPONENT_FIELDS

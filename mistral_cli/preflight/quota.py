@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from ..rollout.capacity import demand, quantity
-from ..rollout.observed import dig
+from ..rollout.planning.capacity import demand, quantity
+from ..rollout.state.observed import dig
 from .answer import Seen
 from .finding import Finding, missing, ok, unknown
 from .gpu import SERVICE_LABEL

@@ -25,7 +25,7 @@ from ..cluster import (
     Rejected,
     Unreachable,
 )  # fmt: skip
-from ..rollout.observed import dig
+from ..rollout.state.observed import dig
 from . import ksvc
 from .answer import Answer, Seen
 from .release import Release

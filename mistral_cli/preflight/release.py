@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ..rollout.observed import KNATIVE, MODE_ANNOTATION, OLD_MODE_NAMES, dig
+from ..rollout.state.observed import KNATIVE, MODE_ANNOTATION, OLD_MODE_NAMES, dig
 from .answer import Object
 
 HUB = "hf://"

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 
-from ..rollout.observed import dig
+from ..rollout.state.observed import dig
 from . import hub
 from .answer import Answer, Object, Outside, Seen
 from .finding import Finding, missing, ok, unknown

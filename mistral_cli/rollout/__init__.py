@@ -1,5 +1,5 @@
 """`mistral rollout`: a new image behind an InferenceService, measured against the old one, promoted or reverted.
 
-Computed, decided, acted: `status` reads objects into one phase, `plan` turns a status into steps, `run` takes them.
-Only `run`, `reader`, `lock` and `measure` touch anything outside the process.
+`state` computes a status from objects, `planning` turns a status into steps, `executor` executes them, and `verbs`
+combines the three. Only `executor`, `reader`, `lock` and `gates.measure` touch anything outside the process.
 """

@@ -7,32 +7,42 @@ from typing import Annotated
 
 import typer
 
-from . import run
-from .admission import CANARY, SWAP, Options
-from .gates import DEFAULT_FILE
-from .judge import Addresses
-from .session import Ask, act, print_history, print_plan, print_status, show
+from mistral_cli.rollout import verbs
+from mistral_cli.rollout.gates.evaluator import Addresses
+from mistral_cli.rollout.gates.rules import DEFAULT_FILE
+from mistral_cli.rollout.planning.preconditions import CANARY, SWAP, Options
+from mistral_cli.rollout.session import (
+    CommandOptions,
+    print_history,
+    print_plan,
+    print_status,
+    run_locked,
+    run_readonly,
+)
 
-app = typer.Typer(no_args_is_help=True, help="Bring a new image to users step by step, or put the old one back.")
+app = typer.Typer(no_args_is_help=True, help="Roll out a new image step by step, or put the old one back.")
 
 Name = Annotated[str, typer.Argument(help="The InferenceService.")]
-Context = Annotated[str, typer.Option(help="The kubeconfig's context; never guessed.")]
-Namespace = Annotated[str | None, typer.Option(help="Default: the context's own.")]
+Context = Annotated[str, typer.Option(help="The kubeconfig's context. Required.")]
+Namespace = Annotated[str | None, typer.Option(help="The namespace; default: that of the context.")]
 Image = Annotated[str, typer.Option(help="The new image, by digest.")]
-Gates = Annotated[Path, typer.Option(metavar="FILE", help="Thresholds; default: those that ship.")]
-Url = Annotated[str, typer.Option(help="The gateway, where the cluster's own hosts do not resolve.")]
-Host = Annotated[str, typer.Option(help="The users' host; default: as the status says.")]
-CandidateUrl = Annotated[str, typer.Option(metavar="URL", help="Where the new version alone answers (Standard mode).")]
-StableUrl = Annotated[str, typer.Option(metavar="URL", help="Where the old version alone answers (Standard mode).")]
-Model = Annotated[str | None, typer.Option(help="The model's name; default: the only one there.")]
-KeyFile = Annotated[Path | None, typer.Option("--api-key-file", metavar="FILE", help="Its first line is the key.")]
-Timeout = Annotated[str, typer.Option(help="For the whole command; afterwards the old image comes back.")]
-GpuWait = Annotated[str, typer.Option(help="How long the new pod may find no node.")]
+Gates = Annotated[Path, typer.Option(metavar="FILE", help="File with the thresholds; default: the shipped ones.")]
+Url = Annotated[str, typer.Option(help="Address of the gateway, if the cluster's hosts do not resolve here.")]
+Host = Annotated[str, typer.Option(help="The users' host; default: that of the status.")]
+CandidateUrl = Annotated[str, typer.Option(metavar="URL", help="Address of the new version only (Standard mode).")]
+StableUrl = Annotated[str, typer.Option(metavar="URL", help="Address of the old version only (Standard mode).")]
+Model = Annotated[str | None, typer.Option(help="The model's name; default: the only one that the server lists.")]
+KeyFile = Annotated[Path | None, typer.Option("--api-key-file", metavar="FILE", help="Its first line is the API key.")]
+Timeout = Annotated[str, typer.Option(help="Time limit of the command; after it, the old image is put back.")]
+GpuWait = Annotated[str, typer.Option(help="How long the new pod may wait for a node.")]
 Output = Annotated[str, typer.Option(metavar="text|json", help="json: the last line of stdout is one object.")]
 Summary = Annotated[Path | None, typer.Option(metavar="FILE", help="Append a Markdown table, for a CI job.")]
-Strategy = Annotated[str, typer.Option(metavar="canary|swap", help="swap: one GPU, a pause, no lost request.")]
+Strategy = Annotated[
+    str, typer.Option(metavar="canary|swap", help="canary (two GPUs) or swap (one GPU, with a pause).")
+]
 SharedOwnership = Annotated[
-    bool, typer.Option("--shared-ownership", help="Argo CD or Flux owns the object and ignores image and percent.")
+    bool,
+    typer.Option("--shared-ownership", help="Proceed although Argo CD or Flux owns the object."),
 ]
 
 
@@ -43,9 +53,10 @@ def deploy(
     context: Context,
     namespace: Namespace = None,
     strategy: Annotated[
-        str, typer.Option(metavar="canary|swap", help="swap: one GPU, a pause, no lost request.")
+        str,
+        typer.Option(metavar="canary|swap", help="canary (two GPUs) or swap (one GPU, with a pause)."),
     ] = CANARY,
-    steps: Annotated[str, typer.Option(help="Percent of the users at each step.")] = "10,50",
+    steps: Annotated[str, typer.Option(help="Percent of the traffic at each step.")] = "10,50",
     gates: Gates = DEFAULT_FILE,
     url: Url = "",
     host: Host = "",
@@ -55,24 +66,26 @@ def deploy(
     api_key_file: KeyFile = None,
     timeout: Timeout = "45m",
     gpu_wait: GpuWait = "10m",
-    poll: Annotated[float, typer.Option(min=0.01, metavar="SECONDS", help="Between two looks at the cluster.")] = 2.0,
+    poll: Annotated[float, typer.Option(min=0.01, metavar="SECONDS", help="Seconds between two reads.")] = 2.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan with its reasons.")] = False,
     shared_ownership: SharedOwnership = False,
     output: Output = "text",
     summary: Summary = None,
 ) -> None:
-    """Start, measure, step, promote; whatever fails, the old image has all users again.
+    """Start, measure, step and promote. After any failure the old image has all the traffic again.
 
-    Exit codes: 0 promoted, 1 found bad and reverted, 2 misuse, 3 refused before anything was touched,
-    4 out of time and reverted, 5 could not revert.
+    Exit codes: 0 promoted, 1 failed and reverted, 2 misuse, 3 refused before any change, 4 out of time and
+    reverted, 5 could not revert.
     """
     where = Addresses(url, host, stable_url, candidate_url)
-    ask = Ask(name, context, namespace, output, timeout, gates, where, model, api_key_file, gpu_wait, poll, summary)
+    command = CommandOptions(
+        name, context, namespace, output, timeout, gates, where, model, api_key_file, gpu_wait, poll, summary
+    )
     options = _options(image, strategy, steps, shared_ownership)
     if dry_run:
-        show(ask, lambda actor: print_plan(actor, options))
+        run_readonly(command, lambda executor: print_plan(executor, options))
     else:
-        act(ask, lambda actor: run.deploy(actor, options))
+        run_locked(command, lambda executor: verbs.deploy(executor, options))
 
 
 @app.command()
@@ -81,24 +94,27 @@ def start(
     image: Image,
     context: Context,
     namespace: Namespace = None,
-    percent: Annotated[int, typer.Option(min=0, max=99, help="Users on it once it is ready.")] = 0,
+    percent: Annotated[int, typer.Option(min=0, max=99, help="Percent of the traffic once it is ready.")] = 0,
     timeout: Timeout = "45m",
     gpu_wait: GpuWait = "10m",
     shared_ownership: SharedOwnership = False,
     output: Output = "text",
 ) -> None:
-    """Bring the new image up beside the old one and wait until it is ready."""
+    """Start the new image beside the old one and wait until it is ready."""
     options = Options(image, CANARY, (percent,), shared_ownership)
-    act(Ask(name, context, namespace, output, timeout, gpu_wait=gpu_wait), lambda actor: run.start(actor, options))
+    run_locked(
+        CommandOptions(name, context, namespace, output, timeout, gpu_wait=gpu_wait),
+        lambda executor: verbs.start(executor, options),
+    )
 
 
 @app.command()
 def step(
     name: Name,
     context: Context,
-    percent: Annotated[int, typer.Option(min=1, max=99, help="Users on the new version.")],
+    percent: Annotated[int, typer.Option(min=1, max=99, help="Percent of the traffic for the new version.")],
     namespace: Namespace = None,
-    gates: Annotated[Path | None, typer.Option(metavar="FILE", help="Measure there, by these thresholds.")] = None,
+    gates: Annotated[Path | None, typer.Option(metavar="FILE", help="Measure there, with these thresholds.")] = None,
     url: Url = "",
     candidate_url: CandidateUrl = "",
     stable_url: StableUrl = "",
@@ -107,27 +123,27 @@ def step(
     timeout: Timeout = "45m",
     output: Output = "text",
 ) -> None:
-    """Give the new version a share of the users; with --gates, measure it there."""
+    """Give the new version a percentage of the traffic; with --gates, measure it there."""
     where = Addresses(url, "", stable_url, candidate_url)
     thresholds = gates or DEFAULT_FILE
-    ask = Ask(name, context, namespace, output, timeout, thresholds, where, model, api_key_file)
-    act(ask, lambda actor: run.step(actor, percent, measure=gates is not None))
+    command = CommandOptions(name, context, namespace, output, timeout, thresholds, where, model, api_key_file)
+    run_locked(command, lambda executor: verbs.step(executor, percent, measure=gates is not None))
 
 
 @app.command()
 def promote(
     name: Name, context: Context, namespace: Namespace = None, timeout: Timeout = "45m", output: Output = "text"
 ) -> None:
-    """Give the new version all users."""
-    act(Ask(name, context, namespace, output, timeout), run.promote)
+    """Give the new version all the traffic."""
+    run_locked(CommandOptions(name, context, namespace, output, timeout), verbs.promote)
 
 
 @app.command()
 def stop(
     name: Name, context: Context, namespace: Namespace = None, timeout: Timeout = "10m", output: Output = "text"
 ) -> None:
-    """Take users off the new version and leave it running, to be looked at."""
-    act(Ask(name, context, namespace, output, timeout), run.stop)
+    """Give the new version no traffic and leave it running."""
+    run_locked(CommandOptions(name, context, namespace, output, timeout), verbs.stop)
 
 
 @app.command()
@@ -135,7 +151,7 @@ def revert(
     name: Name, context: Context, namespace: Namespace = None, timeout: Timeout = "45m", output: Output = "text"
 ) -> None:
     """Put the old image back and free the new one's GPU."""
-    act(Ask(name, context, namespace, output, timeout), run.revert_in_progress)
+    run_locked(CommandOptions(name, context, namespace, output, timeout), verbs.revert_in_progress)
 
 
 @app.command()
@@ -143,19 +159,19 @@ def status(
     name: Name,
     context: Context,
     namespace: Namespace = None,
-    wait: Annotated[str, typer.Option(metavar="TIME", help="Wait so long until it is Stable.")] = "0s",
+    wait: Annotated[str, typer.Option(metavar="TIME", help="How long to wait until it is Stable.")] = "0s",
 ) -> None:
-    """Say where the service stands.
+    """Show the status of the service.
 
-    With --wait: 0 Stable, 1 Failed, 4 out of time.
+    Exit codes with --wait: 0 Stable, 1 Failed, 4 out of time.
     """
-    show(Ask(name, context, namespace, timeout=wait), print_status)
+    run_readonly(CommandOptions(name, context, namespace, timeout=wait), print_status)
 
 
 @app.command()
 def history(name: Name, context: Context, namespace: Namespace = None) -> None:
     """List the revisions and the rollouts that ended."""
-    show(Ask(name, context, namespace), print_history)
+    run_readonly(CommandOptions(name, context, namespace), print_history)
 
 
 def _options(image: str, strategy: str, steps: str, shared_ownership: bool) -> Options:

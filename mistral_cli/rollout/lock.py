@@ -17,9 +17,9 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
-from ..cluster import LEASE, ClusterError, Conflict, Kind, NotFound, Object
-from .observed import dig, time_of
-from .record import Record, dump, load, timestamp
+from mistral_cli.cluster import LEASE, ClusterError, Conflict, Kind, NotFound, Object
+from mistral_cli.rollout.record import Record, dump, load, timestamp
+from mistral_cli.rollout.state.observed import dig, time_of
 
 DURATION_S = 45
 RENEW_EVERY_S = 10
@@ -28,12 +28,12 @@ HISTORY = "mistral-rollout/history"
 HISTORY_LENGTH = 10
 
 
-class Held(Exception):
+class LockHeld(Exception):
     """Another runner has the lock; `str(error)` names it."""
 
 
-class Lost(Exception):
-    """The lock went to another runner while this one worked: nothing more may be written."""
+class LockLost(Exception):
+    """Another runner has taken the lock, so this one may write nothing more."""
 
 
 class Leases(Protocol):
@@ -45,7 +45,7 @@ class Leases(Protocol):
 
 
 def identity() -> str:
-    """Name this process, for people and for itself."""
+    """Return a unique name of this process that people can read."""
     job = os.environ.get("GITHUB_RUN_ID") or f"pid {os.getpid()}"
     user = os.environ.get("GITHUB_ACTOR") or os.environ.get("USER", "unknown")
     return f"{user}@{socket.gethostname()} {job} {uuid.uuid4().hex[:6]}"
@@ -67,37 +67,37 @@ class Lock:
         """Take the lock, or that of a runner that renewed it too long ago.
 
         Raises:
-            Held: another runner is at work.
+            LockHeld: another runner has the lock.
         """
         lease = self._read()
         holder = dig(lease, "spec", "holderIdentity")
         if holder and holder != self._owner and self._now() < self._expiry(lease):
-            raise Held(
+            raise LockHeld(
                 f"{holder} has the lock of this rollout until {self._expiry(lease):%H:%M:%S} UTC. "
-                f"A runner that was killed loses it by then."
+                f"The lock of a killed runner expires by then."
             )
         try:
             self._write(lease, self._owner, {})
         except Conflict as error:
-            raise Held(f"Another runner took the lock of this rollout just now: {error}") from error
+            raise LockHeld(f"Another runner took the lock of this rollout just now: {error}") from error
 
     def renew(self) -> None:
         """Extend the lock.
 
         Raises:
-            Lost: another runner has it.
+            LockLost: another runner has it.
         """
         self._update({})
 
     def release(self) -> None:
-        """Give the lock back and keep the record."""
+        """Release the lock and keep the record."""
         with self._mutex:
             if self._lease is not None:
                 lease, self._lease = self._lease, None
                 self._write(lease, None, {})
 
     @contextmanager
-    def kept(self, lost: Callable[[], None]) -> Iterator[None]:
+    def renewing(self, lost: Callable[[], None]) -> Iterator[None]:
         """Renew in the background while the block runs; `lost` is called when another runner has taken it."""
         ended = threading.Event()
 
@@ -105,7 +105,7 @@ class Lock:
             while not ended.wait(RENEW_EVERY_S):
                 try:
                     self.renew()
-                except Lost:
+                except LockLost:
                     lost()
                     return
                 except ClusterError:
@@ -120,7 +120,7 @@ class Lock:
             thread.join(RENEW_EVERY_S)
 
     def record(self) -> Record | None:
-        """Read what the last rollout left."""
+        """Read the record of the last rollout, or None."""
         return load(dig(self._read(), "metadata", "annotations", RECORD))
 
     def history(self) -> list[dict[str, Any]]:
@@ -129,10 +129,10 @@ class Lock:
         return found
 
     def write(self, record: Record) -> None:
-        """Write the record down; one that ended goes into the history as well.
+        """Save the record; one that has ended also goes into the history.
 
         Raises:
-            Lost: another runner has the lock.
+            LockLost: another runner has the lock.
         """
         annotations = {RECORD: dump(record)}
         if not record.unfinished:
@@ -149,7 +149,9 @@ class Lock:
             except Conflict as error:
                 current = self._read()
                 if dig(current, "spec", "holderIdentity") != self._owner:
-                    raise Lost(f"The lock went to {dig(current, 'spec', 'holderIdentity')}.") from error
+                    raise LockLost(
+                        f"Another runner took the lock: {dig(current, 'spec', 'holderIdentity')}."
+                    ) from error
                 self._write(current, self._owner, annotations)
 
     def _read(self) -> Object | None:

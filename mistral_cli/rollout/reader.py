@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Protocol
 
-from ..cluster import (
+from mistral_cli.cluster import (
     DEPLOYMENT,
     EVENT,
     HTTP_ROUTE,
@@ -21,7 +21,7 @@ from ..cluster import (
     NotFound,
     Object,
 )  # fmt: skip
-from .observed import STANDARD, Observed, condition, dig
+from mistral_cli.rollout.state.observed import STANDARD, Observed, condition, dig
 
 LABEL = "serving.kserve.io/inferenceservice"
 KNATIVE_SERVICE_LABEL = "serving.knative.dev/service"

@@ -1,4 +1,4 @@
-"""The record with which the next run can finish or undo a rollout: one JSON text beside the lock."""
+"""The record of a rollout, with which the next run can finish or revert it. It is JSON in an annotation of the lock."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Progress(StrEnum):
 
 @dataclass(frozen=True)
 class Record:
-    """Written before the first patch; whatever it says can be done again without harm."""
+    """Saved before the first patch. Every step that it implies can be repeated."""
 
     image: str
     previous_image: str
@@ -32,11 +32,11 @@ class Record:
     progress: Progress
     started: str
     changed: str
-    """When the last patch was sent: older events say nothing."""
+    """When the last patch was sent; older events do not count."""
     baseline: dict[str, Any] | None = None
-    """Swap: figures of the stable version, measured while it ran."""
+    """Swap: measurements of the stable version, made while it ran."""
     reason: str = ""
-    """Why it is being undone."""
+    """Why it is reverted."""
 
     @property
     def unfinished(self) -> bool:

@@ -1,30 +1,30 @@
-"""How a rollout is shown: one JSON object for programs, a Markdown table for a CI job, a screen for people."""
+"""The output of a rollout: a JSON object, a Markdown table for a CI job, and lines for a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from . import drift
-from .gates import Judgement
-from .observed import Observed, condition, dig
-from .record import Record
-from .status import Status
+from mistral_cli.rollout.gates.rules import GateResult
+from mistral_cli.rollout.planning import drift
+from mistral_cli.rollout.record import Record
+from mistral_cli.rollout.state.observed import Observed, condition, dig
+from mistral_cli.rollout.state.status import Status
 
 
-def as_json(outcome: str, record: Record | None, gates: Sequence[Judgement], seconds: float) -> dict[str, Any]:
+def as_json(outcome: str, record: Record | None, gates: Sequence[GateResult], seconds: float) -> dict[str, Any]:
     """Return the object that `--output json` ends with."""
     return {
         "result": outcome,
         "revision": record.image if record else None,
         "previous": record.previous_image if record else None,
         "reason": record.reason if record else "",
-        "gates": [judgement.as_json() for judgement in gates],
+        "gates": [result.as_json() for result in gates],
         "seconds": round(seconds, 1),
     }
 
 
-def as_markdown(outcome: str, record: Record | None, gates: Sequence[Judgement], seconds: float) -> str:
+def as_markdown(outcome: str, record: Record | None, gates: Sequence[GateResult], seconds: float) -> str:
     """Return the summary of a CI job."""
     lines = [f"## Rollout: {outcome} ({seconds:.0f} s)", ""]
     if record:
@@ -58,9 +58,9 @@ def revisions(observed: Observed, status: Status, past: Sequence[dict[str, Any]]
     """Yield the lines of `rollout history`."""
     for version in status.versions.all:
         ready = condition(version.source, "Ready")
-        said = "ready" if version.ready else str(ready.get("reason") or "not ready")
+        state = "ready" if version.ready else str(ready.get("reason") or "not ready")
         created = dig(version.source, "metadata", "creationTimestamp") or ""
-        yield f"{created}  {version.name}  {said}  {version.share} %  {version.image}"
+        yield f"{created}  {version.name}  {state}  {version.share} %  {version.image}"
     for record in past:
         reason = f": {record['reason']}" if record.get("reason") else ""
         yield f"{record['started'][:19]}Z  {record['progress']}  {record['image']}{reason}"

@@ -1,4 +1,4 @@
-"""One run of the command: cluster, lock, outlet; the outcome becomes an exit code."""
+"""One run of the command: the cluster, the lock, the output, and the exit code."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from pathlib import Path
 
 import typer
 
-from ..cluster import Cluster, ClusterError, NotFound
-from . import admission, drift, plan, report, run
-from .act import Actor
-from .admission import Options, Refused
-from .gates import DEFAULT_FILE, Gates, load
-from .judge import Addresses, GateJudge
-from .lock import Held, Lock, Lost, identity
-from .measure import Meter
-from .reader import Reader
-from .record import Progress
-from .status import Phase, compute, seconds
+from mistral_cli.cluster import Cluster, ClusterError, NotFound
+from mistral_cli.rollout import report, verbs
+from mistral_cli.rollout.executor import Executor
+from mistral_cli.rollout.gates.evaluator import Addresses, GateEvaluator
+from mistral_cli.rollout.gates.measure import Meter
+from mistral_cli.rollout.gates.rules import DEFAULT_FILE, Gates, load
+from mistral_cli.rollout.lock import Lock, LockHeld, LockLost, identity
+from mistral_cli.rollout.planning import drift, plan, preconditions
+from mistral_cli.rollout.planning.preconditions import Options, Refused
+from mistral_cli.rollout.reader import Reader
+from mistral_cli.rollout.record import Progress
+from mistral_cli.rollout.state.status import Phase, compute, seconds
 
 MISUSE, REFUSED, STUCK = 2, 3, 5
 
 
 @dataclass(frozen=True)
-class Ask:
-    """The data that every verb needs."""
+class CommandOptions:
+    """The options that every verb has."""
 
     name: str
     context: str
@@ -48,107 +49,108 @@ class Ask:
     summary: Path | None = None
 
 
-def show(ask: Ask, what: Callable[[Actor], None]) -> None:
-    """Run something that only reads."""
+def run_readonly(command: CommandOptions, what: Callable[[Executor], None]) -> None:
+    """Run a verb that only reads."""
     thresholds = Gates(prompts=())
-    with _failures(ask), closing(Meter(thresholds, {}, None)) as meter:
-        what(_actor(ask, thresholds, meter))
+    with _failures(command), closing(Meter(thresholds, {}, None)) as meter:
+        what(_executor(command, thresholds, meter))
 
 
-def act(ask: Ask, verb: Callable[[Actor], str]) -> None:
+def run_locked(command: CommandOptions, verb: Callable[[Executor], str]) -> None:
     """Run a verb under the lock, and turn its outcome into an exit code."""
     begun_s = time.monotonic()
     # A cancelled CI job reverts like ^C, also where a shell started it in the background and had SIGINT ignored.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
-    with _failures(ask):
-        thresholds = load(ask.gates)
-        meter = Meter(thresholds, _authorization(ask.api_key_file), ask.model)
-        actor = _actor(ask, thresholds, meter)
+    with _failures(command):
+        thresholds = load(command.gates)
+        meter = Meter(thresholds, _authorization(command.api_key_file), command.model)
+        executor = _executor(command, thresholds, meter)
         try:
-            actor.lock.acquire()
-            with actor.lock.kept(actor.lost.set):
-                outcome = verb(actor)
+            executor.lock.acquire()
+            with executor.lock.renewing(executor.lost.set):
+                outcome = verb(executor)
         finally:
             meter.close()
             with suppress(ClusterError):  # otherwise it expires
-                actor.lock.release()
+                executor.lock.release()
         elapsed_s = time.monotonic() - begun_s
-        _say_outcome(ask, actor, outcome, elapsed_s)
-        raise typer.Exit(run.EXIT_CODES[outcome])
+        _report_outcome(command, executor, outcome, elapsed_s)
+        raise typer.Exit(verbs.EXIT_CODES[outcome])
 
 
-def _say_outcome(ask: Ask, actor: Actor, outcome: str, elapsed_s: float) -> None:
-    actor.say(f"{outcome} after {elapsed_s:.0f} s")
-    if outcome == run.STUCK:
-        actor.say(
-            f"The old image could not be put back. Look: mistral rollout status {ask.name} --context {ask.context}. "
-            f"Try again: mistral rollout revert {ask.name} --context {ask.context}"
+def _report_outcome(command: CommandOptions, executor: Executor, outcome: str, elapsed_s: float) -> None:
+    executor.log(f"{outcome} after {elapsed_s:.0f} s")
+    if outcome == verbs.STUCK:
+        executor.log(
+            f"The old image could not be put back. "
+            f"Status: mistral rollout status {command.name} --context {command.context}. "
+            f"Try again: mistral rollout revert {command.name} --context {command.context}"
         )
     if (
-        outcome == run.PROMOTED
-        and actor.record
-        and (said := drift.advice(actor.reader.read().service, actor.record.image))
+        outcome == verbs.PROMOTED
+        and executor.record
+        and (advice := drift.advice(executor.reader.read().service, executor.record.image))
     ):
-        actor.say(said)
-    if ask.summary:
-        with ask.summary.open("a", encoding="utf-8") as file:
-            file.write(report.as_markdown(outcome, actor.record, actor.judgements, elapsed_s))
-    if ask.output == "json":
-        print(json.dumps(report.as_json(outcome, actor.record, actor.judgements, elapsed_s)), flush=True)
+        executor.log(advice)
+    if command.summary:
+        with command.summary.open("a", encoding="utf-8") as file:
+            file.write(report.as_markdown(outcome, executor.record, executor.results, elapsed_s))
+    if command.output == "json":
+        print(json.dumps(report.as_json(outcome, executor.record, executor.results, elapsed_s)), flush=True)
 
 
 @contextmanager
-def _failures(ask: Ask) -> Iterator[None]:
-    """Turn what ends a command early into its sentence and exit code."""
-    if ask.output not in ("text", "json"):
-        raise typer.BadParameter(f"--output is text or json, not {ask.output!r}.")
+def _failures(command: CommandOptions) -> Iterator[None]:
+    """Turn an error that ends a command into its sentence and exit code."""
+    if command.output not in ("text", "json"):
+        raise typer.BadParameter(f"--output is text or json, not {command.output!r}.")
     try:
         yield
-    except (Refused, Held) as error:
-        _fail(ask, "refused", str(error), REFUSED)
+    except (Refused, LockHeld) as error:
+        _fail(command, "refused", str(error), REFUSED)
     except NotFound as error:
-        _fail(ask, "refused", f"There is no InferenceService {ask.name} there, or no KServe: {error}", REFUSED)
-    except Lost as error:
-        _fail(ask, "lost the lock", str(error), STUCK)
+        _fail(command, "refused", f"There is no InferenceService {command.name} there, or no KServe: {error}", REFUSED)
+    except LockLost as error:
+        _fail(command, "lost the lock", str(error), STUCK)
     except ClusterError as error:
-        _fail(ask, "refused", str(error), REFUSED)
+        _fail(command, "refused", str(error), REFUSED)
     except ValueError as error:
-        _fail(ask, "misuse", str(error), MISUSE)
+        _fail(command, "misuse", str(error), MISUSE)
     except KeyboardInterrupt:
-        said = f"Interrupted twice. Look: mistral rollout status {ask.name} --context {ask.context}; "
-        _fail(ask, "stuck", f"{said}undo: mistral rollout revert {ask.name} --context {ask.context}", STUCK)
+        hint = f"Interrupted twice. Status: mistral rollout status {command.name} --context {command.context}; "
+        _fail(command, "stuck", f"{hint}undo: mistral rollout revert {command.name} --context {command.context}", STUCK)
 
 
-def _fail(ask: Ask, result: str, sentence: str, code: int) -> None:
+def _fail(command: CommandOptions, result: str, sentence: str, code: int) -> None:
     print(f"Error: {sentence}", file=sys.stderr, flush=True)
-    if ask.output == "json":
+    if command.output == "json":
         empty = report.as_json(result, None, (), 0) | {"reason": sentence}
         print(json.dumps(empty), flush=True)
     raise typer.Exit(code)
 
 
-def _actor(ask: Ask, thresholds: Gates, meter: Meter) -> Actor:
-    cluster = Cluster(ask.context)
-    namespace = ask.namespace or cluster.namespace
-    outlet = sys.stderr if ask.output == "json" else sys.stdout
+def _executor(command: CommandOptions, thresholds: Gates, meter: Meter) -> Executor:
+    cluster = Cluster(command.context)
+    namespace = command.namespace or cluster.namespace
+    outlet = sys.stderr if command.output == "json" else sys.stdout
 
-    def say(sentence: str) -> None:
+    def log(sentence: str) -> None:
         if sentence:
             print(f"{datetime.now(UTC):%H:%M:%S} {sentence}", file=outlet, flush=True)
 
-    return Actor(
+    return Executor(
         cluster=cluster,
-        reader=Reader(cluster, namespace, ask.name),
-        lock=Lock(cluster, namespace, ask.name, identity()),
-        judge=GateJudge(thresholds, meter, ask.addresses, namespace, ask.name),
-        say=say,
+        reader=Reader(cluster, namespace, command.name),
+        lock=Lock(cluster, namespace, command.name, identity()),
+        evaluator=GateEvaluator(thresholds, meter, command.addresses, namespace, command.name),
+        log=log,
         now=lambda: datetime.now(UTC),
         clock=time.monotonic,
         sleep=time.sleep,
-        deadline_s=time.monotonic() + seconds(ask.timeout),
-        gpu_wait_s=seconds(ask.gpu_wait),
-        poll_s=ask.poll_s,
+        deadline_s=time.monotonic() + seconds(command.timeout),
+        gpu_wait_s=seconds(command.gpu_wait),
+        poll_s=command.poll_s,
     )
 
 
@@ -163,17 +165,17 @@ def _authorization(api_key_file: Path | None) -> dict[str, str]:
     return {"Authorization": f"Api-Key {key.strip()}"} if key.strip() else {}
 
 
-def print_plan(actor: Actor, options: Options) -> None:
-    """Print what `deploy` would do, from the functions that it executes."""
-    observed = actor.reader.read(capacity=True)
-    record = actor.lock.record()
+def print_plan(executor: Executor, options: Options) -> None:
+    """Print the steps of `deploy`, from the functions that it executes."""
+    observed = executor.reader.read(capacity=True)
+    record = executor.lock.record()
     now = compute(observed)
     print(now.describe())
     if record is None or not record.unfinished:
-        admission.check(observed, now, options)
-        record = run.begin(observed, now, options, datetime.now(UTC))
+        preconditions.check(observed, now, options)
+        record = verbs.new_record(observed, now, options, datetime.now(UTC))
     elif record.image != options.image or record.progress != Progress.ROLLING:
-        print(f"The rollout of {record.image} is unfinished and is undone first:")
+        print(f"The rollout of {record.image} is unfinished and is reverted first:")
         for each in plan.revert(now, record):
             print(f"  {plan.describe(each)}")
         return
@@ -184,24 +186,24 @@ def print_plan(actor: Actor, options: Options) -> None:
         print(f"  {plan.describe(each)}")
 
 
-def print_status(actor: Actor) -> None:
-    """Print where the service stands; wait for it as long as the actor has time."""
-    waits = actor.deadline_s > actor.clock()
+def print_status(executor: Executor) -> None:
+    """Print the status; wait until it is Stable or Failed, or the time is up."""
+    waits = executor.deadline_s > executor.clock()
     while True:
-        actor.record = actor.lock.record()
-        observed, now = actor.look()
-        left_s = actor.deadline_s - actor.clock()
+        executor.record = executor.lock.record()
+        observed, now = executor.refresh()
+        left_s = executor.deadline_s - executor.clock()
         if now.phase in (Phase.STABLE, Phase.FAILED) or left_s <= 0:
             break
-        actor.sleep(min(actor.poll_s, left_s))
-    for each in report.screen(observed, now, actor.record):
+        executor.sleep(min(executor.poll_s, left_s))
+    for each in report.screen(observed, now, executor.record):
         print(each)
     if waits and now.phase != Phase.STABLE:
-        raise typer.Exit(run.EXIT_CODES[run.REVERTED if now.phase == Phase.FAILED else run.TIMED_OUT])
+        raise typer.Exit(verbs.EXIT_CODES[verbs.REVERTED if now.phase == Phase.FAILED else verbs.TIMED_OUT])
 
 
-def print_history(actor: Actor) -> None:
+def print_history(executor: Executor) -> None:
     """Print the revisions and the rollouts that ended."""
-    observed = actor.reader.read()
-    for each in report.revisions(observed, compute(observed), actor.lock.history()):
+    observed = executor.reader.read()
+    for each in report.revisions(observed, compute(observed), executor.lock.history()):
         print(each)

@@ -90,7 +90,7 @@ def test_wrong_tools_are_refused_with_a_sentence(body: dict[str, Any], sentence:
         predict.parse({"messages": [USER]} | body, MODEL)
 
     assert [str(refused.value).startswith(sentence) for refused in (of_chat, of_predict)] == [True, True], of_chat.value
-    assert of_chat.value.field == next(reversed(body)) or of_chat.value.field in body
+    assert of_chat.value.field in {*body, "messages"}
     assert len(str(of_chat.value)) < 500
 
 

@@ -7,8 +7,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from kserve.model_server import parser
 
 from charts.render_manifests import CHART, IMAGE, scenarios, tool
+from charts.render_server import chart_default
+from model_server.settings import Settings, flag_fields
 from tests.support.helm import (
     SCENARIOS,
     container,
@@ -161,6 +164,26 @@ def test_zero_and_false_are_values() -> None:
     assert own["serving.kserve.io/enable-tag-routing"] == "false"
     assert environment(values)["MISTRAL_PLAYGROUND"] == "false"
     assert environment(values)["MISTRAL_MAX_QUEUE_SIZE"] == "0"
+
+
+def test_a_setting_at_the_servers_own_default_is_not_passed_so_that_an_older_image_starts() -> None:
+    passed = {name for name in environment() if name.startswith("MISTRAL_")}
+    assert passed == {"MISTRAL_DRAIN_SECONDS", "MISTRAL_REQUEST_TIMEOUT_SECONDS", "MISTRAL_LOG_FORMAT"}
+    assert "MISTRAL_LOG_FORMAT" not in environment({"server.logFormat": "text"})
+
+
+def test_a_setting_that_differs_from_the_servers_own_default_is_passed() -> None:
+    values = {"server.maxBatchSize": 8, "server.corsOrigins": ["https://a.example", "https://b.example"]}
+    assert environment(values)["MISTRAL_MAX_BATCH_SIZE"] == "8"
+    assert environment(values)["MISTRAL_CORS_ORIGINS"] == "https://a.example,https://b.example"
+
+
+def test_a_server_started_by_the_chart_has_the_settings_of_the_values() -> None:
+    variables = {name: value for name, value in environment().items() if value is not None}
+    settings = Settings.parse(container()["args"], variables, parser)
+    values = {name: chart_default(name) for name in flag_fields()}
+    found = {name: getattr(settings, name) for name in flag_fields()}
+    assert found | {"cors_origins": []} == values | {"drain_seconds": values["request_timeout_seconds"]}
 
 
 def test_large_numbers_keep_their_digits() -> None:

@@ -24,5 +24,5 @@ def test_a_new_flag_reaches_values_schema_template_and_docs(monkeypatch: pytest.
     schema = json.loads(files["values.schema.json"])["properties"]["server"]
     assert schema["properties"]["numCats"] == {"type": "integer", "minimum": 1, "maximum": 9}
     assert "numCats" in schema["required"]
-    assert "\nnumCats\n" in files["_flags.tpl"]
+    assert "\nnumCats=5\n" in files["_defaults.tpl"]
     assert "| `--num_cats` | 5 | how many cats sit beside the server |" in files["settings.md"]

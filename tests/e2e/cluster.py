@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from charts.render_manifests import CHART, scenarios, tool
@@ -46,9 +47,9 @@ class Release:
     def helm(self, *arguments: str) -> str:
         return _run(tool("helm"), "--kube-context", self.context, "--namespace", self.namespace, *arguments)
 
-    def install(self, scenario: str = "minimal-cpu") -> None:
+    def install(self, scenario: str = "minimal-cpu", settings: Mapping[str, str] = MappingProxyType({})) -> None:
         values = [f"--values={path}" for path in (scenarios()[scenario], self.values) if path]
-        values += _sets(image_settings(self.images[0]))
+        values += _sets({**image_settings(self.images[0]), **settings})
         self.helm("upgrade", "--install", NAME, str(CHART), "--create-namespace", *values)
 
     def wait_until_ready(self) -> None:
@@ -59,10 +60,15 @@ class Release:
         settings = image_settings(image)
         if canary_percent is not None:
             settings["rollout.canaryTrafficPercent"] = str(canary_percent)
+        self.change(settings)
+
+    def change(self, settings: Mapping[str, str]) -> None:
+        """Change values of the release."""
         self.helm("upgrade", NAME, str(CHART), "--reset-then-reuse-values", *_sets(settings))
 
     def uninstall(self) -> None:
         """Remove all of it, also what the chart leaves for older revisions."""
+        self.helm("uninstall", NAME, "--ignore-not-found", "--wait")
         self.kubectl("delete", "namespace", self.namespace, "--ignore-not-found")
         for name in self.kubectl("get", "clusterstoragecontainer", "--output", "name").split():
             if f"/{self.namespace}-{NAME}" in name:
@@ -80,6 +86,10 @@ class Release:
     def other_image(self) -> str:
         """The good image that is not the current one."""
         return next(image for image in self.images if image != self.image)
+
+    @property
+    def newest_revision(self) -> str:
+        return self.service["status"]["components"]["predictor"].get("latestCreatedRevision", "")
 
     @property
     def newest_ready_revision(self) -> str:
@@ -124,7 +134,7 @@ def image_settings(image: str) -> dict[str, str]:
     return {"image.repository": repository, "image.tag": tag, "image.digest": ""}
 
 
-def _sets(settings: dict[str, str]) -> list[str]:
+def _sets(settings: Mapping[str, str]) -> list[str]:
     return [f"--set={name}={value}" for name, value in settings.items()]
 
 

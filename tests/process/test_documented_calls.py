@@ -50,8 +50,8 @@ def test_the_readme_and_the_docs_show_calls() -> None:
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_documented_call_is_answered(call: str, server: ServerProcess) -> None:
-    arguments = shlex.split(call.replace(LOCAL, server.url))
+def test_a_documented_call_is_answered(call: str, tool_server: ServerProcess) -> None:
+    arguments = shlex.split(call.replace(LOCAL, tool_server.url))
 
     done = subprocess.run([*arguments, "--silent", "--fail-with-body", "--max-time", "100"], capture_output=True)
 

@@ -1,16 +1,21 @@
 {{/* The server's container: how the values become flags, environment, probes and mounts. */}}
 
-{{/* One MISTRAL_<NAME> for each of `server`, in its order; null is the server's own default. */}}
+{{/*
+One MISTRAL_<NAME> for each of `server` that differs from the server's own default, in its order. A server refuses a
+setting that it does not know: an older image starts with this chart as long as no value is set that is newer than it.
+*/}}
 {{- define "mistral.serverEnv" -}}
 {{- $server := .Values.server -}}
 {{- $derived := dict
   "apiKeyFile" (include "mistral.apiKeyFile" .)
   "drainSeconds" (include "mistral.drainSeconds" .)
   "corsOrigins" (join "," $server.corsOrigins) -}}
-{{- range $name := splitList "\n" (include "mistral.serverFlags" . | trim) }}
+{{- range splitList "\n" (include "mistral.serverDefaults" . | trim) }}
+{{- $name := splitList "=" . | first }}
+{{- $default := trimPrefix (printf "%s=" $name) . }}
 {{- $value := ternary (get $derived $name) (get $server $name) (hasKey $derived $name) -}}
 {{- if kindIs "float64" $value }}{{ $value = int64 $value }}{{ end -}}
-{{- if not (or (kindIs "invalid" $value) (eq (toString $value) "")) }}
+{{- if not (or (kindIs "invalid" $value) (eq (toString $value) $default)) }}
 - name: MISTRAL_{{ snakecase $name | upper }}
   value: {{ toString $value | quote }}
 {{- end }}

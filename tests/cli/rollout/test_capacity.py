@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from mistral_cli.rollout import capacity
-from mistral_cli.rollout.capacity import demand, quantity
-from mistral_cli.rollout.observed import Observed
+from mistral_cli.rollout.planning import capacity
+from mistral_cli.rollout.planning.capacity import demand, quantity
+from mistral_cli.rollout.state.observed import Observed
 from tests.support.cluster_api.knative import inference_service
 
 Object = dict[str, Any]

@@ -101,7 +101,7 @@ def test_an_interrupted_rollout_is_reverted(tmp_path: Path, sent: signal.Signals
         process.send_signal(sent)
         stdout, stderr = process.communicate(timeout=90)
         assert process.returncode == 1, stderr
-        assert "Reverting: it was interrupted" in stdout
+        assert "Reverting: interrupted" in stdout
         assert cluster.at.users() == {OLD: 100}
         assert NEW not in cluster.at.world.images_by_revision().values()
 
@@ -120,7 +120,7 @@ def test_a_killed_runner_leaves_what_the_next_one_finishes(tmp_path: Path) -> No
         again = cluster.deploy()
         stdout, _ = again.communicate(timeout=90)
         assert again.returncode == 0
-        assert "goes on" in stdout
+        assert "Resuming the rollout of" in stdout
         assert cluster.at.users() == {NEW: 100}
 
 

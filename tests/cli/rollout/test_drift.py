@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from charts.render_manifests import CHART, scenarios, tool
-from mistral_cli.rollout import drift
+from mistral_cli.rollout.planning import drift
 
 DIGEST = "sha256:" + "a" * 64
 SERVICE = {

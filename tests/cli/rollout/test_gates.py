@@ -9,23 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from mistral_cli.rollout import run
-from mistral_cli.rollout.admission import Options
-from mistral_cli.rollout.gates import (
+from mistral_cli.rollout import verbs
+from mistral_cli.rollout.gates.evaluator import Addresses, GateEvaluator
+from mistral_cli.rollout.gates.measure import Meter, endpoint
+from mistral_cli.rollout.gates.rules import (
     Answer,
-    Figures,
+    GateResult,
     Gates,
-    Judgement,
+    Measurements,
     Query,
     edit_distance,
-    judge,
-    judge_query,
+    evaluate,
+    evaluate_query,
     load,
     percentile,
 )  # fmt: skip
-from mistral_cli.rollout.judge import Addresses, GateJudge
-from mistral_cli.rollout.measure import Meter, endpoint
-from mistral_cli.rollout.status import compute
+from mistral_cli.rollout.planning.preconditions import Options
+from mistral_cli.rollout.state.status import compute
 from tests.support.cluster_api.gateway import CUTTING, FAILING, GOOD, NONSENSE, Behaviour, Gateway, serving
 from tests.support.cluster_api.knative import NAME, NAMESPACE
 from tests.support.cluster_api.runs import NEW, OLD, bench
@@ -34,12 +34,14 @@ from tests.support.server_process import free_port
 FEW = Gates(prompts=("a", "b"), requests=4, concurrency=2, request_timeout_s=20)
 
 
-def answers(number: int = 4, *, text: str = "Paris", ttft_s: float = 0.5, rate: float = 20.0) -> Figures:
-    return Figures(tuple(Answer("ab"[each % 2], text, ttft_s=ttft_s, tokens_per_second=rate) for each in range(number)))
+def answers(number: int = 4, *, text: str = "Paris", ttft_s: float = 0.5, rate: float = 20.0) -> Measurements:
+    return Measurements(
+        tuple(Answer("ab"[each % 2], text, ttft_s=ttft_s, tokens_per_second=rate) for each in range(number))
+    )
 
 
-def verdicts(gates: Gates, stable: Figures, candidate: Figures) -> dict[str, bool | None]:
-    return {judgement.name: judgement.passed for judgement in judge(gates, stable, candidate)}
+def verdicts(gates: Gates, stable: Measurements, candidate: Measurements) -> dict[str, bool | None]:
+    return {result.name: result.passed for result in evaluate(gates, stable, candidate)}
 
 
 # Judging
@@ -50,7 +52,7 @@ def test_equal_figures_pass_every_gate() -> None:
 
 
 def test_a_gate_without_data_is_not_passed() -> None:
-    assert True not in verdicts(FEW, Figures(), Figures()).values()
+    assert True not in verdicts(FEW, Measurements(), Measurements()).values()
 
 
 def test_too_few_requests_are_no_data() -> None:
@@ -62,15 +64,15 @@ def test_too_few_requests_are_no_data() -> None:
 @pytest.mark.parametrize(
     ("gate", "candidate"),
     [
-        ("error_rate", Figures((*answers(3).answers, Answer("a", error="500")))),
-        ("incomplete_streams", Figures((*answers(3).answers, Answer("a", error="cut", incomplete=True)))),
+        ("error_rate", Measurements((*answers(3).answers, Answer("a", error="500")))),
+        ("incomplete_streams", Measurements((*answers(3).answers, Answer("a", error="cut", incomplete=True)))),
         ("golden_distance", answers(text="blue blue")),
         ("golden_distance", answers(text="")),
         ("ttft_p95_ratio", answers(ttft_s=1.0)),
         ("tokens_per_second_ratio", answers(rate=10.0)),
     ],
 )
-def test_each_gate_sees_its_own_fault(gate: str, candidate: Figures) -> None:
+def test_each_gate_sees_its_own_fault(gate: str, candidate: Measurements) -> None:
     found = verdicts(FEW, answers(), candidate)
     assert found[gate] is False
     assert [name for name, passed in found.items() if passed is False] == [gate]
@@ -78,7 +80,7 @@ def test_each_gate_sees_its_own_fault(gate: str, candidate: Figures) -> None:
 
 def test_a_fault_that_the_stable_version_shows_as_well_is_no_verdict() -> None:
     """A gateway that restarts fails both."""
-    failing = Figures((*answers(3).answers, Answer("a", error="502")))
+    failing = Measurements((*answers(3).answers, Answer("a", error="502")))
     assert verdicts(FEW, failing, failing)["error_rate"] is None
 
 
@@ -147,19 +149,19 @@ def test_a_file_with_a_mistake_is_refused_by_a_sentence(tmp_path: Path, text: st
 
 def measured(
     folder: Path, behaviour: Behaviour, stable: Behaviour = GOOD, gates: Gates = FEW
-) -> tuple[list[Judgement], Gateway]:
+) -> tuple[list[GateResult], Gateway]:
     with bench(folder) as at, serving(at.world) as gateway:
-        run.start(at.actor(), Options(NEW, steps=(0,)))
+        verbs.start(at.executor(), Options(NEW, steps=(0,)))
         gateway.behaviours |= {NEW: behaviour, OLD: stable}
         with closing(Meter(gates, {}, None)) as meter:
-            judge_ = GateJudge(gates, meter, Addresses(gateway.url), NAMESPACE, NAME)
-            return judge_.judge(compute(at.actor().reader.read()), 0, None), gateway
+            evaluator = GateEvaluator(gates, meter, Addresses(gateway.url), NAMESPACE, NAME)
+            return evaluator.evaluate(compute(at.executor().reader.read()), 0, None), gateway
 
 
 def test_both_versions_are_asked_through_the_gateway_by_their_own_hosts(tmp_path: Path) -> None:
     any_speed = replace(FEW, ttft_slack_s=60, min_tokens_per_second_ratio=0)
     found, gateway = measured(tmp_path, GOOD, gates=any_speed)
-    assert all(judgement.passed for judgement in found)
+    assert all(result.passed for result in found)
     assert gateway.asked == {NEW: 5, OLD: 5}  # one each to wake them
 
 
@@ -175,12 +177,12 @@ def test_both_versions_are_asked_through_the_gateway_by_their_own_hosts(tmp_path
 )
 def test_a_server_made_worse_fails_by_the_gate_that_sees_it(tmp_path: Path, behaviour: Behaviour, gate: str) -> None:
     found, _ = measured(tmp_path, behaviour, stable=Behaviour(word_s=0.01))
-    assert gate in [judgement.name for judgement in found if judgement.passed is False]
+    assert gate in [result.name for result in found if result.passed is False]
 
 
 def test_a_stable_version_that_does_not_answer_leaves_the_gates_without_data(tmp_path: Path) -> None:
     found, _ = measured(tmp_path, GOOD, stable=FAILING)
-    assert {judgement.name for judgement in found if judgement.passed is None} >= {"golden_distance", "ttft_p95_ratio"}
+    assert {result.name for result in found if result.passed is None} >= {"golden_distance", "ttft_p95_ratio"}
 
 
 def test_the_host_header_names_the_version_and_the_gateway_is_dialled() -> None:
@@ -201,7 +203,7 @@ def test_a_query_is_judged_only_with_enough_requests_behind_it(
     value: float | None, requests: float, passed: bool | None
 ) -> None:
     query = Query("errors", "x", max=0.01, requests_query="y")
-    assert judge_query(query, value, requests, 40).passed is passed
+    assert evaluate_query(query, value, requests, 40).passed is passed
 
 
 def test_a_prometheus_that_does_not_answer_is_no_data() -> None:

@@ -48,12 +48,12 @@ def test_whenever_the_runner_dies_the_next_run_ends_promoted_or_reverted(
         serving = at.users()
 
         assert sum(serving.values()) == 100
-        assert set(serving) == ({next_image} if last == "promoted" else {OLD}), at.said
+        assert set(serving) == ({next_image} if last == "promoted" else {OLD}), at.logged
         if last == "promoted":
             assert next_image == THIRD or (fails_from == 101 and broken is None)
         if strategy == "canary" and (broken or fails_from <= 50):
             most = 0 if broken else {0: 0, 10: 10, 50: 50}[fails_from]
             assert max(shares.get(NEW, 0) for shares in at.world.shares) <= most
-        record = at.actor().lock.record()
+        record = at.executor().lock.record()
         assert record is not None
         assert record.progress in (Progress.PROMOTED, Progress.REVERTED)

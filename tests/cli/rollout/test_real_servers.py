@@ -9,8 +9,8 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from mistral_cli.rollout.gates import Gates, Judgement, judge, load
-from mistral_cli.rollout.measure import Meter, endpoint
+from mistral_cli.rollout.gates.measure import Meter, endpoint
+from mistral_cli.rollout.gates.rules import GateResult, Gates, evaluate, load
 from tests.support.server_process import ServerProcess
 from tests.support.tiny_model import tiny_mistral
 
@@ -18,17 +18,17 @@ from tests.support.tiny_model import tiny_mistral
 GATES = replace(load(), requests=12, concurrency=3, max_new_tokens=16, ttft_slack_s=30, min_tokens_per_second_ratio=0)
 
 
-def judged(gates: Gates, stable: ServerProcess, candidate: ServerProcess) -> dict[str, Judgement]:
+def judged(gates: Gates, stable: ServerProcess, candidate: ServerProcess) -> dict[str, GateResult]:
     with closing(Meter(gates, {}, None)) as meter:
         figures = meter.compare(endpoint(stable.url), endpoint(candidate.url))
-    return {judgement.name: judgement for judgement in judge(gates, *figures)}
+    return {result.name: result for result in evaluate(gates, *figures)}
 
 
 def test_the_same_model_twice_passes_every_gate(
     start_server: Callable[..., ServerProcess], server: ServerProcess
 ) -> None:
     found = judged(GATES, server, start_server())
-    assert {name: judgement.passed for name, judgement in found.items()} == dict.fromkeys(found, True)
+    assert {name: result.passed for name, result in found.items()} == dict.fromkeys(found, True)
     assert found["golden_distance"].value == 0
 
 
@@ -40,4 +40,4 @@ def test_other_weights_fail_by_their_text_and_by_nothing_else(
     vocabulary = json.loads((model_dir / "config.json").read_text())["vocab_size"]
     tiny_mistral(vocab_size=vocabulary, max_position_embeddings=8192, initializer_range=0.3).save_pretrained(other)
     found = judged(GATES, server, start_server("--model_dir", str(other)))
-    assert [name for name, judgement in found.items() if not judgement.passed] == ["golden_distance"]
+    assert [name for name, result in found.items() if not result.passed] == ["golden_distance"]

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from mistral_cli.rollout import run
-from mistral_cli.rollout.admission import Options
+from mistral_cli.rollout import verbs
+from mistral_cli.rollout.planning.preconditions import Options
 from tests.support.cluster_api.knative import Image
 from tests.support.cluster_api.runs import NEW, Bench, bench
 from tests.support.cluster_api.standard import StandardWorld
@@ -59,8 +59,8 @@ def test_the_roles_grant_exactly_what_rollouts_ask_for(tmp_path: Path) -> None:
             for found, more in zip((inside, beyond), needed(at), strict=True):
                 found |= more
     with bench(tmp_path) as at:
-        run.start(at.actor(), Options(NEW, steps=(10,)))
-        run.stop(at.actor())
+        verbs.start(at.executor(), Options(NEW, steps=(10,)))
+        verbs.stop(at.executor())
         inside |= needed(at)[0]
     assert inside == granted("rollout.yaml", "Role")
     assert beyond == granted("rollout-nodes.yaml", "ClusterRole")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from mistral_cli.rollout import run
-from mistral_cli.rollout.admission import Refused
+from mistral_cli.rollout import verbs
+from mistral_cli.rollout.planning.preconditions import Refused
 from tests.support.cluster_api.knative import SERVICE, Image
 from tests.support.cluster_api.runs import NEW, OLD, Bench, bench
 from tests.support.cluster_api.standard import StandardWorld
@@ -23,9 +23,9 @@ def spec(at: Bench) -> dict[str, Any]:
 
 def test_a_good_canary_becomes_the_stable_predictor_without_a_restart(tmp_path: Path) -> None:
     with bench(tmp_path, **STANDARD) as at:
-        assert at.deploy() == run.PROMOTED
+        assert at.deploy() == verbs.PROMOTED
         assert at.users() == {NEW: 100}
-        assert at.verdicts.judged == [0, 10, 50]
+        assert at.verdicts.measured == [0, 10, 50]
         assert "canary" not in spec(at)
         assert list(at.world.images_by_name().values()) == [NEW]
         (name,) = at.world.images_by_name()
@@ -35,7 +35,7 @@ def test_a_good_canary_becomes_the_stable_predictor_without_a_restart(tmp_path: 
 def test_the_canary_has_one_replica_and_its_own_name(tmp_path: Path) -> None:
     with bench(tmp_path, **STANDARD) as at:
         seen: list[Any] = []
-        at.verdicts.judge_hook = lambda share: seen.append(spec(at)["canary"][0])
+        at.verdicts.on_measure = lambda share: seen.append(spec(at)["canary"][0])
         at.deploy()
         assert seen[1]["trafficPercent"] == 10
         assert seen[1]["predictor"]["minReplicas"] == 1
@@ -45,15 +45,15 @@ def test_the_canary_has_one_replica_and_its_own_name(tmp_path: Path) -> None:
 def test_a_second_rollout_gets_another_name(tmp_path: Path) -> None:
     with bench(tmp_path, **STANDARD) as at:
         at.deploy()
-        assert at.deploy(OLD) == run.PROMOTED
-        assert at.deploy(NEW) == run.PROMOTED
+        assert at.deploy(OLD) == verbs.PROMOTED
+        assert at.deploy(NEW) == verbs.PROMOTED
         assert at.users() == {NEW: 100}
 
 
 @pytest.mark.parametrize("image", [Image(crashes=True), Image(hangs=True)])
 def test_a_canary_that_does_not_start_is_dropped(tmp_path: Path, image: Image) -> None:
     with bench(tmp_path, images={NEW: image}, **STANDARD) as at:
-        assert at.deploy() in (run.REVERTED, run.TIMED_OUT)
+        assert at.deploy() in (verbs.REVERTED, verbs.TIMED_OUT)
         assert at.users() == {OLD: 100}
         assert list(at.world.images_by_name().values()) == [OLD]
 
@@ -62,7 +62,7 @@ def test_a_canary_that_does_not_start_is_dropped(tmp_path: Path, image: Image) -
 def test_users_meet_a_bad_canary_at_most_at_the_share_where_the_gates_see_it(tmp_path: Path, share: int) -> None:
     with bench(tmp_path, **STANDARD) as at:
         at.verdicts.fails_from[NEW] = share
-        assert at.deploy() == run.REVERTED
+        assert at.deploy() == verbs.REVERTED
         assert max(shares.get(NEW, 0) for shares in at.world.shares) == share
         assert at.users() == {OLD: 100}
 
@@ -83,5 +83,5 @@ def test_a_killed_runner_leaves_what_the_next_one_finishes(tmp_path: Path) -> No
             at.deploy(dies_at=dies_at)
             for _ in range(30):
                 at.world.tick()
-            assert at.deploy(owner="runner-2") == run.PROMOTED
+            assert at.deploy(owner="runner-2") == verbs.PROMOTED
             assert at.users() == {NEW: 100}

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from mistral_cli.rollout.observed import Observed
-from mistral_cli.rollout.status import Phase, compute, seconds
+from mistral_cli.rollout.state.observed import Observed
+from mistral_cli.rollout.state.status import Phase, compute, seconds
 from tests.support.cluster_api.objects import (
     NEW,
     NOW,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import sys
@@ -39,6 +40,11 @@ def slow(self: Runner, *arguments: Any) -> Any:
     return logits
 
 
+def stuck(self: Runner, *arguments: Any) -> Any:
+    """Keep the interpreter's lock in a C call, so that no thread of Python runs."""
+    return ctypes.PyDLL(None).sleep(86_400)
+
+
 async def cut(self: http.RequestResponseCycle, message: Any) -> None:
     """Close the connection in the middle of each stream."""
     if message["type"] == "http.response.body" and message.get("more_body") and next(steps) % 8 == 7:
@@ -52,7 +58,8 @@ def start(fault: str) -> None:
     elif fault == "cut-streams":
         http.RequestResponseCycle.send = cut  # type: ignore[method-assign]
     else:
-        Runner.forward = {"crash": crash, "nonsense": nonsense, "slow": slow}[fault]  # type: ignore[method-assign]
+        faults = {"crash": crash, "nonsense": nonsense, "slow": slow, "stuck": stuck}
+        Runner.forward = faults[fault]  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -195,8 +195,8 @@ class World:
         routed = {target["revisionName"] for target in self.route}
         for revision in self.store.under(REVISIONS):
             name = revision["metadata"]["name"]
-            parked = revision["metadata"]["annotations"].get("autoscaling.knative.dev/initial-scale") == "0"
-            if parked and not _is_ready(revision):
+            starts_at_zero = revision["metadata"]["annotations"].get("autoscaling.knative.dev/initial-scale") == "0"
+            if starts_at_zero and not _is_ready(revision):
                 self._mark(revision, "True", "")
                 self.ever_ready.add(name)
             waiting = name not in self.ever_ready
@@ -205,7 +205,7 @@ class World:
             if self.idle[name] >= (1 if window == "6s" else IDLE_TICKS):
                 self.store.objects.pop(f"{PODS}/{name}-pod", None)
                 self.ages[name] = 0
-            elif waiting or (name in routed and (not parked or self._has_traffic(name))):
+            elif waiting or (name in routed and (not starts_at_zero or self._has_traffic(name))):
                 self._run_pod(revision)
 
     def _has_traffic(self, name: str) -> bool:

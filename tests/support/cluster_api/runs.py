@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from mistral_cli.cluster import Cluster
-from mistral_cli.rollout import run
-from mistral_cli.rollout.act import Actor
-from mistral_cli.rollout.admission import Options
-from mistral_cli.rollout.gates import Judgement
+from mistral_cli.rollout import verbs
+from mistral_cli.rollout.executor import Executor
+from mistral_cli.rollout.gates.rules import GateResult
 from mistral_cli.rollout.lock import Lock
+from mistral_cli.rollout.planning.preconditions import Options
 from mistral_cli.rollout.reader import Reader
-from mistral_cli.rollout.status import Status
+from mistral_cli.rollout.state.status import Status
 
 from .api import CONTEXT, Store, serve
 from .knative import NAME, NAMESPACE, TICK_S, World
@@ -27,23 +27,23 @@ OLD, NEW = "dev.local/mistral:old", "dev.local/mistral:new"
 
 @dataclass
 class Verdicts:
-    """Gates whose verdict is given: an image fails from this share on. Real ones are in `test_measure`."""
+    """Gates with given results: an image fails from this percentage on. Real gates are in `test_gates`."""
 
     fails_from: dict[str, int] = field(default_factory=dict)
-    judged: list[int] = field(default_factory=list)
-    judge_hook: Callable[[int], object] = lambda share: None
-    """What happens elsewhere while a step is being measured."""
+    measured: list[int] = field(default_factory=list)
+    on_measure: Callable[[int], object] = lambda share: None
+    """Runs while a step is measured."""
 
     def baseline(self, status: Status) -> dict[str, Any]:
         return {"texts": {}, "ttft_s": [], "tokens_per_second": []}
 
-    def judge(self, status: Status, share: int, baseline: dict[str, Any] | None) -> list[Judgement]:
+    def evaluate(self, status: Status, share: int, baseline: dict[str, Any] | None) -> list[GateResult]:
         newest = status.candidate or status.stable
         assert newest is not None
-        self.judged.append(share)
-        self.judge_hook(share)
+        self.measured.append(share)
+        self.on_measure(share)
         passed = share < self.fails_from.get(newest.image, 101)
-        return [Judgement("error_rate", 0.0 if passed else 0.5, 0.0, passed)]
+        return [GateResult("error_rate", 0.0 if passed else 0.5, 0.0, passed)]
 
     def wake(self, status: Status) -> None:
         pass
@@ -80,7 +80,7 @@ class Bench:
     world: Any
     kubeconfig: Path
     verdicts: Verdicts = field(default_factory=Verdicts)
-    said: list[str] = field(default_factory=list)
+    logged: list[str] = field(default_factory=list)
     elapsed_s: float = 0.0
 
     def sleep(self, seconds: float) -> None:
@@ -91,14 +91,14 @@ class Bench:
     def now(self) -> datetime:
         return self.world.now
 
-    def actor(self, owner: str = "runner-1", timeout_s: float = 2700, dies_at: int | None = None) -> Actor:
+    def executor(self, owner: str = "runner-1", timeout_s: float = 2700, dies_at: int | None = None) -> Executor:
         cluster = MortalCluster(self.kubeconfig, dies_at)
-        return Actor(
+        return Executor(
             cluster=cluster,
             reader=Reader(cluster, NAMESPACE, NAME, self.now),
             lock=Lock(cluster, NAMESPACE, NAME, owner, self.now),
-            judge=self.verdicts,
-            say=self.said.append,
+            evaluator=self.verdicts,
+            log=self.logged.append,
             now=self.now,
             clock=lambda: self.elapsed_s,
             sleep=self.sleep,
@@ -111,11 +111,11 @@ class Bench:
         **options: Any,
     ) -> str | None:  # fmt: skip
         """Run `deploy` as one runner would, lock included; None when it died."""
-        actor = self.actor(owner, timeout_s, dies_at)
+        executor = self.executor(owner, timeout_s, dies_at)
         try:
-            actor.lock.acquire()
-            outcome = run.deploy(actor, Options(image, **options))
-            actor.lock.release()
+            executor.lock.acquire()
+            outcome = verbs.deploy(executor, Options(image, **options))
+            executor.lock.release()
             return outcome
         except Killed:
             return None

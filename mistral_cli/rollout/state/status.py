@@ -1,4 +1,4 @@
-"""Where a release stands: objects in, one phase and one sentence out. Nothing here reads or waits."""
+"""Computes the status of a release from its objects: one phase and one sentence. Nothing here reads or waits."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from . import faults, knative, standard
-from .observed import STANDARD, Object, Observed, condition, dig, time_of
-from .versions import Version, Versions
+from mistral_cli.rollout.state import faults, knative, standard
+from mistral_cli.rollout.state.observed import STANDARD, Object, Observed, condition, dig, time_of
+from mistral_cli.rollout.state.versions import Version, Versions
 
 
 class Phase(StrEnum):
-    """One word for a release."""
+    """The phase of a release."""
 
     STABLE = "Stable"
-    """One version has all requests, and nothing else is asked for."""
+    """One version has all the traffic, as the spec asks."""
     PENDING = "Pending"
     """The new version does not exist yet, or has no pod."""
     SCHEDULING = "Scheduling"
@@ -26,9 +26,9 @@ class Phase(StrEnum):
     DOWNLOADING = "Downloading"
     LOADING = "Loading"
     READY = "Ready"
-    """The new version is ready and gets no requests."""
+    """The new version is ready and gets no traffic."""
     SETTLING = "Settling"
-    """The traffic does not yet follow the spec."""
+    """The traffic does not follow the spec yet."""
     SPLIT = "Split"
     FAILED = "Failed"
     """The new version cannot become ready, or the spec cannot be applied."""
@@ -45,8 +45,8 @@ class Status:
     generation: int
     progress_deadline_s: float
     scheduling_s: float = 0.0
-    """How long the new version's pod has found no node."""
-    awake: frozenset[str] = frozenset()
+    """Seconds that the new version's pod has waited for a node."""
+    running: frozenset[str] = frozenset()
     """Versions with a ready pod."""
 
     @property
@@ -82,9 +82,9 @@ def pods_of(observed: Observed, version: Version) -> list[Object]:
 
 
 def compute(observed: Observed, changed: datetime | None = None) -> Status:
-    """Return the status; `changed` is when the spec was last patched, so that older events say nothing."""
+    """Return the status. Events older than `changed`, the last patch of the spec, do not count."""
     found = versions_of(observed)
-    awake = frozenset(
+    running = frozenset(
         version.name
         for version in found.all
         if any(condition(pod, "Ready").get("status") == "True" for pod in pods_of(observed, version))
@@ -92,12 +92,12 @@ def compute(observed: Observed, changed: datetime | None = None) -> Status:
     deadline_s = seconds(str(dig(observed.predictor, "annotations", knative.PROGRESS_DEADLINE) or "600s"))
 
     def status(phase: Phase, message: str, scheduling_s: float = 0.0) -> Status:
-        return Status(phase, message, found, observed.mode, observed.generation, deadline_s, scheduling_s, awake)
+        return Status(phase, message, found, observed.mode, observed.generation, deadline_s, scheduling_s, running)
 
-    if not _followed(found) and (refusal := faults.of_update(observed.service, observed.events, changed)):
+    if not _traffic_follows_spec(found) and (refusal := faults.of_update(observed.service, observed.events, changed)):
         return status(Phase.FAILED, refusal)
     if not found.created:
-        return status(Phase.PENDING, f"no version with the image {found.wished_image} yet")
+        return status(Phase.PENDING, f"no version with the image {found.desired_image} yet")
     newest = found.candidate or found.stable
     assert newest is not None
     if not newest.ready:
@@ -105,14 +105,14 @@ def compute(observed: Observed, changed: datetime | None = None) -> Status:
         if fault := faults.of_version(newest.source, pods, observed.events):
             return status(Phase.FAILED, fault)
         return status(*_starting(observed, newest, pods))
-    if newest.name not in awake and (pods := pods_of(observed, newest)):  # ready once, and starting again
+    if newest.name not in running and (pods := pods_of(observed, newest)):  # ready once, and starting again
         if fault := faults.of_version(newest.source, pods, observed.events):
             return status(Phase.FAILED, fault)
         starting, waits_for, _ = _starting(observed, newest, pods)
         return status(_traffic_phase(found, newest), f"{newest.name} is {starting.lower()}: {waits_for}")
     phase = _traffic_phase(found, newest)
     sentences = {
-        Phase.SETTLING: f"{newest.name} is to get {_wished(found)} %",
+        Phase.SETTLING: f"{newest.name} will get {_desired_share(found)} %",
         Phase.STABLE: f"{newest.name} runs {newest.image}",
         Phase.READY: f"{newest.name} is ready and gets no requests",
         Phase.SPLIT: f"{newest.name} gets {newest.share} %",
@@ -121,31 +121,31 @@ def compute(observed: Observed, changed: datetime | None = None) -> Status:
 
 
 def _traffic_phase(found: Versions, newest: Version) -> Phase:
-    if not _followed(found):
+    if not _traffic_follows_spec(found):
         return Phase.SETTLING
     if found.candidate is None:
         return Phase.STABLE
     return Phase.SPLIT if newest.share else Phase.READY
 
 
-def _wished(found: Versions) -> int:
-    return 100 if found.wished_share is None else found.wished_share
+def _desired_share(found: Versions) -> int:
+    return 100 if found.desired_share is None else found.desired_share
 
 
-def _followed(found: Versions) -> bool:
-    """Tell whether the traffic is what the spec asks for, as far as the newest version goes."""
+def _traffic_follows_spec(found: Versions) -> bool:
+    """Return whether the newest version gets the traffic that the spec asks for."""
     newest = found.candidate or found.stable
     if newest is None or not found.created:
         return False
-    if found.candidate is None:  # one version: whatever the percent, both parts go to it
+    if found.candidate is None:  # a single version gets everything, whatever the percent
         return newest.share == 100
-    return newest.routed and newest.share == _wished(found) and sum(found.shares.values()) == 100
+    return newest.routed and newest.share == _desired_share(found) and sum(found.shares.values()) == 100
 
 
 def _starting(observed: Observed, version: Version, pods: Sequence[Object]) -> tuple[Phase, str, float]:
     if not pods:
-        said = condition(version.source, "Ready").get("message") or "its controller has not made one"
-        return Phase.PENDING, f"{version.name} has no pod yet: {said}", 0.0
+        cause = condition(version.source, "Ready").get("message") or "its controller has not created one"
+        return Phase.PENDING, f"{version.name} has no pod yet: {cause}", 0.0
     pod = max(pods, key=lambda each: str(dig(each, "metadata", "creationTimestamp") or ""))
     name = pod["metadata"]["name"]
     scheduled = condition(pod, "PodScheduled")
@@ -170,8 +170,8 @@ def _message(log: str) -> str:
     """Return the last line of a log; of a JSON line, its message."""
     last = log.strip().rpartition("\n")[2]
     try:
-        said = json.loads(last)
-        return str(said["message"]) if isinstance(said, dict) else last
+        fields = json.loads(last)
+        return str(fields["message"]) if isinstance(fields, dict) else last
     except (ValueError, KeyError):
         return last
 

@@ -1,4 +1,4 @@
-"""Measures the versions that a status names, and judges them by the gates."""
+"""Measures the versions of a status and checks the gates."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..exit_codes import Failure
-from .gates import Answer, Figures, Gates, Judgement, judge, judge_query
-from .measure import Endpoint, Meter, endpoint
-from .status import Status
-from .versions import Version
+from mistral_cli.exit_codes import Failure
+from mistral_cli.rollout.gates.measure import Endpoint, Meter, endpoint
+from mistral_cli.rollout.gates.rules import Answer, GateResult, Gates, Measurements, evaluate, evaluate_query
+from mistral_cli.rollout.state.status import Status
+from mistral_cli.rollout.state.versions import Version
 
 Baseline = dict[str, Any]
-"""Figures of a stable version that runs no longer, as they are kept in the record."""
+"""Measurements of a stable version that runs no longer, as they are kept in the record."""
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where requests go, as far as the cluster's own hosts do not resolve here."""
+    """Where requests go if the cluster's own hosts do not resolve on this machine."""
 
     entry: str = ""
-    """The gateway; the `Host` header says which service is meant."""
+    """The gateway; the `Host` header selects the service."""
     host: str = ""
-    """The users' host, when it is not the one in the status."""
+    """The users' host, if it is not the one in the status."""
     stable: str = ""
     candidate: str = ""
-    """Addresses of single versions, where the ingress gives them none."""
+    """Addresses of the two versions, if the ingress gives them none."""
 
 
 @dataclass
-class GateJudge:
-    """Keeps what was measured at a step until the slower gates have their data too."""
+class GateEvaluator:
+    """Measures once for each step, and keeps the results until the slower gates have data too."""
 
     gates: Gates
     meter: Meter
@@ -41,7 +41,7 @@ class GateJudge:
     namespace: str
     name: str
     clock: Callable[[], float] = time.monotonic
-    _passed: dict[int, list[Judgement]] = field(default_factory=dict)
+    _passed: dict[int, list[GateResult]] = field(default_factory=dict)
     _begun_s: dict[int, float] = field(default_factory=dict)
 
     def baseline(self, status: Status) -> Baseline:
@@ -57,24 +57,24 @@ class GateJudge:
             ],
         }
 
-    def judge(self, status: Status, share: int, baseline: Baseline | None) -> list[Judgement]:
-        """Measure, unless this step's answers have passed already, and ask Prometheus."""
+    def evaluate(self, status: Status, share: int, baseline: Baseline | None) -> list[GateResult]:
+        """Measure, unless this step's requests have already passed, and query Prometheus."""
         self._begun_s.setdefault(share, self.clock())
         if share not in self._passed:
-            found = judge(self.gates, *self._figures(status, baseline))
-            if not all(judgement.passed for judgement in found):
+            found = evaluate(self.gates, *self._figures(status, baseline))
+            if not all(result.passed for result in found):
                 return found
             self._passed[share] = found
         return [*self._passed[share], *self._queries(status), *self._hold(share)]
 
     def wake(self, status: Status) -> None:
-        """Send the request that starts a pod; the status says how it went."""
+        """Send the request that starts a pod. Its failure shows in the status."""
         try:
             self.meter.wake(self._users(status))
         except Failure:
             return
 
-    def _figures(self, status: Status, baseline: Baseline | None) -> tuple[Figures, Figures]:
+    def _figures(self, status: Status, baseline: Baseline | None) -> tuple[Measurements, Measurements]:
         if baseline is None:
             return self.meter.compare(
                 self._version(status.stable, "stable"), self._version(status.candidate, "candidate")
@@ -92,7 +92,7 @@ class GateJudge:
             raise Failure(f"The {role} version has no address of its own.")
         return endpoint(version.url, self.addresses.entry)
 
-    def _queries(self, status: Status) -> list[Judgement]:
+    def _queries(self, status: Status) -> list[GateResult]:
         newest = status.candidate or status.stable
         names = {"namespace": self.namespace, "name": self.name, "revision": newest.name if newest else ""}
         found = []
@@ -100,14 +100,16 @@ class GateJudge:
             value, requests = (
                 self.meter.query(_filled(text, names)) if text else None for text in (query.query, query.requests_query)
             )
-            found.append(judge_query(query, value, requests, self.gates.requests))
+            found.append(evaluate_query(query, value, requests, self.gates.requests))
         return found
 
-    def _hold(self, share: int) -> list[Judgement]:
+    def _hold(self, share: int) -> list[GateResult]:
         held_s = self.clock() - self._begun_s[share]
         if not self.gates.hold_s:
             return []
-        return [Judgement("hold_s", round(held_s, 1), self.gates.hold_s, True if held_s >= self.gates.hold_s else None)]
+        return [
+            GateResult("hold_s", round(held_s, 1), self.gates.hold_s, True if held_s >= self.gates.hold_s else None)
+        ]
 
 
 def _filled(text: str, names: dict[str, str]) -> str:
@@ -116,8 +118,8 @@ def _filled(text: str, names: dict[str, str]) -> str:
     return text
 
 
-def _restored(baseline: Baseline) -> Figures:
+def _restored(baseline: Baseline) -> Measurements:
     texts = [Answer(prompt, text) for prompt, text in baseline["texts"].items()]
     ttft = [Answer("", ttft_s=seconds) for seconds in baseline["ttft_s"]]
     speed = [Answer("", tokens_per_second=rate) for rate in baseline["tokens_per_second"]]
-    return Figures((*texts, *ttft, *speed))
+    return Measurements((*texts, *ttft, *speed))

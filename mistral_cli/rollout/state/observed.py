@@ -50,8 +50,8 @@ class Observed:
 
     @property
     def mode(self) -> str:
-        said = str(dig(self.service, "metadata", "annotations", MODE_ANNOTATION) or "")
-        return OLD_MODE_NAMES.get(said, said) or str(dig(self.service, "status", "deploymentMode") or KNATIVE)
+        mode = str(dig(self.service, "metadata", "annotations", MODE_ANNOTATION) or "")
+        return OLD_MODE_NAMES.get(mode, mode) or str(dig(self.service, "status", "deploymentMode") or KNATIVE)
 
     @property
     def predictor(self) -> Object:

@@ -1,20 +1,21 @@
-"""Whether a rollout may begin: everything that would fail or harm later is refused before anything is touched."""
+"""The preconditions of a rollout: what would fail or do harm later is refused before the first patch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import capacity, drift, knative
-from .observed import KNATIVE, STANDARD, Observed, dig
-from .status import Phase, Status
+from mistral_cli.rollout.planning import capacity, drift
+from mistral_cli.rollout.state import knative
+from mistral_cli.rollout.state.observed import KNATIVE, STANDARD, Observed, dig
+from mistral_cli.rollout.state.status import Phase, Status
 
 CANARY, SWAP = "canary", "swap"
 RESOLVED_BY_NAME = ("dev.local/", "ko.local/", "kind.local/")
-"""Registries whose tags Knative takes as they are: images that were loaded into the nodes."""
+"""Registries whose tags Knative does not resolve: images that were loaded into the nodes."""
 
 
 class Refused(Exception):
-    """Nothing was touched; `str(error)` says why not."""
+    """The rollout was refused and nothing changed; `str(error)` has the reasons."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,14 @@ class Options:
 
 
 def check(observed: Observed, status: Status, options: Options) -> None:
-    """Refuse what would fail or harm later.
+    """Check every precondition.
 
     Raises:
-        Refused: with every reason there is.
+        Refused: with all reasons.
     """
     reasons = [*_image(options), *_state(observed, status, options)]
-    if not options.shared_ownership and (said := drift.refusal(observed.service)):
-        reasons.append(said)
+    if not options.shared_ownership and (reason := drift.refusal(observed.service)):
+        reasons.append(reason)
     reasons += capacity.refusals(observed, options.strategy == SWAP)
     if reasons:
         raise Refused(" ".join(reasons))
@@ -44,13 +45,13 @@ def check(observed: Observed, status: Status, options: Options) -> None:
 def _image(options: Options) -> list[str]:
     if "@sha256:" in options.image or options.image.startswith(RESOLVED_BY_NAME):
         return []
-    return [f"--image {options.image} is not a digest: a tag can move, and the revert would bring what it names then."]
+    return [f"--image {options.image} is not a digest. A tag can move, so a revert could bring another image."]
 
 
 def _state(observed: Observed, status: Status, options: Options) -> list[str]:
     reasons = []
     if not settled(status):
-        reasons.append(f"{observed.name} is not settled ({status.describe()}): promote or revert it first.")
+        reasons.append(f"{observed.name} is not stable ({status.describe()}): promote or revert it first.")
     if observed.mode not in (KNATIVE, STANDARD):
         reasons.append(f"Deployment mode {observed.mode} is not supported.")
     if observed.mode == STANDARD:
@@ -59,17 +60,17 @@ def _state(observed: Observed, status: Status, options: Options) -> list[str]:
         if observed.route is None:
             reasons.append("There is no HTTPRoute: in Standard mode KServe splits traffic only with the Gateway API.")
     elif dig(observed.service, "metadata", "annotations", knative.TAG_ROUTING) != "true" and options.strategy == CANARY:
-        reasons.append(f"The annotation {knative.TAG_ROUTING} is not true: the revisions cannot be asked apart.")
+        reasons.append(f"The annotation {knative.TAG_ROUTING} is not true: revisions have no addresses.")
     return reasons
 
 
 def settled(status: Status) -> bool:
-    """Tell whether one image has all the traffic and nothing is under way.
+    """Return whether one image has all the traffic and no rollout is in progress.
 
     A revert may leave the old revision in service beside a newer one of the same image that waits for a GPU.
     """
     stable, candidate = status.stable, status.candidate
-    if stable is None or status.versions.wished_image != stable.image:
+    if stable is None or status.versions.desired_image != stable.image:
         return False
     if candidate is None:
         return status.phase == Phase.STABLE

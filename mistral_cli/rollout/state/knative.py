@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from .observed import Observed, condition, dig, image_of
-from .versions import Version, Versions
+from mistral_cli.rollout.state.observed import Observed, condition, dig, image_of
+from mistral_cli.rollout.state.versions import Version, Versions
 
 INITIAL_SCALE = "autoscaling.knative.dev/initial-scale"
 WINDOW = "autoscaling.knative.dev/window"
@@ -55,8 +55,8 @@ def versions(observed: Observed) -> Versions:
         candidate=newest if newest is not None and newest != stable else None,
         all=found,
         shares={name: share for name, share in shares.items() if share},
-        wished_image=wished,
-        wished_share=observed.predictor.get("canaryTrafficPercent"),
+        desired_image=wished,
+        desired_share=observed.predictor.get("canaryTrafficPercent"),
         created=newest is not None and newest.image == wished,
         url=str(dig(observed.service, "status", "url") or component.get("url") or ""),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .observed import Object
+from mistral_cli.rollout.state.observed import Object
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Versions:
     """Oldest first."""
     shares: Mapping[str, int]
     """Version to percent, every version that the traffic names."""
-    wished_image: str
+    desired_image: str
     """Image of the newest version that the spec asks for."""
-    wished_share: int | None
+    desired_share: int | None
     """Percent that the spec gives to the newest version; None: the field is absent, which means all."""
     created: bool
     """The newest version that exists is the one that the spec asks for."""

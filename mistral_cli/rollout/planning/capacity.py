@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from decimal import Decimal
 
-from .observed import Object, Observed, dig
+from mistral_cli.rollout.state.observed import Object, Observed, dig
 
 GPU_PREFIXES = ("nvidia.com/", "amd.com/", "gpu.intel.com/")
 NODES_THAT_GROW = (
@@ -26,9 +26,9 @@ SUFFIXES: dict[str, Decimal | int] = {
 
 def quantity(text: object) -> Decimal:
     """Read a Kubernetes quantity: 500m, 16Gi, 1."""
-    said = str(text)
-    digits = said.rstrip("kMGTEPKim")
-    return Decimal(digits) * SUFFIXES[said[len(digits) :]]
+    quantity_text = str(text)
+    digits = quantity_text.rstrip("kMGTEPKim")
+    return Decimal(digits) * SUFFIXES[quantity_text[len(digits) :]]
 
 
 def refusals(observed: Observed, swap: bool) -> list[str]:

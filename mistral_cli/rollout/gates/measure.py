@@ -1,4 +1,4 @@
-"""Sends requests to the versions of a service, through the ingress, and times what comes back."""
+"""Sends requests to the versions of a service through the ingress, and times the responses."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from .. import answer as wire
-from ..exit_codes import Failure, Incomplete
-from .gates import Answer, Figures, Gates
+from mistral_cli import answer as wire
+from mistral_cli.exit_codes import Failure, Incomplete
+from mistral_cli.rollout.gates.rules import Answer, Gates, Measurements
 
 CONNECT_S = 10.0
 WAKE_S = 900.0
-"""A held request waits for a node, a download and a load."""
+"""Seconds that a held request may wait for a node, a download and the load."""
 NOT_ROUTED_YET = frozenset({404, 502, 503})
 ROUTING_S = 60.0
-"""How long a gateway may take to learn of a new host."""
+"""Seconds in which a gateway must route a new host."""
 BUSY = 429
 BUSY_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where one version, or the users' own address, is asked."""
+    """The address of one version, or the users' address."""
 
     base_url: str
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Endpoint:
 
 
 def endpoint(url: str, entry: str = "", host: str = "") -> Endpoint:
-    """Return how to ask `url`: directly, or at the gateway `entry` with its host in the `Host` header."""
+    """Return how to reach `url`: directly, or through the gateway `entry` with its host in the `Host` header."""
     if not entry:
         return Endpoint(url.rstrip("/"), {"Host": host} if host else {})
     wanted = urlsplit(url)
@@ -57,21 +57,21 @@ class Meter:
     def close(self) -> None:
         self._http.close()
 
-    def compare(self, stable: Endpoint | None, candidate: Endpoint) -> tuple[Figures, Figures]:
-        """Ask both versions at the same time; end early when the candidate can no longer pass."""
+    def compare(self, stable: Endpoint | None, candidate: Endpoint) -> tuple[Measurements, Measurements]:
+        """Send requests to both versions at the same time; end early if the candidate can no longer pass."""
         endpoints = {"candidate": candidate, **({"stable": stable} if stable else {})}
         for name, each in endpoints.items():
             try:
                 self.wake(each)
             except Failure as failure:
                 if name == "candidate":
-                    return Figures(), Figures([Answer(self._gates.prompts[0], error=str(failure))])
+                    return Measurements(), Measurements([Answer(self._gates.prompts[0], error=str(failure))])
         answers: dict[str, list[Answer]] = {"stable": [], "candidate": []}
         stop = threading.Event()
 
         def collect(name: str, got: Answer) -> None:
             answers[name].append(got)
-            if name == "candidate" and self._hopeless(answers["candidate"], answers["stable"]):
+            if name == "candidate" and self._cannot_pass(answers["candidate"], answers["stable"]):
                 stop.set()
 
         threads = [thread for name, each in endpoints.items() for thread in self._workers(name, each, collect, stop)]
@@ -81,12 +81,12 @@ class Meter:
             for thread in threads:
                 thread.join()
         finally:
-            stop.set()  # after ^C the workers end by themselves; nothing waits for them
-        return Figures(tuple(answers["stable"])), Figures(tuple(answers["candidate"]))
+            stop.set()  # after ^C the workers end by themselves
+        return Measurements(tuple(answers["stable"])), Measurements(tuple(answers["candidate"]))
 
-    def _hopeless(self, answers: list[Answer], stable: list[Answer]) -> bool:
+    def _cannot_pass(self, answers: list[Answer], stable: list[Answer]) -> bool:
         if any(answer.error for answer in stable):
-            return False  # both may suffer from the same cause: only all the figures tell
+            return False  # both may have the same fault: compare them when all requests are done
         cut = sum(answer.incomplete for answer in answers)
         errors = sum(bool(answer.error) for answer in answers) - cut
         requests = self._gates.requests
@@ -128,7 +128,7 @@ class Meter:
                 time.sleep(1)
 
     def ask(self, each: Endpoint, prompt: str) -> Answer | None:
-        """Stream one greedy answer and time it; None when no connection was made, so that nothing was asked."""
+        """Stream one greedy response and time it. Return None if no connection was made."""
         for attempt in range(1, BUSY_ATTEMPTS + 1):
             try:
                 return self._stream(each, prompt, self._gates.request_timeout_s, self._gates.max_new_tokens)
@@ -179,7 +179,7 @@ class Meter:
         return Answer(prompt, "".join(text), ttft_s=first_s - begun_s, tokens_per_second=speed)
 
     def _model_of(self, each: Endpoint) -> str:
-        """Return the model's name: as told, else the only one that is listed."""
+        """Return the model's name: the given one, else the only one that the server lists."""
         if self._model is None:
             try:
                 response = self._http.get(

@@ -1,16 +1,16 @@
-"""The conditions that a step waits for, each with a sentence. Never `Ready` and never `observedGeneration`.
+"""The goals that a step waits for, each with a sentence. `Ready` and `observedGeneration` are not among them.
 
 An InferenceService stays Ready on its old revision while a new one starts, and its `observedGeneration` is the
-Knative Service's, so neither says anything about a rollout.
+Knative Service's, so neither shows the progress of a rollout.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import knative
-from .observed import dig
-from .status import Status
+from mistral_cli.rollout.state import knative
+from mistral_cli.rollout.state.observed import dig
+from mistral_cli.rollout.state.status import Status
 
 
 @dataclass(frozen=True)
@@ -50,22 +50,22 @@ class NewestExists:
 
 
 @dataclass(frozen=True)
-class Parked:
+class ReadyWithoutPod:
     """The newest version runs this image and is ready without a pod."""
 
     image: str
 
     def met(self, status: Status) -> bool:
         newest = status.candidate
-        return newest is not None and NewestReady(self.image).met(status) and parked(newest.source)
+        return newest is not None and NewestReady(self.image).met(status) and keeps_zero_initial_scale(newest.source)
 
     def __str__(self) -> str:
         return f"a revision with {self.image} is ready without a pod"
 
-    def out_of_reach(self, status: Status) -> str | None:
-        """Return why it cannot come: KServe drops the annotation where the cluster does not allow it."""
+    def why_unreachable(self, status: Status) -> str | None:
+        """Return why the goal cannot be reached: KServe drops the annotation where the cluster does not allow it."""
         newest = status.candidate
-        if newest is None or newest.image != self.image or parked(newest.source):
+        if newest is None or newest.image != self.image or keeps_zero_initial_scale(newest.source):
             return None
         return (
             f"{newest.name} was made without {knative.INITIAL_SCALE}: set allow-zero-initial-scale to true in the "
@@ -73,14 +73,14 @@ class Parked:
         )
 
 
-def parked(revision: object) -> bool:
-    """Tell whether a Revision kept `initial-scale: "0"`, which KServe drops where the cluster does not allow it."""
+def keeps_zero_initial_scale(revision: object) -> bool:
+    """Return whether a Revision kept `initial-scale: "0"`, which KServe drops where the cluster does not allow it."""
     return dig(revision, "metadata", "annotations", knative.INITIAL_SCALE) == "0"
 
 
 @dataclass(frozen=True)
-class Split:
-    """The newest version gets this share, and the stable one the rest."""
+class TrafficSplit:
+    """The newest version gets this percentage, and the stable one the rest."""
 
     percent: int
     stable: str
@@ -88,7 +88,7 @@ class Split:
     def met(self, status: Status) -> bool:
         shares, candidate = status.versions.shares, status.candidate
         if candidate is None or not candidate.routed:
-            return False  # ready, and the hosts still mean the old one
+            return False  # it is ready, but the hosts still route to the old one
         wanted = {candidate.name: self.percent, self.stable: 100 - self.percent}
         return dict(shares) == {name: share for name, share in wanted.items() if share}
 
@@ -97,7 +97,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class OnlyImage:
+class AllTrafficTo:
     """Every request goes to versions of this image."""
 
     image: str
@@ -111,16 +111,16 @@ class OnlyImage:
 
 
 @dataclass(frozen=True)
-class Alone:
-    """Nothing but this image exists any longer, and it has every request."""
+class OnlyImageExists:
+    """Only versions of this image exist, and they get every request."""
 
     image: str
 
     def met(self, status: Status) -> bool:
-        return OnlyImage(self.image).met(status) and all(each.image == self.image for each in status.versions.all)
+        return AllTrafficTo(self.image).met(status) and all(each.image == self.image for each in status.versions.all)
 
     def __str__(self) -> str:
-        return f"only {self.image} is left"
+        return f"only versions of {self.image} exist"
 
 
 @dataclass(frozen=True)
@@ -143,15 +143,24 @@ class RolledOut:
 
 
 @dataclass(frozen=True)
-class Awake:
-    """The newest version has a pod that answers."""
+class HasReadyPod:
+    """The newest version has a ready pod."""
 
     def met(self, status: Status) -> bool:
         newest = status.candidate or status.stable
-        return newest is not None and newest.name in status.awake
+        return newest is not None and newest.name in status.running
 
     def __str__(self) -> str:
-        return "the newest revision has a pod that answers"
+        return "the newest revision has a ready pod"
 
 
-Goal = NewestReady | NewestExists | Parked | Split | OnlyImage | Alone | RolledOut | Awake
+Goal = (
+    NewestReady
+    | NewestExists
+    | ReadyWithoutPod
+    | TrafficSplit
+    | AllTrafficTo
+    | OnlyImageExists
+    | RolledOut
+    | HasReadyPod
+)

@@ -1,17 +1,17 @@
-"""The four changes a rollout makes to an InferenceService, as data; each becomes one merge patch."""
+"""The four changes that a rollout makes to an InferenceService, as data. Each becomes one merge patch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from . import knative, standard
-from .observed import STANDARD, Observed
+from mistral_cli.rollout.state import knative, standard
+from mistral_cli.rollout.state.observed import STANDARD, Observed
 
 
 @dataclass(frozen=True)
 class Start:
-    """A new image, and its share of the traffic, in one patch: apart, the image would get everything first."""
+    """A new image with its percentage, in one patch: an image alone would get all the traffic."""
 
     image: str
     share: int
@@ -25,7 +25,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Share:
-    """The traffic of the newest version; nothing restarts."""
+    """The percentage of the newest version. Nothing restarts."""
 
     percent: int
 
@@ -51,12 +51,12 @@ class Revert:
 
     image: str
     share: int | None
-    """0 while the old revision still counts as rolled out: it then has everything at once."""
+    """0 while the old revision still counts as rolled out, so that it has all the traffic at once."""
     initial_scale: str | None = None
 
     def __str__(self) -> str:
         share = "all" if self.share is None else f"{self.share} %"
-        return f"image {self.image} back, {share} of the traffic to the revision that this makes"
+        return f"image {self.image} back, {share} of the traffic to its new revision"
 
 
 Change = Start | Share | Promote | Revert

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from .observed import Observed, dig, image_of
-from .versions import Version, Versions
+from mistral_cli.rollout.state.observed import Observed, dig, image_of
+from mistral_cli.rollout.state.versions import Version, Versions
 
 AUTOSCALER = "serving.kserve.io/autoscalerClass"
 
@@ -47,8 +47,8 @@ def versions(observed: Observed) -> Versions:
         candidate=candidate,
         all=tuple(found.values()),
         shares={name: weight for name, weight in weights.items() if weight},
-        wished_image=wished,
-        wished_share=canary["trafficPercent"] if canary else None,
+        desired_image=wished,
+        desired_share=canary["trafficPercent"] if canary else None,
         created=((candidate if canary else stable) or Version("", "", False)).image == wished,
         url=str(dig(observed.service, "status", "url") or ""),
     )

@@ -1,7 +1,7 @@
-"""Causes that waiting cannot mend: each becomes one sentence, and the rollout is undone at once.
+"""Finds permanent faults. Each becomes one sentence, and the rollout is reverted at once.
 
-What may still mend itself (no free GPU while an autoscaler adds a node, a registry that timed out) is left to
-the deadline.
+A fault that may pass (no free GPU while an autoscaler adds a node, a registry that timed out) is left to the
+deadline.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from .observed import Object, condition, dig, time_of
+from mistral_cli.rollout.state.observed import Object, condition, dig, time_of
 
-NEVER_MENDS = frozenset(
+PERMANENT_REASONS = frozenset(
     {"InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 )
 PULL_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff"})
@@ -19,25 +19,27 @@ PULL_REFUSALS = (
     "not found", "unauthorized", "denied", "forbidden", "manifest unknown", "no match for platform",
     "insufficient_scope", "no such host", "does not exist",
 )  # fmt: skip
-"""Parts of a runtime's message that a second attempt does not change."""
+"""Parts of a runtime's message that another attempt would repeat."""
 RESTARTS_THAT_PROVE_A_CRASH_LOOP = 2
 RESTARTS_OF_A_DOWNLOAD = 4
-"""The network may fail a download a few times."""
-STILL_WORKING = frozenset({"Deploying", "Unschedulable", "NoTraffic", "Queued", "ContainerCreating", "PodInitializing"})
-"""Reasons of a revision that is False or Unknown and may still come up."""
+"""A download may fail a few times because of the network."""
+TRANSIENT_REASONS = frozenset(
+    {"Deploying", "Unschedulable", "NoTraffic", "Queued", "ContainerCreating", "PodInitializing"}
+)
+"""Reasons of a revision that is False or Unknown and may still become ready."""
 REFUSED_PODS = ("exceeded quota", "not found", "does not support storageUri", "is forbidden", "admission webhook")
 REFUSED_UPDATES = ("exceeded quota", "denied the request", "admission webhook", "is invalid")
 
 
 def of_version(version: Object, pods: Sequence[Object], events: Sequence[Object]) -> str | None:
-    """Return why this revision or Deployment cannot become ready; None while it still may."""
+    """Return why this revision or Deployment cannot become ready, or None if it still may."""
     return next(
-        (said for pod in pods for said in _pod(pod, events)), None
+        (fault for pod in pods for fault in _pod(pod, events)), None
     ) or _revision(version) or _deployment(version) or _refused_pod(version, events)  # fmt: skip
 
 
 def of_update(service: Object, events: Sequence[Object], since: datetime | None) -> str | None:
-    """Return why KServe cannot apply the spec: it says so only in an event of the InferenceService.
+    """Return why KServe cannot apply the spec, from the events of the InferenceService.
 
     An exhausted quota is the usual cause: KServe and Knative try the pod before every update, so that without
     room for one more pod even a change of the traffic is refused.
@@ -68,31 +70,31 @@ def _pod(pod: Object, events: Sequence[Object]) -> Iterable[str]:
 def _container(pod: str, status: Object, restarts: int, events: Sequence[Object]) -> Iterable[str]:
     waiting = dig(status, "state", "waiting") or {}
     reason, message = str(waiting.get("reason", "")), str(waiting.get("message", ""))
-    if reason in NEVER_MENDS:
+    if reason in PERMANENT_REASONS:
         yield f"{pod}: {reason}: {_short(message)}"
     if reason in PULL_REASONS:
-        said = [message, *(str(e.get("message", "")) for e in events if dig(e, "involvedObject", "name") == pod)]
-        for sentence in said:
+        messages = [message, *(str(e.get("message", "")) for e in events if dig(e, "involvedObject", "name") == pod)]
+        for sentence in messages:
             if "pull" in sentence.lower() and any(part in sentence for part in PULL_REFUSALS):
                 yield f"{pod}: the image cannot be pulled: {_short(sentence)}"
     if status.get("restartCount", 0) >= restarts and not status.get("ready"):
-        last = dig(status, "lastState", "terminated") or dig(status, "state", "terminated") or {}
-        said_last = str(last.get("message", "")).strip().rpartition("\n")[2]
-        cause = last.get("reason") or "Error"
+        ended = dig(status, "lastState", "terminated") or dig(status, "state", "terminated") or {}
+        last_line = str(ended.get("message", "")).strip().rpartition("\n")[2]
+        cause = ended.get("reason") or "Error"
         yield (
             f"{pod}: {status.get('name')} ended {status['restartCount']} times, last with "
-            f"exit code {last.get('exitCode', '?')} ({cause}){': ' + _short(said_last) if said_last else ''}"
+            f"exit code {ended.get('exitCode', '?')} ({cause}){': ' + _short(last_line) if last_line else ''}"
         )
 
 
 def _revision(revision: Object) -> str | None:
     ready = condition(revision, "Ready")
-    if ready.get("status") != "False" or ready.get("reason") in STILL_WORKING:
+    if ready.get("status") != "False" or ready.get("reason") in TRANSIENT_REASONS:
         return None
     if str(ready.get("reason", "")).startswith("ExitCode"):
-        return None  # one crash: a second one, counted on the pod, proves the loop
+        return None  # one crash is no loop: the restarts of the pod decide
     if ready.get("reason") in PULL_REASONS:
-        return None  # judged by the pod's message
+        return None  # the pod's message decides
     return f"{revision['metadata']['name']}: {ready.get('reason')}: {_short(str(ready.get('message', '')))}"
 
 

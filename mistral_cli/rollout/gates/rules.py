@@ -1,6 +1,6 @@
-"""Gates: what a new version must show before it gets more traffic. Data with limits in; judgements out.
+"""The gates: thresholds, and the comparison of measurements with them.
 
-A gate without data is not passed: `passed` is None, and the rollout waits for more.
+A gate without enough data has not passed: `passed` is None, and the rollout measures again.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ class Gates:
     max_edit_distance: float | None = 0.2
     """Share of the characters that may differ from the stable version's greedy text; None: the text is not compared."""
     requests: int = 40
-    """Sent to each version at each step, and the least that a figure is judged by."""
+    """Requests sent to each version at each step, and the least that a gate needs."""
     concurrency: int = 4
     max_new_tokens: int = 32
     request_timeout_s: float = 120
     max_error_rate: float = 0.0
     max_incomplete_rate: float = 0.0
-    """Streams that end without their marker."""
+    """Share of streams that end without their end marker."""
     max_ttft_ratio: float = 1.5
     """Time to first token, p95, relative to the stable version's at the same time."""
     ttft_slack_s: float = 0.1
     """Differences below this are noise, whatever their ratio."""
     min_tokens_per_second_ratio: float = 0.7
     hold_s: float = 0.0
-    """How long a step lasts at least: Prometheus needs users on it."""
+    """Seconds that a step lasts at least, so that Prometheus has data."""
     prometheus_url: str = ""
     queries: tuple[Query, ...] = ()
 
@@ -61,16 +61,16 @@ class Answer:
     prompt: str
     text: str = ""
     error: str = ""
-    """Why it is no answer; empty for a good one."""
+    """Why the request failed; empty if it succeeded."""
     incomplete: bool = False
-    """It began and did not reach its marker."""
+    """The stream began and did not reach its end marker."""
     ttft_s: float = math.nan
     tokens_per_second: float = math.nan
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """One gate's verdict."""
+class GateResult:
+    """The result of one gate."""
 
     name: str
     value: float | None
@@ -84,7 +84,7 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class Figures:
+class Measurements:
     """All answers of one version."""
 
     answers: Sequence[Answer] = field(default_factory=tuple)
@@ -95,24 +95,24 @@ class Figures:
 
 
 def load(file: Path = DEFAULT_FILE) -> Gates:
-    """Read thresholds; what the file leaves out is as in the one that ships.
+    """Read thresholds. The shipped file supplies what the file leaves out.
 
     Raises:
         ValueError: the file cannot be read, or names a gate that does not exist.
     """
     try:
-        said = yaml.safe_load(file.read_text("utf-8"))
+        content = yaml.safe_load(file.read_text("utf-8"))
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise ValueError(f"--gates {file} cannot be read: {error}") from error
-    if said is None:
-        said = {}
-    if not isinstance(said, Mapping):
+    if content is None:
+        content = {}
+    if not isinstance(content, Mapping):
         raise ValueError(f"--gates {file} must be a YAML mapping, such as max_error_rate: 0.01")
     known = {each.name for each in fields(Gates)}
-    if unknown := sorted(set(said) - known):
+    if unknown := sorted(set(content) - known):
         raise ValueError(f"--gates {file}: no gate is called {', '.join(unknown)}; known: {', '.join(sorted(known))}.")
     base = {} if file == DEFAULT_FILE else yaml.safe_load(DEFAULT_FILE.read_text("utf-8"))
-    merged = {**base, **said}
+    merged = {**base, **content}
     try:
         queries = tuple(Query(**query) for query in merged.pop("queries", ()))
         gates = Gates(prompts=tuple(map(str, merged.pop("prompts"))), queries=queries, **merged)
@@ -123,31 +123,33 @@ def load(file: Path = DEFAULT_FILE) -> Gates:
     return gates
 
 
-def judge(gates: Gates, stable: Figures, candidate: Figures) -> list[Judgement]:
-    """Compare the two versions' answers with the limits."""
+def evaluate(gates: Gates, stable: Measurements, candidate: Measurements) -> list[GateResult]:
+    """Compare the measurements of two versions with the limits."""
     enough = len(candidate.answers) >= gates.requests
-    judgements = [
+    results = [
         _rate("error_rate", gates.max_error_rate, stable, candidate, enough, incomplete=False),
         _rate("incomplete_streams", gates.max_incomplete_rate, stable, candidate, enough, incomplete=True),
     ]
     if gates.max_edit_distance is not None:
-        judgements.append(_golden(gates.max_edit_distance, stable, candidate))
-    return judgements + _speed(gates, stable, candidate, enough)
+        results.append(_golden(gates.max_edit_distance, stable, candidate))
+    return results + _speed(gates, stable, candidate, enough)
 
 
-def _rate(name: str, limit: float, stable: Figures, candidate: Figures, enough: bool, *, incomplete: bool) -> Judgement:
-    """Judge a share of failed answers. One that the stable version shows as well says nothing about the candidate."""
+def _rate(
+    name: str, limit: float, stable: Measurements, candidate: Measurements, enough: bool, *, incomplete: bool
+) -> GateResult:
+    """Check the share of failed requests. If the stable version fails as often, the gate has no data."""
     failed = [answer for answer in candidate.answers if answer.error and answer.incomplete is incomplete]
     failed_before = [answer for answer in stable.answers if answer.error and answer.incomplete is incomplete]
     value = round(len(failed) / (len(candidate.answers) or 1), 4)
     if value > limit:
         if len(failed_before) / (len(stable.answers) or 1) >= value:
-            return Judgement(name, value, limit, None, f"the stable version fails as often: {failed[0].error}")
-        return Judgement(name, value, limit, False, failed[0].error)
-    return Judgement(name, value, limit, True if enough else None, "" if enough else "too few requests")
+            return GateResult(name, value, limit, None, f"the stable version fails as often: {failed[0].error}")
+        return GateResult(name, value, limit, False, failed[0].error)
+    return GateResult(name, value, limit, True if enough else None, "" if enough else "too few requests")
 
 
-def _golden(limit: float, stable: Figures, candidate: Figures) -> Judgement:
+def _golden(limit: float, stable: Measurements, candidate: Measurements) -> GateResult:
     """Compare the greedy texts; the worst prompt decides."""
     texts = {answer.prompt: answer.text for answer in stable.good}
     worst, why = -1.0, ""
@@ -161,49 +163,49 @@ def _golden(limit: float, stable: Figures, candidate: Figures) -> Judgement:
         if distance > worst:
             worst, why = distance, f"{answer.prompt[:40]!r} became {answer.text[:60]!r}, was {reference[:60]!r}"
     if worst < 0:
-        return Judgement("golden_distance", None, limit, None, "no prompt was answered by both versions")
-    return Judgement("golden_distance", round(worst, 4), limit, worst <= limit, why if worst > limit else "")
+        return GateResult("golden_distance", None, limit, None, "no prompt was answered by both versions")
+    return GateResult("golden_distance", round(worst, 4), limit, worst <= limit, why if worst > limit else "")
 
 
-def _speed(gates: Gates, stable: Figures, candidate: Figures, enough: bool) -> list[Judgement]:
+def _speed(gates: Gates, stable: Measurements, candidate: Measurements, enough: bool) -> list[GateResult]:
     old_ttft, new_ttft = (percentile([a.ttft_s for a in each.good], 0.95) for each in (stable, candidate))
     old_tps, new_tps = (percentile([a.tokens_per_second for a in each.good], 0.5) for each in (stable, candidate))
-    judgements = []
+    results = []
     if old_ttft is None or new_ttft is None or not enough:
-        judgements.append(Judgement("ttft_p95_ratio", None, gates.max_ttft_ratio, None, "too few answers"))
+        results.append(GateResult("ttft_p95_ratio", None, gates.max_ttft_ratio, None, "too few answers"))
     else:
         ratio = new_ttft / old_ttft
         passed = ratio <= gates.max_ttft_ratio or new_ttft - old_ttft <= gates.ttft_slack_s
         why = f"{new_ttft:.3f} s, stable {old_ttft:.3f} s"
-        judgements.append(Judgement("ttft_p95_ratio", round(ratio, 3), gates.max_ttft_ratio, passed, why))
+        results.append(GateResult("ttft_p95_ratio", round(ratio, 3), gates.max_ttft_ratio, passed, why))
     limit = gates.min_tokens_per_second_ratio
     if old_tps is None or new_tps is None or not enough:
-        judgements.append(Judgement("tokens_per_second_ratio", None, limit, None, "too few answers"))
+        results.append(GateResult("tokens_per_second_ratio", None, limit, None, "too few answers"))
     else:
         why = f"{new_tps:.1f} tokens/s, stable {old_tps:.1f}"
-        judgements.append(
-            Judgement("tokens_per_second_ratio", round(new_tps / old_tps, 3), limit, new_tps >= limit * old_tps, why)
+        results.append(
+            GateResult("tokens_per_second_ratio", round(new_tps / old_tps, 3), limit, new_tps >= limit * old_tps, why)
         )
-    return judgements
+    return results
 
 
-def judge_query(query: Query, value: float | None, requests: float | None, least_requests: int) -> Judgement:
-    """Judge one Prometheus figure."""
+def evaluate_query(query: Query, value: float | None, requests: float | None, least_requests: int) -> GateResult:
+    """Check the value of one Prometheus query."""
     limit = query.max if query.max is not None else query.min if query.min is not None else math.nan
     if value is None or math.isnan(value):
-        return Judgement(query.name, None, limit, None, "Prometheus has no data")
+        return GateResult(query.name, None, limit, None, "Prometheus has no data")
     if query.requests_query and (requests is None or requests < least_requests):
-        return Judgement(query.name, value, limit, None, f"only {requests or 0:g} of {least_requests} requests")
+        return GateResult(query.name, value, limit, None, f"only {requests or 0:g} of {least_requests} requests")
     passed = (query.max is None or value <= query.max) and (query.min is None or value >= query.min)
-    return Judgement(query.name, value, limit, passed)
+    return GateResult(query.name, value, limit, passed)
 
 
-def line(judgement: Judgement) -> str:
-    """Return one gate's line for people."""
-    word = {True: "passed", False: "FAILED", None: "no data"}[judgement.passed]
-    value = "-" if judgement.value is None else f"{judgement.value:g}"
-    said = f"{judgement.name} {value} (limit {judgement.limit:g}) {word}"
-    return f"{said}: {judgement.why}" if judgement.why else said
+def format_result(result: GateResult) -> str:
+    """Return the line that shows one result."""
+    word = {True: "passed", False: "FAILED", None: "no data"}[result.passed]
+    value = "-" if result.value is None else f"{result.value:g}"
+    text = f"{result.name} {value} (limit {result.limit:g}) {word}"
+    return f"{text}: {result.why}" if result.why else text
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
