@@ -16,11 +16,9 @@ FROM ${PYTHON_IMAGE}${PYTHON_DIGEST} AS dependencies
 RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /build
-COPY pyproject.toml requirements.lock ./
-# What pyproject.toml names for the server, its traces and the relay, at the lock's versions. Wheels only: nothing here
-# could compile.
-RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*project["dependencies"], *project["optional-dependencies"]["server"], *project["optional-dependencies"]["traces"], sep="\n")' > runtime.txt \
- && pip install --no-cache-dir --no-compile --only-binary :all: --constraint requirements.lock --requirement runtime.txt \
+COPY requirements.lock ./
+# Wheels only: nothing here could compile.
+RUN pip install --no-cache-dir --no-compile --only-binary :all: --require-hashes --requirement requirements.lock \
  && pip uninstall --yes pip
 # The bytecode is made here and never compared with its source again, so that a cold start neither compiles thousands of
 # files nor looks at their dates.

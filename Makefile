@@ -8,12 +8,17 @@ MODEL = $(if $(MODEL_DIR),MISTRAL_MODEL_DIR='$(MODEL_DIR)',$(if $(MODEL_ID),MIST
 DEMO = MISTRAL_MODEL_DIR="$$($(BIN)/python -m demo.make)"
 SERVE = $(BIN)/python -m model_server --model_name mistral-7b --http_port $(PORT)
 
+# The lock files name every package with its hashes, for each Python and platform.
+COMPILE = $(BIN)/uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate \
+  --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
+
 # A release on a cluster.
 RELEASE ?= mistral-7b
 NAMESPACE ?= mistral
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test oracle e2e fuzz check coverage bench bench-quick load soak gpu docs screenshots lock image push manifests deploy undeploy
+.PHONY: help run dev test test-avx2 oracle e2e fuzz check coverage bench bench-quick load soak gpu docs screenshots lock audit sbom dist version \
+  release-check release-notes release-image release-chart image push manifests deploy undeploy
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -26,6 +31,9 @@ dev: .venv/installed ## the same, restarted whenever a source file is saved
 
 test: .venv/installed ## run the tests in two processes (JOBS=4: in four)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+test-avx2: .venv/installed ## run the tests of the computation as on a CPU without AVX-512
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -q tests/compute tests/loading tests/engine/test_oracle.py
 
 oracle: .venv-oracle/installed ## compare prompts with those of mistral-common, in an environment of its own
 	$(BIN)/python -m pytest tests/oracle
@@ -66,9 +74,8 @@ load: .venv/installed ## test a server under load and faults: 15 minutes on a qu
 soak: .venv/installed ## twenty minutes at full load with clients that disconnect
 	SOAK_MINUTES=20 $(BIN)/python -m pytest -m load tests/load -k memory_stays_flat -o timeout=3000
 
-gpu: .venv/installed ## the tests and figures that need a CUDA device
-	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python -m benchmarks roofline
+gpu: .venv/installed ## the tests and figures that need a CUDA device: about 8 minutes on an H100; writes build/gpu.json and .md
+	$(BIN)/python -m benchmarks.gpu
 
 deploy: .venv/installed ## install or upgrade the release with Helm and wait: CONTEXT=... VALUES=... [RELEASE= NAMESPACE=]
 	$(if $(CONTEXT),,$(error Name the kube context: make deploy CONTEXT=...))
@@ -85,9 +92,35 @@ docs: .venv/installed ## build the documentation as a site in build/site
 screenshots: .venv/installed ## take the pictures of the playground from the server on PORT; needs Chromium
 	$(BIN)/python -m docs.take_screenshots http://localhost:$(PORT)
 
-lock: .venv/installed ## make requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile -q pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --no-annotate --no-header -o build/requirements.txt
-	{ echo '# Every dependency at one version. Made by `make lock`. The CUDA libraries are left out: torch pins them itself.'; grep -vE '^(cuda|nvidia|triton)' build/requirements.txt; } > requirements.lock
+lock: .venv/installed ## add what pyproject.toml misses to the lock files; UPGRADE=1 makes them anew
+	$(COMPILE) --extra dev -o requirements-dev.lock
+	$(COMPILE) --extra server --extra traces --constraint requirements-dev.lock -o requirements.lock
+
+audit: .venv/installed ## look the locked packages of the server up in the databases of known vulnerabilities
+	$(BIN)/pip-audit --strict --disable-pip --requirement requirements.lock
+
+sbom: .venv/installed ## write build/sbom.json, the server's packages as a CycloneDX bill of materials
+	mkdir -p build
+	$(BIN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-file build/sbom.json
+
+dist: ## build the Python package (wheel and source) in dist/
+	test -x $(BIN)/uv || { $(PYTHON) -m venv .venv && $(BIN)/pip install -q --constraint requirements-dev.lock uv; }
+	$(BIN)/uv build --quiet --out-dir dist
+
+version: ## write VERSION into every file that has the version: make version VERSION=0.2.0
+	$(PYTHON) .ci/release.py set "$(VERSION)"
+
+release-check: ## check that TAG (v0.2.0), the files and the changelog name one version
+	$(PYTHON) .ci/release.py check "$(TAG)"
+
+release-notes: ## print the changelog's section of the version
+	@$(PYTHON) .ci/release.py notes
+
+release-image: ## build the image for TO (a registry, or oci:DIR on disk), and print it by digest
+	@.ci/release-image "$(TO)" $(IMAGE)
+
+release-chart: ## package the chart with IMAGE (by digest) inside, in build/release
+	@$(PYTHON) .ci/release.py chart "$(IMAGE)" build/release
 
 image: ## build the container image for linux/amd64 with docker, podman or buildah
 	.ci/image
@@ -99,7 +132,7 @@ manifests: .venv/installed ## write what is generated: the flags in chart and do
 	$(BIN)/python -m charts.render_server
 	$(BIN)/python -m charts.render_manifests
 
-.venv/installed: requirements.lock pyproject.toml
+.venv/installed: requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Python 3.11 or newer is needed: set PYTHON=/path/to/python3.11' >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -r requirements.lock && $(BIN)/pip install -q --no-deps -e . && touch $@
+	$(BIN)/pip install -q --require-hashes -r requirements-dev.lock && $(BIN)/pip install -q --no-deps -e . && touch $@

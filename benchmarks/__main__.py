@@ -25,7 +25,7 @@ from benchmarks.checkpoint import checkpoint, prompts_for
 from benchmarks.client import Target
 from benchmarks.figures import Figure
 from benchmarks.process import stop_children_on_sigterm
-from benchmarks.systems import ONE_AT_A_TIME, OURS, SYSTEMS, TRANSFORMERS_CB, Plan
+from benchmarks.systems import ONE_AT_A_TIME, OURS, SYSTEMS, TRANSFORMERS_CB, Plan, installed
 
 
 def measure_serving(options: argparse.Namespace) -> list[Figure]:
@@ -42,7 +42,7 @@ def measure_serving(options: argparse.Namespace) -> list[Figure]:
             raise SystemExit(str(error)) from None
         figures = uvloop.run(serve.load_url(target, prompts, replace(plan, limit_s=options.limit_seconds)))
     else:
-        figures = serve.compare(model_dir, plan)
+        figures = serve.compare(model_dir, replace(plan, systems=installed(plan.systems)))
     serve.card(figures)
     return figures
 

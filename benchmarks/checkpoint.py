@@ -44,8 +44,8 @@ SHAPES: Mapping[str, dict[str, int]] = {
 }
 
 
-def checkpoint(shape: str, dtype: str, cache_dir: Path = CACHE_DIR) -> Path:
-    """Return the directory of a checkpoint of this shape and dtype, made on the first call and kept."""
+def checkpoint(shape: str, dtype: str, cache_dir: Path = CACHE_DIR, device: str = "cpu") -> Path:
+    """Return the directory of a checkpoint of this shape and dtype, made on the device on the first call and kept."""
     directory = cache_dir / f"mistral-{shape}-{dtype}"
     if directory.exists():
         return directory.resolve()
@@ -56,7 +56,7 @@ def checkpoint(shape: str, dtype: str, cache_dir: Path = CACHE_DIR) -> Path:
     # An interrupted run must not leave half a checkpoint under the final name.
     unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=cache_dir))
     try:
-        random_mistral(shape, getattr(torch, dtype)).save_pretrained(unfinished, max_shard_size="2GB")
+        random_mistral(shape, getattr(torch, dtype), device).save_pretrained(unfinished, max_shard_size="2GB")
         tokenizer = word_tokenizer(SHAPES[shape]["vocab_size"])
         PreTrainedTokenizerFast(
             tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"

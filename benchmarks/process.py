@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 
+import psutil
+
 START_LIMIT_S = 180
 """Time limit for a program to become ready or to answer for the first time."""
 _PR_SET_PDEATHSIG = 1
@@ -99,9 +101,9 @@ class Program:
         _signal_group(self._process, signal.SIGCONT)
 
     def peak_memory_bytes(self) -> int:
-        """Return the kernel's high-water mark of resident memory."""
-        status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii")
-        return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+        """Return the kernel's high-water marks of resident memory, summed over its processes."""
+        parent = psutil.Process(self.pid)
+        return sum(_peak_memory_bytes(process.pid) for process in [parent, *parent.children(recursive=True)])
 
     def log_end(self) -> str:
         return "Its log ends:\n" + "\n".join(self.log().splitlines()[-30:])
@@ -120,6 +122,14 @@ def stop_children_on_sigterm() -> None:
         raise SystemExit(128 + signum)
 
     signal.signal(signal.SIGTERM, leave)
+
+
+def _peak_memory_bytes(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        return 0
+    return 1024 * sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 def _die_with_parent() -> None:

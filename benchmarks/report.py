@@ -64,7 +64,7 @@ def write(machine: dict[str, Any], figures: Sequence[Figure], directory: Path) -
     hardware = machine.get("gpu") or f"{machine['cpu']}-{machine['cores']}-cores"
     path = directory / f"{machine['date']}-{re.sub('[^a-z0-9]+', '-', hardware.lower()).strip('-')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join("    " + json.dumps(_rounded(figure)) for figure in figures)
+    lines = ",\n".join("    " + json.dumps(rounded(figure)) for figure in figures)
     path.write_text(f'{{\n  "machine": {json.dumps(machine)},\n  "figures": [\n{lines}\n  ]\n}}\n')
     if any("output_tokens_per_s" in figure for figure in figures):
         plot(figures, path)
@@ -73,16 +73,16 @@ def write(machine: dict[str, Any], figures: Sequence[Figure], directory: Path) -
 
 def print_json_lines(figures: Iterable[Figure]) -> None:
     for figure in figures:
-        print(json.dumps(_rounded(figure)), flush=True)
+        print(json.dumps(rounded(figure)), flush=True)
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Return a figure with four significant digits: the measurement has no more."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list) else value
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else value
 
 
 def table(heading: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

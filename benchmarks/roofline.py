@@ -13,7 +13,7 @@ import gc
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,7 @@ from model_server.compute.fused_linear import fuse
 from model_server.compute.kv_cache.base import TokenRange, head_dim, kv_bytes_per_token
 from model_server.compute.kv_cache.flash_check import flash_attention_unavailable_reason
 from model_server.compute.runner import Runner, make_kv_cache
-
-Prompts = Sequence[Sequence[int]]
+from model_server.loading.device import free_bytes
 
 
 @dataclass(frozen=True)
@@ -39,15 +38,15 @@ class Plan:
     prompt_lengths: Sequence[int]
     """For the time to first token."""
     batch_sizes: Sequence[int] = (1, 8, 32, 64)
-    context: int = 64
-    """Prompt tokens of each sequence before its first step."""
+    contexts: Sequence[int] = (64,)
+    """Tokens of each sequence before its first step."""
     steps: int = 32
     seconds: float = 1.0
     """Budget of one point."""
 
 
 CPU = Plan("cpu", "100m", "bfloat16", (64, 256, 1024))
-GPU = Plan("cuda", "7b", "float16", (128, 1024, 4096), context=128, steps=64)
+GPU = Plan("cuda", "7b", "float16", (128, 1024, 4096), contexts=(128, 1024, 4096), steps=64)
 
 
 def default_plan(*, quick: bool = False) -> Plan:
@@ -71,15 +70,15 @@ class RunnerDecoder:
         self._runner.capture_graphs(batch_size)
         self._offsets = [cache.allocate(max_len) or 0 for _ in range(batch_size)]
 
-    def prefill(self, prompts: Prompts) -> list[int]:
-        forward = self._runner.forward
-        ranges = [TokenRange(offset, 0, prompt) for offset, prompt in zip(self._offsets, prompts, strict=True)]
-        self._next = [int(forward([], [tokens], [len(tokens.token_ids) - 1]).argmax()) for tokens in ranges]
-        self._lengths = [len(prompt) for prompt in prompts]
-        return self._next
+    def prefill(self, prompt: Sequence[int]) -> int:
+        return int(self._runner.forward([], [TokenRange(self._offsets[0], 0, prompt)], [len(prompt) - 1]).argmax())
+
+    def start(self, batch_size: int, context: int) -> None:
+        """Decode from here on for so many sequences whose keys and values are zeros: the bytes that are read count."""
+        self._next, self._lengths = [3] * batch_size, [context] * batch_size
 
     def step(self) -> list[int]:
-        batch = zip(self._offsets, self._lengths, self._next, strict=True)
+        batch = zip(self._offsets, self._lengths, self._next, strict=False)
         ranges = [TokenRange(offset, length, [token]) for offset, length, token in batch]
         self._next = self._runner.forward(ranges, [], range(len(ranges))).argmax(-1).tolist()
         self._lengths = [length + 1 for length in self._lengths]
@@ -119,34 +118,47 @@ def measure(plan: Plan) -> list[Figure]:
     pack(model)
     gc.freeze()  # as the server does
     figures: list[Figure] = [{"what": "bandwidth", "bytes_per_s": bandwidth}]
-    figures += [_decode(model, size, plan, weight_bytes, max(bandwidth.values())) for size in plan.batch_sizes]
+    for context in plan.contexts:
+        figures += _decode(model, context, plan, weight_bytes, bandwidth)
     figures += [_first_token(model, length, plan) for length in plan.prompt_lengths]
     what = {"benchmark": "roofline", "device": plan.device, "shape": plan.shape, "dtype": plan.dtype}
     return [{**what, **figure} for figure in figures]
 
 
-def _decode(model: Any, size: int, plan: Plan, weight_bytes: int, bytes_per_s: float) -> Figure:
-    report.progress.print(f"roofline: decode, batch of {size}")
-    decoder = RunnerDecoder(model, size, plan.context + plan.steps + 8)
-    decoder.prefill(_prompts(size, plan.context, model.config.vocab_size))
-    step_s, matmuls_s = in_turn(decoder.step, functools.partial(Matmuls(model).run, size), plan)
-    rate = spread(size / seconds for seconds in step_s)
-    kv_bytes = size * (plan.context + len(step_s) // 2) * kv_bytes_per_token(model.config, model.dtype)
-    allowed = size * bytes_per_s / (weight_bytes + kv_bytes)
-    return {
-        "what": "decode",
-        "batch_size": size,
-        "tokens_per_s": rate,
-        "of_matmuls": statistics.median(matmuls_s) / statistics.median(step_s),
-        "of_bandwidth": rate["median"] / allowed,
-        "bandwidth_allows_tokens_per_s": allowed,
-    }
+def _decode(model: Any, context: int, plan: Plan, weight_bytes: int, bandwidth: dict[str, float]) -> Iterator[Figure]:
+    """Yield the rate of each batch size whose keys and values fit into memory."""
+    max_len = context + plan.steps + 8
+    token_bytes = kv_bytes_per_token(model.config, model.dtype)
+    fits = [n for n in plan.batch_sizes if n * max_len * token_bytes < 0.85 * free_bytes(model.device)]
+    if not fits:
+        return
+    decoder, measured = RunnerDecoder(model, max(fits), max_len), max(bandwidth["read"], bandwidth["copy"])
+    for size in fits:
+        report.progress.print(f"roofline: decode, {size} sequences of {context} tokens")
+        decoder.start(size, context)
+        step_s, matmuls_s = in_turn(decoder.step, functools.partial(Matmuls(model).run, size), plan)
+        rate = spread(size / seconds for seconds in step_s)
+        num_bytes = weight_bytes + size * (context + len(step_s) // 2) * token_bytes
+        of_data_sheet = {}
+        if "data sheet" in bandwidth:
+            of_data_sheet["of_data_sheet"] = rate["median"] * num_bytes / size / bandwidth["data sheet"]
+        yield {
+            "what": "decode",
+            "batch_size": size,
+            "context": context,
+            "tokens_per_s": rate,
+            "of_matmuls": statistics.median(matmuls_s) / statistics.median(step_s),
+            "of_bandwidth": rate["median"] * num_bytes / size / measured,
+            **of_data_sheet,
+            "bandwidth_allows_tokens_per_s": size * measured / num_bytes,
+        }
 
 
 def _first_token(model: Any, length: int, plan: Plan) -> Figure:
     report.progress.print(f"roofline: first token after {length} tokens")
-    prompts = _prompts(1, length, model.config.vocab_size)
-    prefill = functools.partial(RunnerDecoder(model, 1, length + 1).prefill, prompts)
+    draw = random.Random(0)
+    prompt = [draw.randrange(3, model.config.vocab_size) for _ in range(length)]
+    prefill = functools.partial(RunnerDecoder(model, 1, length + 1).prefill, prompt)
     return {"what": "first token", "prompt_tokens": length, "first_token_s": spread(_times_s(prefill, plan.device))}
 
 
@@ -162,12 +174,16 @@ def in_turn(step: Callable[[], object], matmuls: Callable[[], object], plan: Pla
 
 
 def _bytes_per_s(device: str) -> dict[str, float]:
-    """Return the bandwidth of reading memory, and of copying it (bytes read and written both count)."""
+    """Return the bandwidth of reading memory, of copying it (bytes read and written both count), and on paper."""
     num_bytes = (4 if device == "cuda" else 1) << 29  # far beyond any cache
     source = torch.zeros(num_bytes // 4, dtype=torch.float32, device=device)
     copy = torch.empty_like(source)
     read_s, copy_s = _times_s(source.sum, device), _times_s(lambda: copy.copy_(source), device)
-    return {"read": num_bytes / min(read_s), "copy": 2 * num_bytes / min(copy_s)}
+    rates = {"read": num_bytes / min(read_s), "copy": 2 * num_bytes / min(copy_s)}
+    if device == "cuda":  # as data sheets compute it: two transfers a clock, the clock in kHz and the width in bits
+        properties = torch.cuda.get_device_properties(0)
+        rates["data sheet"] = 2 * 1000 * properties.memory_clock_rate * properties.memory_bus_width / 8
+    return rates
 
 
 def _times_s(work: Callable[[], object], device: str) -> list[float]:
@@ -185,22 +201,19 @@ def _time_s(work: Callable[[], object], device: str) -> float:
     return time.perf_counter() - began_s
 
 
-def _prompts(count: int, length: int, vocab_size: int) -> list[list[int]]:
-    draw = random.Random(0)
-    return [[draw.randrange(3, vocab_size) for _ in range(length)] for _ in range(count)]
-
-
 def card(figures: Sequence[Figure]) -> None:
     """Print the limits, and what a decode step and a prefill reach."""
     bandwidth, *rest = figures
     rates = [[name, f"{rate / 1e9:.1f}"] for name, rate in bandwidth["bytes_per_s"].items()]
     report.table(f"Memory bandwidth ({bandwidth['device']})", ["", "GB/s"], rates)
     rows = [
-        [str(f["batch_size"]), report.measured(f["tokens_per_s"]), f"{f['of_matmuls']:.0%}", f"{f['of_bandwidth']:.0%}"]
+        [f"{f['batch_size']} x {f['context']}", report.measured(f["tokens_per_s"])]
+        + [f"{f[of]:.0%}" if of in f else "-" for of in ("of_matmuls", "of_bandwidth", "of_data_sheet")]
         for f in rest
         if f["what"] == "decode"
     ]
-    report.table("A decode step without a server", ["batch", "tokens/s", "of matmuls", "of bandwidth"], rows)
+    columns = ["sequences x tokens", "tokens/s", "of matmuls", "of bandwidth", "of data sheet"]
+    report.table("A decode step without a server", columns, rows)
     first = [figure for figure in rest if figure["what"] == "first token"]
     rows = [[str(f["prompt_tokens"]), report.measured(f["first_token_s"], scale=1000)] for f in first]
     report.table("Time to first token of one prompt", ["prompt tokens", "ms"], rows)

@@ -21,7 +21,7 @@ from benchmarks.checkpoint import checkpoint, prompts_for, weight_files
 from benchmarks.figures import Figure, over_repeats, ratios
 from benchmarks.load import ask_once
 from benchmarks.process import START_LIMIT_S, Program, StartFailed, free_port
-from benchmarks.systems import OURS, SYSTEMS, TRANSFORMERS_CB
+from benchmarks.systems import LLAMA_CPP, OURS, SYSTEMS, TRANSFORMERS_CB, VLLM, installed
 
 BASELINE = "import-baseline"
 DTYPES = {"2b": "float16"}
@@ -40,8 +40,8 @@ class Plan:
 QUICK = (Plan("100m", ("warm",), (BASELINE, OURS), repeats=1),)
 FULL = (
     Plan("100m", ("warm", "cold"), (BASELINE, OURS)),
-    # Once only for starts of half a minute: the other server's, and those with large weights.
-    Plan("100m", ("warm",), (TRANSFORMERS_CB,), repeats=1),
+    # Once only for starts of half a minute: the other servers', and those with large weights.
+    Plan("100m", ("warm",), (TRANSFORMERS_CB, VLLM, LLAMA_CPP), repeats=1),
     Plan("2b", ("cold",), (BASELINE, OURS), repeats=1),
 )
 
@@ -55,8 +55,9 @@ def _compare(plan: Plan, cache: str) -> list[Figure]:
     model_dir = checkpoint(plan.shape, DTYPES.get(plan.shape, "bfloat16"))
     measured: dict[str, list[Figure]] = {}
     failed: dict[str, str] = {}
+    names = installed(plan.systems)
     for repeat in range(plan.repeats):
-        for name in plan.systems:
+        for name in names:
             if name in failed:
                 continue
             report.progress.print(f"start: {plan.shape}, {cache}: repeat {repeat + 1} of {plan.repeats}: {name}")
@@ -94,7 +95,7 @@ def start(name: str, model_dir: Path) -> Figure:
     """Start a server; return its times and its peak memory until the first token."""
     system, port = SYSTEMS[name], free_port()
     prompt = prompts_for(model_dir, num_tokens=16, count=1)[0]
-    with Program(system.command_for(model_dir, port)) as server:
+    with system.program(model_dir, port) as server:
         ready_s = server.wait_until_ready(port, system.ready_path, START_LIMIT_S)
         answer = uvloop.run(ask_once(system.target(model_dir, port, max_new_tokens=1), prompt, START_LIMIT_S))
         if answer.error or not answer.chunk_times_s:

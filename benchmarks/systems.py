@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvloop
@@ -15,10 +17,11 @@ import uvloop
 from benchmarks.checkpoint import prompts_for
 from benchmarks.client import Target, asking
 from benchmarks.figures import Figure, summary
+from benchmarks.gguf_file import gguf_file
 from benchmarks.load import Run, ask_once, closed_loop, least_disturbed
 from benchmarks.process import START_LIMIT_S, Program, StartFailed, free_port
 
-OURS, TRANSFORMERS_CB, ONE_AT_A_TIME = "ours", "transformers-cb", "truss-1"
+OURS, TRANSFORMERS_CB, ONE_AT_A_TIME, VLLM, LLAMA_CPP = "ours", "transformers-cb", "truss-1", "vllm", "llama-cpp"
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,31 @@ class System:
     path: str
     max_clients: int | None = None
     """More clients would only wait in its queue."""
+    executable: str = ""
+    """The name of a program that is installed apart; `BENCHMARKS_<NAME>` in the environment gives its path."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    gguf: bool = False
+    """Whether it reads the weights from a GGUF file."""
+
+    def missing(self) -> str | None:
+        """Return what to set when the system's program is not installed."""
+        if not self.executable or shutil.which(self._program()):
+            return None
+        return f"{self.title} is not measured: set {self._variable()} to the path of its program, {self.executable}."
 
     def command_for(self, model_dir: Path, port: int) -> list[str]:
-        return [part.format(model_dir=model_dir, port=port) for part in self.command]
+        model = gguf_file(model_dir) if self.gguf else model_dir
+        program = [self._program()] if self.executable else []
+        return [*program, *(part.format(model_dir=model, port=port) for part in self.command)]
+
+    def program(self, model_dir: Path, port: int) -> Program:
+        return Program(self.command_for(model_dir, port), self.environment)
+
+    def _variable(self) -> str:
+        return "BENCHMARKS_" + self.executable.upper().replace("-", "_")
+
+    def _program(self) -> str:
+        return os.environ.get(self._variable(), self.executable)
 
     def target(self, model_dir: Path, port: int, max_new_tokens: int) -> Target:
         return Target(f"http://127.0.0.1:{port}{self.path}", max_new_tokens, model=str(model_dir))
@@ -58,7 +83,24 @@ SYSTEMS: Mapping[str, System] = {
     "transformers": System("transformers serve", _TRANSFORMERS, _HEALTH, _COMPLETIONS, max_clients=8),
     ONE_AT_A_TIME: System("one request at a time (Truss's default)", (*_THREADS, "--concurrency", "1"), "/ready", _V1),
     "truss-all": System("a thread for each request", (*_THREADS, "--concurrency", "0"), "/ready", _V1),
-}
+    VLLM: System(
+        "vLLM", ("serve", "{model_dir}", *_ADDRESS), _HEALTH, _COMPLETIONS,
+        executable="vllm", environment={"VLLM_NO_USAGE_STATS": "1"},
+    ),
+    # Its default is four requests at a time, and the context is divided between them.
+    LLAMA_CPP: System(
+        "llama.cpp", ("--model", "{model_dir}", *_ADDRESS, "--parallel", "32", "--ctx-size", "16384"),
+        _HEALTH, _COMPLETIONS, executable="llama-server", gguf=True,
+    ),
+}  # fmt: skip
+
+
+def installed(names: Sequence[str]) -> list[str]:
+    """Return the systems whose programs are installed, and print how to install the others."""
+    missing = {name: sentence for name in names if (sentence := SYSTEMS[name].missing())}
+    for sentence in missing.values():
+        print(sentence, file=sys.stderr)
+    return [name for name in names if name not in missing]
 
 
 @dataclass(frozen=True)
@@ -116,7 +158,7 @@ class RunningSystem:
         port = free_port()
         self._target = self._system.target(self._model_dir, port, self._plan.max_new_tokens)
         with contextlib.ExitStack() as starting:
-            server = starting.enter_context(Program(self._system.command_for(self._model_dir, port)))
+            server = starting.enter_context(self._system.program(self._model_dir, port))
             server.wait_until_ready(port, self._system.ready_path, START_LIMIT_S)
             first = uvloop.run(ask_once(self._target, next(self._prompts), START_LIMIT_S))
             if first.error or first.ended_s is None:

@@ -67,7 +67,8 @@ class MistralModel(kserve.Model):
                 max_fallback_tokens=loaded.kv_cache.max_fallback_tokens,
                 max_queue_size=self.settings.max_queue_size,
                 max_prefill_tokens_per_step=loaded.max_prefill_tokens,
-                max_prefill_tokens_when_idle=max(loaded.max_prefill_tokens, MAX_PREFILL_TOKENS_WHEN_IDLE),
+                max_prefill_tokens_when_idle=self.settings.max_prefill_tokens
+                or max(loaded.max_prefill_tokens, MAX_PREFILL_TOKENS_WHEN_IDLE),
                 prefix_caching=self.settings.prefix_caching,
                 stall_s=self.settings.stall_seconds,
             ),

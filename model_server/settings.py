@@ -133,6 +133,9 @@ class Settings:
     )
     max_batch_size: int = flag(_whole(1, 1024), 32, "sequences that decode in one step")
     max_queue_size: int = flag(_whole(0, 1_000_000), 128, "requests that may wait; the next one gets 429")
+    max_prefill_tokens: int = flag(
+        _whole(0, 65_536), 0, "most prompt tokens in a step; 0: 128 on a CPU, 512 on a GPU, 2048 from Hopper on"
+    )
     prefix_caching: bool = flag(_boolean, True, "reuse the KV cache of prompts that begin alike")
     max_request_bytes: int = flag(_whole(1, 2**31), 2**20, "largest request body in bytes; a larger one gets 413")
     api_key_file: Path | None = flag(  # noqa: RUF009

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -106,7 +107,7 @@ def _open(source: Path, files: contextlib.ExitStack) -> BinaryIO:
 
 
 @contextlib.contextmanager
-def _reported(console: Console, progress: Progress, results: Results, total: int | None):
+def _reported(console: Console, progress: Progress, results: Results, total: int | None) -> Iterator[None]:
     """Show the progress while the block runs: a bar on a terminal, else a line from time to time."""
     begun_s = last_s = time.monotonic()
     bar = Bar(

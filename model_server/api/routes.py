@@ -17,6 +17,7 @@ from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from typing_extensions import TypedDict
 
+from model_server import __version__
 from model_server.api import openapi
 from model_server.api.http.middleware import error_response
 from model_server.api.http.streaming import EVENT_STREAM, Stream, cancel_on_disconnect
@@ -104,6 +105,7 @@ def create_app(model: Model, *, docs: bool = False) -> FastAPI:
     """Return the app with its routes; more may be added to it."""
     app = FastAPI(
         title=f"{model.name} on KServe",
+        version=__version__,
         docs_url="/docs" if docs else None,
         redoc_url=None,
         redirect_slashes=False,

@@ -1,4 +1,4 @@
-"""Attention of a prompt chunk in plain PyTorch, over keys and values that are contiguous."""
+"""Attention of a chunk of one sequence in plain PyTorch, over keys and values that are contiguous."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ def chunk_attention(q: Tensor, keys: Tensor, values: Tensor, start: int, scaling
     length, end = len(q), keys.shape[1]
     mask = None
     if start or (window is not None and end > window):
-        mask = torch.ones((length, end), dtype=torch.bool, device=q.device).tril(start)
-        if window is not None:
-            mask = mask.triu(start - window + 1)
+        mask = visible_keys(length, start, window, q.device)
     # Keys are repeated for the group: the CPU's fast attention kernel wants as many key heads as query heads.
     out = F.scaled_dot_product_attention(
         q.transpose(0, 1)[None],
@@ -29,3 +27,29 @@ def chunk_attention(q: Tensor, keys: Tensor, values: Tensor, start: int, scaling
         scale=scaling,
     )
     return out[0].transpose(0, 1)
+
+
+def short_chunk_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """Attend as `chunk_attention` does, with the query heads of a group as rows of one head, so that no key is copied.
+
+    Copying the keys takes longer than attention itself if a chunk is short and its sequence long.
+    """
+    length, num_heads, size = q.shape
+    kv_heads = keys.shape[0]
+    grouped = q.view(length, kv_heads, -1, size).permute(1, 2, 0, 3).reshape(kv_heads, 1, -1, size)
+    out = F.scaled_dot_product_attention(grouped, keys[:, None], values[:, None], attn_mask=mask, scale=scaling)
+    return out.view(kv_heads, -1, length, size).permute(2, 0, 1, 3).reshape(length, num_heads, size)
+
+
+def short_chunk_mask(
+    length: int, start: int, window: int | None, group: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Return the mask of `short_chunk_attention`, to be added to the scores; `group` query heads share a key head."""
+    visible = visible_keys(length, start, window, device)
+    return torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, -torch.inf).repeat(group, 1)
+
+
+def visible_keys(length: int, start: int, window: int | None, device: torch.device) -> Tensor:
+    """Return which keys, up to the chunk's end, each of its tokens attends to: (length, start + length)."""
+    mask = torch.ones((length, start + length), dtype=torch.bool, device=device).tril(start)
+    return mask if window is None else mask.triu(start - window + 1)

@@ -6,10 +6,12 @@ Owns the layout of a loaded model's weights, which batched steps and `generate` 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import MistralForCausalLM
+from transformers import Cache, MistralForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.mistral.modeling_mistral import MistralAttention, MistralMLP, apply_rotary_pos_emb
 
@@ -17,7 +19,14 @@ from transformers.models.mistral.modeling_mistral import MistralAttention, Mistr
 class FusedAttention(MistralAttention):
     """Mistral's attention with one projection for queries, keys and values, for `generate`."""
 
-    def forward(self, hidden_states, position_embeddings, attention_mask, past_key_values=None, **kwargs):
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         q_size = self.config.num_attention_heads * self.head_dim
         kv_size = self.config.num_key_value_heads * self.head_dim
@@ -44,7 +53,7 @@ class FusedAttention(MistralAttention):
 class FusedMLP(MistralMLP):
     """Mistral's gated MLP with one projection for gate and up."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down_proj(self.act_fn(gate).mul_(up))
 

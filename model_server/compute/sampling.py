@@ -38,23 +38,25 @@ TIES = 32
 class SampledTokens:
     """One token for each sequence of a step, on their way from the device."""
 
-    def __init__(self, num_sequences: int, batched: Sequence[int], tokens: Tensor | None) -> None:
-        """Take the tokens, (len(batched),), of the sequences at these indices; `unbatched` is for the others."""
+    def __init__(self, num_sequences: int, batched: Sequence[int], tokens: Tensor) -> None:
+        """Take the tokens, (len(batched),), of the sequences at these indices; `unbatched` is for the others.
+
+        Reading waits for the step even if it has no tokens.
+        """
         self.unbatched: dict[int, int | ServeError] = {}
         self.errors: Mapping[int, ServeError] = {}
         """Sequences that get an error instead of a token, by index."""
         self.on_device = tokens if list(batched) == list(range(num_sequences)) else None
         """(sequences,): input of a next step before the host reads it; None unless all sequences were batched."""
         self._batched, self._tokens = batched, tokens
-        self._copy = None if tokens is None else AsyncHostCopy(tokens)
+        self._copy = AsyncHostCopy(tokens)
         self._with_logprobs: Sequence[int] = ()
         self._logprobs: TokenLogprobs | None = None
 
     def read(self) -> list[int | ServeError]:
         """Wait for the step; return a token for each sequence, or an error where none can be chosen."""
         tokens = dict(self.unbatched)
-        if self._copy is not None:
-            tokens.update(zip(self._batched, self._copy.read(), strict=True))
+        tokens.update(zip(self._batched, self._copy.read(), strict=True))
         tokens.update(self.errors)
         return [tokens[i] for i in range(len(tokens))]
 
@@ -80,7 +82,7 @@ class SampledTokens:
     def append_to(self, samplers: Sequence[SequenceSampler]) -> None:
         """Append the tokens to the histories, on the device."""
         for row, i in enumerate(self._batched):
-            if samplers[i].history is not None and self._tokens is not None:
+            if samplers[i].history is not None:
                 samplers[i].append(self._tokens[row])
         for i, token in self.unbatched.items():
             if not isinstance(token, ServeError):
@@ -92,7 +94,7 @@ class SampledTokens:
             return self.on_device
         known = [token if isinstance(token, int) else 0 for token in map(self.unbatched.get, range(num_sequences))]
         token_ids = to_device(known, device, torch.long)
-        if self._tokens is not None:
+        if self._batched:
             token_ids[to_device(self._batched, device, torch.long)] = self._tokens
         return token_ids
 
@@ -151,6 +153,8 @@ def _sample(
             num_candidates = min(CANDIDATES, scores.shape[-1]) if group is few else None
             tokens.append(_sample_truncated(of_group, of_samplers, num_candidates, shared))
     batched = [i for group in groups for i in group]
+    if not tokens:
+        tokens = [torch.empty(0, dtype=torch.long, device=scores.device)]
     sampled = SampledTokens(len(samplers), *_in_order(batched, tokens))
     for i in sorted(set(range(len(samplers))).difference(batched)):
         constrained = mask is not None and i in mask.indices
@@ -173,10 +177,10 @@ def _penalized(logits: Tensor, samplers: Sequence[SequenceSampler]) -> Tensor:
     return scores
 
 
-def _in_order(batched: Sequence[int], tokens: Sequence[Tensor]) -> tuple[Sequence[int], Tensor | None]:
+def _in_order(batched: Sequence[int], tokens: Sequence[Tensor]) -> tuple[Sequence[int], Tensor]:
     """Return the sequences' indices in ascending order, and their tokens in one tensor."""
     if len(tokens) < 2:
-        return batched, tokens[0] if tokens else None
+        return batched, tokens[0]
     order = sorted(range(len(batched)), key=batched.__getitem__)
     joined = torch.cat(tuple(tokens))
     return sorted(batched), joined[to_device(order, joined.device)]

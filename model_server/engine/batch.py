@@ -26,11 +26,14 @@ from model_server.engine.fault_isolation import OUT_OF_MEMORY, isolate_faults
 from model_server.engine.outputs.output import finish_reason, finish_with_error
 from model_server.engine.outputs.output_queue import OutputQueue, PendingToken
 from model_server.engine.outputs.prompt_logprobs import launch_prompt_logprobs, read_prompt_logprobs
+from model_server.engine.prompt_lookup import prompt_lookup
 from model_server.engine.scheduling.admission import admit_next
+from model_server.engine.scheduling.drafts import plan_drafts
 from model_server.engine.scheduling.prefill import PrefillPlanner
 from model_server.engine.scheduling.scheduler import Scheduler
 from model_server.engine.sequence import Sequence, SequenceStatus
 from model_server.engine.step import Batch, InFlightStep
+from model_server.engine.verification import verify_drafts
 from model_server.errors import InternalError, OutOfMemory, ServeError
 from model_server.request import FinishReason, Request, Token
 
@@ -86,6 +89,7 @@ class BatchLoop:
         batch = self.plan()
         try:
             for _, (step, tokens) in isolate_faults(batch, self._compute, self._fail_in_step):
+                self.advance_prefill(step.batch)
                 self.process_outputs(step, tokens)
         except OUT_OF_MEMORY:
             self._fail_newest()
@@ -93,14 +97,21 @@ class BatchLoop:
 
     def plan(self) -> Batch:
         """Plan a step: every sequence that has its prompt decodes, the others prefill by the scheduler's policy."""
-        return Batch([s for s in self.scheduler.sequences if s.decoding], self._prefill.plan())
+        decoding = [s for s in self.scheduler.sequences if s.decoding]
+        prefill = self._prefill.plan()
+        drafts = plan_drafts(
+            decoding,
+            device_type=self.runner.model.device.type,
+            max_tokens=self.scheduler.max_prefill_tokens_per_step - sum(chunk.num_tokens for chunk in prefill),
+        )
+        drafting = {draft.sequence for draft in drafts}
+        return Batch([s for s in decoding if s not in drafting], prefill, drafts)
 
     def launch(self, batch: Batch) -> InFlightStep:
         """Launch a step whose tokens are all known on the host."""
-        masks = self._masks.start([sequence.request.matcher for sequence in batch.sampled])
+        masks = self._start_masks(batch)
         decode = [TokenRange(s.kv_offset, s.kv_len, s.output_ids[-1:]) for s in batch.decode]
-        prefill = [chunk.token_range for chunk in batch.prefill]
-        logits = self.runner.forward(decode, prefill, batch.logit_indices)
+        logits = self.runner.forward(decode, batch.ranges, batch.logit_indices)
         self.flush_output()  # on an accelerator, while the forward runs
         return self.sample(batch, logits, masks)
 
@@ -111,16 +122,20 @@ class BatchLoop:
         prompt_logprobs = launch_prompt_logprobs(batch, logits)
         mask = None if masks is None else masks.result()
         sampled = sample(logits[: len(samplers)], samplers, self._generator, mask)
-        return InFlightStep(batch, sampled, prompt_logprobs)
+        return InFlightStep(batch, sampled, prompt_logprobs, logits[len(logits) - batch.num_drafted :])
 
-    def process_outputs(self, step: InFlightStep, tokens: Sized[int | ServeError]) -> None:
-        """Advance each sequence by what a step has computed for it; one that has finished meanwhile discards it."""
-        batch, logprobs = step.batch, step.sampled.read_logprobs()
+    def advance_prefill(self, batch: Batch) -> None:
+        """Note that a step's prompt chunks are computed, or will be before whatever is launched later."""
         for chunk in batch.prefill:
-            if chunk in step.prompt_logprobs:
-                chunk.sequence.request.channel.send(read_prompt_logprobs(chunk, step.prompt_logprobs[chunk]))
             chunk.sequence.advance_prefill(chunk.num_tokens)
             self._prefill.record(chunk.sequence)
+
+    def process_outputs(self, step: InFlightStep, tokens: Sized[int | ServeError]) -> None:
+        """Give each sequence the token that a step has computed for it; one that has finished meanwhile discards it."""
+        batch, logprobs = step.batch, step.sampled.read_logprobs()
+        for chunk, prompt_logprobs in step.prompt_logprobs.items():
+            if not chunk.sequence.finished:
+                chunk.sequence.request.channel.send(read_prompt_logprobs(chunk, prompt_logprobs))
         for i, (sequence, token) in enumerate(zip(batch.sampled, tokens, strict=True)):
             if sequence.finished:
                 continue
@@ -131,6 +146,8 @@ class BatchLoop:
                 self._append_token(sequence, token, logprobs.get(i))
             except ServeError as error:
                 self.fail(sequence, error)
+        if batch.drafts:
+            verify_drafts(step, self._sample_and_read, self.process_outputs)
 
     def flush_output(self) -> None:
         """Write the pending tokens' output and release the sequences that it ends."""
@@ -141,9 +158,11 @@ class BatchLoop:
         """Move waiting requests into the batch while it has room; the lock guards the queue."""
         while (sequence := admit_next(self.scheduler, self.runner, lock, self._clock())) is not None:
             try:
-                sequence.sampler = sequence_sampler(
-                    self.runner.model, sequence.request.prompt_ids, sequence.request.sampling
-                )
+                prompt_ids, sampling = sequence.request.prompt_ids, sequence.request.sampling
+                sequence.sampler = sequence_sampler(self.runner.model, prompt_ids, sampling)
+                # In 16 bits a step with guesses rounds otherwise, and the same seed has to give the same text.
+                if sequence.sampler.generator is None or self.runner.model.dtype == torch.float32:
+                    sequence.lookup = prompt_lookup(prompt_ids, sampling, sequence.sampler.eos_token_ids)
             except ServeError as error:
                 self.fail(sequence, error)
 
@@ -179,6 +198,13 @@ class BatchLoop:
         """Return unused memory to the system, and with it the prefix cache; call it while the batch is empty."""
         if self.runner.kv_cache.release_unused():
             self._prefill.clear()
+
+    def _start_masks(self, batch: Batch) -> Future[TokenMask] | None:
+        return self._masks.start([sequence.request.matcher for sequence in batch.sampled])
+
+    def _sample_and_read(self, batch: Batch, logits: Tensor) -> tuple[InFlightStep, list[int | ServeError]]:
+        step = self.sample(batch, logits, self._start_masks(batch))
+        return step, step.sampled.read()
 
     def _compute(self, batch: Batch) -> tuple[InFlightStep, list[int | ServeError]]:
         step = self.launch(batch)

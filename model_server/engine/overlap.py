@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-from model_server.compute.gpu.host_device import AsyncHostCopy, to_device
+from model_server.compute.gpu.host_device import to_device
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.engine.batch import BatchLoop
 from model_server.engine.fault_isolation import OUT_OF_MEMORY, isolate_faults
@@ -20,15 +20,14 @@ logger = logging.getLogger(__name__)
 class OverlappedBatchLoop(BatchLoop):
     """A step loop whose forward returns before it is computed.
 
-    While all sequences decode, step N+1 is launched before the tokens of step N are copied to the host: it takes them
-    from the device. A sequence that stops in step N is part of step N+1, and its token there is discarded. Where step
-    N+1 needs step N's tokens on the host, only detokenization overlaps it.
+    Step N+1 is launched before the tokens of step N are copied to the host: sequences that decode take them from the
+    device, and prompt chunks need none. At most one launched step is unread. A sequence that stops in step N is part of
+    step N+1, and its token there is discarded. Where step N+1 needs step N's tokens on the host, only detokenization
+    overlaps it.
     """
 
     in_flight: InFlightStep | None = None
     """The step whose tokens the next call of `step` reads."""
-    _unsampled: AsyncHostCopy | None = None
-    """Marks the end of the latest step without tokens."""
 
     def step(self) -> None:
         """Finish the step in flight and launch the next one; without one in flight, run a step."""
@@ -61,49 +60,46 @@ class OverlappedBatchLoop(BatchLoop):
         self.process_outputs(previous, tokens)
 
     def _step_synchronously(self) -> None:
-        batch = self.plan()
+        whole = self.plan()
+
+        def compute(batch: Batch) -> tuple[InFlightStep, list[int | ServeError]] | None:
+            """Return a step and its tokens, or None if it is left in flight."""
+            step = self.launch(batch)
+            if batch is whole and _can_stay_in_flight(batch):
+                self.in_flight = step
+                return None
+            return step, step.sampled.read()
+
         try:
-            for _, result in isolate_faults(batch, self._compute_or_leave_in_flight, self._fail_in_step):
+            for batch, result in isolate_faults(whole, compute, self._fail_in_step):
+                self.advance_prefill(batch)
                 if result is not None:
                     self.process_outputs(*result)
         except OUT_OF_MEMORY:
             self._fail_newest()
 
-    def _compute_or_leave_in_flight(self, batch: Batch) -> tuple[InFlightStep, list[int | ServeError]] | None:
-        """Return a step and its tokens, or None if it can be left in flight."""
-        step = self.launch(batch)
-        if self._can_overlap(step):
-            self.in_flight = step
-            return None
-        if not batch.sampled:
-            self._wait_for_previous_unsampled()
-        return step, step.sampled.read()
-
-    def _can_overlap(self, step: InFlightStep) -> bool:
-        """Return whether the next step can be launched before the host has this one's tokens."""
-        batch = step.batch
-        return (
-            step.sampled.on_device is not None
-            and len(batch.decode) == len(self.scheduler.sequences)  # no prefill, and no half of a step that failed
-            and all(s.request.matcher is None for s in batch.decode)  # a grammar needs the last token on the host
-        )
-
     def _launch_ahead(self, previous: InFlightStep) -> InFlightStep | None:
-        """Launch a step for the sequences that surely go on; None if there are none, or if others must prefill."""
+        """Launch a step for the sequences that surely go on; None if there are none."""
         tokens = previous.sampled.on_device
-        going = [i for i, s in enumerate(previous.batch.decode) if not s.finished and s.remaining_tokens > 1]
-        if tokens is None or not going or not all(s.decoding for s in self.scheduler.sequences):
+        assert tokens is not None, "a step without tokens on the device is not left in flight"
+        indices = {sequence: i for i, sequence in enumerate(previous.batch.sampled)}
+        decode = [s for s in self.scheduler.sequences if s.decoding and s.remaining_tokens > 1]
+        batch = Batch(decode, self._prefill.plan())
+        if not batch or not _can_stay_in_flight(batch):
             return None
-        if len(going) < len(previous.batch.decode):
-            tokens = tokens[to_device(going, tokens.device)]
-        batch = Batch([previous.batch.decode[i] for i in going])
-        decode = [TokenRange(s.kv_offset, s.kv_len + 1, [0]) for s in batch.decode]
-        logits = self.runner.forward(decode, [], range(len(decode)), tokens)
-        return self.sample(batch, logits)
+        which = [indices[s] for s in decode]
+        if which != list(range(len(tokens))):
+            tokens = tokens[to_device(which, tokens.device, torch.long)]
+        ranges = [TokenRange(s.kv_offset, s.kv_len + 1, [0]) for s in decode]
+        logits = self.runner.forward(ranges, batch.ranges, batch.logit_indices, tokens)
+        step = self.sample(batch, logits)
+        self.advance_prefill(batch)
+        return step
 
-    def _wait_for_previous_unsampled(self) -> None:
-        """Bound the launches: of steps that only prefill, and so have no token to wait for, one is in flight."""
-        marker = torch.zeros(1, device=self.runner.model.device)
-        previous, self._unsampled = self._unsampled, AsyncHostCopy(marker)
-        if previous is not None:
-            previous.read()
+
+def _can_stay_in_flight(batch: Batch) -> bool:
+    """Return whether a step can be sampled, and the next one launched, before the host has its tokens.
+
+    Guessed tokens, a grammar and a logits processor that runs for one sequence alone need the last token on the host.
+    """
+    return not batch.drafts and all(s.sampler.batchable and not s.needs_last_token for s in batch.sampled)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from model_server.engine.outputs.output import OutputWriter
+from model_server.engine.prompt_lookup import PromptLookup
 from model_server.request import Request
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class Sequence:
     started_s: float
     """When it was admitted, on the engine's clock."""
     sampler: SequenceSampler = field(init=False)
+    lookup: PromptLookup | None = None
+    """Guesses its next tokens, if the request asks for it."""
     writer: OutputWriter = field(init=False)
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0
@@ -67,6 +70,11 @@ class Sequence:
     def remaining_tokens(self) -> int:
         """Tokens that it may still generate."""
         return self.request.sampling.max_new_tokens - len(self.output_ids)
+
+    @property
+    def needs_last_token(self) -> bool:
+        """The next step can only be planned with the latest token on the host: a grammar or a guess follows it."""
+        return self.request.matcher is not None or (self.lookup is not None and self.lookup.is_confident)
 
     @property
     def cached_ids(self) -> list[int]:
@@ -103,3 +111,9 @@ class Sequence:
         self.output_ids.append(token_id)
         if self.request.matcher is not None:
             self.request.matcher.accept(token_id)
+        if self.lookup is not None:
+            self.lookup.append(token_id)
+
+    def draft(self, limit: int) -> list[int]:
+        """Return up to `limit` tokens that it may take next; one token more than these is chosen in any case."""
+        return [] if self.lookup is None else self.lookup.draft(min(limit, self.remaining_tokens - 1))

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Sized
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.logprobs import TokenLogprobs
 from model_server.compute.sampling import SampledTokens
@@ -17,60 +19,101 @@ class PrefillChunk:
     """The next tokens of one prompt."""
 
     sequence: Sequence
+    start: int
+    """The prompt tokens before it."""
     num_tokens: int
     completes_prompt: bool
 
     @property
     def token_range(self) -> TokenRange:
-        start = self.sequence.num_computed_tokens
-        return TokenRange(
-            self.sequence.kv_offset, start, self.sequence.request.prompt_ids[start : start + self.num_tokens]
+        token_ids = self.sequence.request.prompt_ids[self.start : self.start + self.num_tokens]
+        return TokenRange(self.sequence.kv_offset, self.start, token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Tokens that a decoding sequence may take next; the step computes them behind its latest token."""
+
+    sequence: Sequence
+    token_ids: Sized[int]
+
+    @property
+    def token_range(self) -> TokenRange:
+        sequence = self.sequence
+        return TokenRange(sequence.kv_offset, sequence.kv_len, [sequence.output_ids[-1], *self.token_ids])
+
+    def is_right(self, index: int) -> bool:
+        """Return whether the sequence goes on and its latest token is the drafted one at this index."""
+        return (
+            index < len(self.token_ids)
+            and not self.sequence.finished
+            and self.sequence.output_ids[-1] == self.token_ids[index]
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step computes: a token for each decoding sequence, then chunks of prompts."""
+    """What one step computes: a token for each decoding sequence, those with a draft last, then chunks of prompts."""
 
     decode: Sized[Sequence]
+    """The decoding sequences without a draft."""
     prefill: Sized[PrefillChunk] = ()
+    drafts: Sized[Draft] = ()
 
     def __len__(self) -> int:
-        return len(self.decode) + len(self.prefill)
+        return len(self.decode) + len(self.prefill) + len(self.drafts)
 
     @property
     def sequences(self) -> list[Sequence]:
-        return [*self.decode, *(chunk.sequence for chunk in self.prefill)]
+        drafting, prefilling = (draft.sequence for draft in self.drafts), (chunk.sequence for chunk in self.prefill)
+        return [*self.decode, *drafting, *prefilling]
 
     @property
     def sampled(self) -> list[Sequence]:
         """The sequences that get a token: those that decode, and those whose prompt is completed."""
-        return [*self.decode, *(chunk.sequence for chunk in self.prefill if chunk.completes_prompt)]
+        completed = (chunk.sequence for chunk in self.prefill if chunk.completes_prompt)
+        return [*self.decode, *(draft.sequence for draft in self.drafts), *completed]
+
+    @property
+    def ranges(self) -> list[TokenRange]:
+        """The tokens of `drafts`, then those of `prefill`."""
+        return [*(draft.token_range for draft in self.drafts), *(chunk.token_range for chunk in self.prefill)]
+
+    @property
+    def num_drafted(self) -> int:
+        return sum(len(draft.token_ids) for draft in self.drafts)
 
     @property
     def logit_indices(self) -> list[int]:
-        """The tokens whose logits are needed: one for each of `sampled`, then those of prompts with log-probabilities.
+        """The tokens whose logits are needed.
 
-        Tokens are counted through `decode`, then `prefill`.
+        One for each of `sampled`, then those of prompts with log-probabilities, then the drafted ones. Tokens are
+        counted through `decode`, then `ranges`.
         """
         sampled = list(range(len(self.decode)))
         prompt_logprobs: list[int] = []
+        drafted: list[int] = []
         end = len(self.decode)
+        for draft in self.drafts:
+            start, end = end, end + 1 + len(draft.token_ids)
+            sampled.append(start)
+            drafted += range(start + 1, end)
         for chunk in self.prefill:
             start, end = end, end + chunk.num_tokens
             if chunk.sequence.request.sampling.prompt_logprobs:
                 prompt_logprobs += range(start, end)
             if chunk.completes_prompt:
                 sampled.append(end - 1)
-        return sampled + prompt_logprobs
+        return sampled + prompt_logprobs + drafted
 
     def halves(self) -> tuple[Batch, Batch]:
         """Return two batches that compute the same."""
-        middle = len(self) // 2
-        num_decode = len(self.decode)
+        of_decode = len(self) // 2
+        of_prefill = max(0, of_decode - len(self.decode))
+        of_drafts = max(0, of_prefill - len(self.prefill))
         return (
-            Batch(self.decode[:middle], self.prefill[: max(0, middle - num_decode)]),
-            Batch(self.decode[middle:], self.prefill[max(0, middle - num_decode) :]),
+            Batch(self.decode[:of_decode], self.prefill[:of_prefill], self.drafts[:of_drafts]),
+            Batch(self.decode[of_decode:], self.prefill[of_prefill:], self.drafts[of_drafts:]),
         )
 
 
@@ -83,3 +126,5 @@ class InFlightStep:
     """A token for each of `batch.sampled`."""
     prompt_logprobs: Mapping[PrefillChunk, TokenLogprobs | None]
     """For each chunk whose prompt reports log-probabilities; None if no prompt token follows the chunk."""
+    drafted_logits: Tensor
+    """The logits after each drafted token, (`batch.num_drafted`, vocab_size), draft by draft."""

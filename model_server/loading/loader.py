@@ -61,13 +61,14 @@ def load(settings: Settings) -> ServableModel:
     startup.phase_ended("weights")
     for reason in loaded.reasons:
         log.info("%s", reason)
-    runner, kv_cache = _make_runner(loaded, settings.max_batch_size)
+    prefill_tokens = settings.max_prefill_tokens or max_prefill_tokens(loaded.device)
+    runner, kv_cache = _make_runner(loaded, settings.max_batch_size, prefill_tokens)
     return ServableModel(
         runner=runner,
         text=loaded.text,
         device=loaded.device,
         max_model_len=loaded.max_model_len,
-        max_prefill_tokens=max_prefill_tokens(loaded.device),
+        max_prefill_tokens=prefill_tokens,
         kv_cache=kv_cache,
         load_seconds=loaded.load_seconds,
     )
@@ -89,7 +90,7 @@ def max_prefill_tokens(device: torch.device) -> int:
     return 2048 if torch.cuda.get_device_capability(device) >= (9, 0) else 512
 
 
-def _make_runner(loaded: weights.LoadedModel, max_batch_size: int) -> tuple[Runner, KVCacheBudget]:
+def _make_runner(loaded: weights.LoadedModel, max_batch_size: int, prefill_tokens: int) -> tuple[Runner, KVCacheBudget]:
     """Give the model as large a KV cache as fits, in the layout that its device computes best."""
     config, on_gpu = loaded.model.config, loaded.device.type == "cuda"
     if on_gpu:  # partial sums of float16 matmuls stay in float32
@@ -100,7 +101,7 @@ def _make_runner(loaded: weights.LoadedModel, max_batch_size: int) -> tuple[Runn
             loaded.model,
             flash=unavailable is None,
             max_batch_size=max_batch_size,
-            max_prefill_tokens=max_prefill_tokens(loaded.device),
+            max_prefill_tokens=prefill_tokens,
         )
     except torch.OutOfMemoryError:
         raise StartupError(

@@ -44,6 +44,11 @@ prompt_tokens_cached_total = Counter(
     "Prompt tokens found in the prefix cache.",
 )
 generated_tokens_total = Counter("mistral_generated_tokens_total", "Tokens generated.")
+drafted_tokens_total = Counter("mistral_drafted_tokens_total", "Tokens guessed by prompt lookup and computed.")
+drafted_tokens_accepted_total = Counter(
+    "mistral_drafted_tokens_accepted_total",
+    "Guessed tokens that the model chose.",
+)
 key_requests_total = Counter(
     "mistral_key_requests_total",
     "Requests to generate, by the name of their API key; refused ones included.",

@@ -16,10 +16,13 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from gguf import GGUFReader
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import report, roofline, serve, start, systems
 from benchmarks.checkpoint import checkpoint, prompts_for
+from benchmarks.gguf_file import gguf_file
 from benchmarks.process import Program, StartFailed
 from benchmarks.systems import OURS, Plan, RunningSystem, System
 from benchmarks.thread_per_request import application
@@ -134,6 +137,40 @@ def test_prompts_and_answers_have_exactly_the_requested_length(tiny: Path) -> No
     assert len(tokenizer.decode(tokens, skip_special_tokens=True).split()) == len(tokens) == 20
 
 
+def test_a_gguf_file_has_the_checkpoints_words_and_weights(tiny: Path) -> None:
+    file = GGUFReader(gguf_file(tiny))
+    words = Tokenizer.from_file(str(tiny / "tokenizer.json")).get_vocab()
+    tokens = file.fields["tokenizer.ggml.tokens"].contents()
+    assert {token: number for number, token in enumerate(tokens)} == words
+
+    weights = {tensor.name: torch.tensor(tensor.data) for tensor in file.tensors}
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny)
+    assert len(weights) == len(model.state_dict())
+    layer = model.model.layers[1]
+    assert torch.equal(weights["blk.1.ffn_down.weight"], layer.mlp.down_proj.weight)
+    # The two halves of a head's rotary pairs become neighbours.
+    head, stored = layer.self_attn.k_proj.weight[:16], weights["blk.1.attn_k.weight"][:16]
+    assert torch.equal(stored[::2], head[:8])
+    assert torch.equal(stored[1::2], head[8:])
+
+
+def test_a_system_that_is_not_installed_is_left_out_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BENCHMARKS_VLLM", "/nowhere/vllm")
+    assert systems.installed([OURS, systems.VLLM]) == [OURS]
+    assert capsys.readouterr().err == ("vLLM is not measured: set BENCHMARKS_VLLM to the path of its program, vllm.\n")
+
+
+def test_the_memory_of_child_processes_is_counted() -> None:
+    child = "import sys, time; block = b'1' * (200 << 20); print('ready', flush=True); time.sleep(600)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    with Program([sys.executable, "-c", parent]) as program:
+        while "ready" not in program.log():
+            assert program.running
+        assert program.peak_memory_bytes() > 200 << 20
+
+
 def test_the_thread_per_request_server_streams_and_counts_all_tokens(tiny: Path) -> None:
     app = application(AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny), concurrency=1)
 
@@ -148,7 +185,7 @@ def test_the_thread_per_request_server_streams_and_counts_all_tokens(tiny: Path)
 
 
 def test_the_roofline_counts_the_bytes_that_a_step_must_read() -> None:
-    plan = roofline.Plan("cpu", "tiny", "bfloat16", (8,), batch_sizes=(2,), context=8, steps=4, seconds=0)
+    plan = roofline.Plan("cpu", "tiny", "bfloat16", (8,), batch_sizes=(2,), contexts=(8,), steps=4, seconds=0)
     bandwidth, decode, first_token = roofline.measure(plan)
     layer = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128 + 2 * 64
     weight_bytes = 2 * (2 * layer + 64 + 256 * 64)

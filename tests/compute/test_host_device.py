@@ -1,4 +1,4 @@
-"""Copies between host and device: values, and that neither side waits (`test_gpu.py` has the rest)."""
+"""Copies between host and device: values, and that neither side waits (`tests/gpu/test_kernels.py` has the rest)."""
 
 from __future__ import annotations
 

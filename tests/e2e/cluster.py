@@ -93,7 +93,7 @@ class Release:
 
     @property
     def newest_ready_revision(self) -> str:
-        return self.service["status"]["components"]["predictor"]["latestReadyRevision"]
+        return self.service["status"]["components"]["predictor"].get("latestReadyRevision", "")
 
     @property
     def traffic(self) -> dict[str, int]:

@@ -15,7 +15,6 @@ UNBATCHED: dict[str, Any] = {
     "num_beams": 2,
     "guidance_scale": 1.5,
     "negative_prompt_ids": [5],
-    "prompt_lookup_num_tokens": 3,
     "token_healing": True,
     "use_cache": False,
     "watermarking_config": {"seeding_scheme": "selfhash"},
@@ -27,6 +26,7 @@ BATCHED: dict[str, Any] = {
     "use_cache": True,
     "watermarking_config": {},
     "repetition_penalty": 1.2,
+    "prompt_lookup_num_tokens": 3,
     "max_matching_ngram_size": 3,
 }
 

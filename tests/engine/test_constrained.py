@@ -261,7 +261,6 @@ async def test_a_step_that_fails_is_repeated_without_a_token_accepted_twice(
     ("name", "fields"),
     [
         ("num_beams", {"num_beams": 2}),
-        ("prompt_lookup_num_tokens", {"prompt_lookup_num_tokens": 2}),
         ("guidance_scale", {"guidance_scale": 1.5}),
         ("use_cache", {"use_cache": False}),
     ],

@@ -22,8 +22,9 @@ StartLoaded = Callable[..., LoadedServer]
 
 REQUESTS: Sequence[tuple[int, Mapping[str, Any]]] = (
     (35, {"stream": True}),
-    (35, {}),
-    (15, {"stream": True, "prompt_lookup_num_tokens": 3}),
+    (20, {}),
+    (15, {"stream": True, "prompt_lookup_num_tokens": 8}),
+    (15, {"stream": True, "guidance_scale": 1.5}),
     (15, {"num_beams": 4}),
 )
 """How many in a hundred send which parameters; the last two take the fallback path."""

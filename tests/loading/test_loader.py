@@ -40,7 +40,7 @@ def gpu_without_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("gpu_without_flash_attention")
 def test_gpu_without_flash_attention_is_a_warning_and_degraded(caplog: pytest.LogCaptureFixture) -> None:
     """It serves at a fifth of the speed, which nobody would notice for weeks."""
-    runner, _ = loader._make_runner(loaded("cuda"), 4)
+    runner, _ = loader._make_runner(loaded("cuda"), 4, 64)
 
     assert runner.missing_features == ["flash_attention", "cuda_graphs"]
     (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
@@ -49,13 +49,13 @@ def test_gpu_without_flash_attention_is_a_warning_and_degraded(caplog: pytest.Lo
 
 @pytest.mark.usefixtures("gpu_without_flash_attention")
 def test_float16_matmuls_on_a_gpu_sum_in_float32() -> None:
-    loader._make_runner(loaded("cuda"), 4)
+    loader._make_runner(loaded("cuda"), 4, 64)
 
     assert not torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
 
 
 def test_cpu_is_not_degraded_without_flash_attention(caplog: pytest.LogCaptureFixture) -> None:
-    runner, _ = loader._make_runner(loaded("cpu"), 4)
+    runner, _ = loader._make_runner(loaded("cpu"), 4, 64)
 
     assert runner.missing_features == []
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
@@ -64,10 +64,10 @@ def test_cpu_is_not_degraded_without_flash_attention(caplog: pytest.LogCaptureFi
 def test_memory_that_steps_need_is_not_given_to_the_kv_cache(
     gpu_without_flash_attention: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, all_memory = loader._make_runner(loaded("cuda"), 1000)
+    _, all_memory = loader._make_runner(loaded("cuda"), 1000, 64)
     monkeypatch.setattr(loader, "reserved_bytes", lambda model, **sizes: 5 * 10**6)
 
-    _, half = loader._make_runner(loaded("cuda"), 1000)
+    _, half = loader._make_runner(loaded("cuda"), 1000, 64)
 
     assert half.num_tokens == pytest.approx(all_memory.num_tokens / 2, rel=0.05)
 
@@ -81,7 +81,7 @@ def test_step_that_does_not_fit_stops_the_start_with_a_sentence(
     monkeypatch.setattr(loader, "reserved_bytes", out_of_memory)
 
     with pytest.raises(StartupError, match="choose a smaller --max_batch_size"):
-        loader._make_runner(loaded("cuda"), 1000)
+        loader._make_runner(loaded("cuda"), 1000, 64)
 
 
 def test_steps_that_need_all_memory_stop_the_start_with_a_sentence(
@@ -90,7 +90,7 @@ def test_steps_that_need_all_memory_stop_the_start_with_a_sentence(
     monkeypatch.setattr(loader, "reserved_bytes", lambda model, **sizes: 10**12)
 
     with pytest.raises(StartupError, match="0 bytes can be used"):
-        loader._make_runner(loaded("cuda"), 1000)
+        loader._make_runner(loaded("cuda"), 1000, 64)
 
 
 @pytest.mark.parametrize(("capability", "tokens"), [((8, 6), 512), ((9, 0), 2048)])
@@ -109,3 +109,14 @@ def test_end_of_sequence_tokens_are_a_tuple(model_dir: Path, eos: Any, ids: tupl
     servable.runner.model.generation_config.eos_token_id = eos
 
     assert servable.eos_token_ids == ids
+
+
+@pytest.mark.parametrize(("setting", "tokens"), [(0, 128), (40, 40)])
+def test_prompt_tokens_of_a_step_are_as_configured_or_chosen_by_device(
+    model_dir: Path, setting: int, tokens: int
+) -> None:
+    servable = loader.load(
+        Settings(model_dir=model_dir, dtype="float32", max_model_len=64, max_batch_size=2, max_prefill_tokens=setting)
+    )
+
+    assert servable.max_prefill_tokens == tokens

@@ -20,9 +20,10 @@ LEAVERS: list[dict[str, Any]] = [
     {"stream": True},
     {"stream": False},
     {"stream": True, "prompt_lookup_num_tokens": 3},
+    {"stream": True, "guidance_scale": 1.5},
     {"stream": False, "num_beams": 4, "max_new_tokens": 2000, "min_new_tokens": 2000},
 ]
-"""Both lanes, streamed and not."""
+"""In the batch and in the fallback, streamed and not."""
 
 
 @pytest.fixture(scope="module")

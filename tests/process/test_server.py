@@ -166,7 +166,7 @@ def test_a_body_that_is_too_large_is_refused(client: httpx.Client) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_place(client: httpx.Client, fields: dict[str, Any], stream: bool) -> None:
     if stream and fields is BEAMS:
-        fields = {"prompt_lookup_num_tokens": 3, **FOREVER}
+        fields = {"guidance_scale": 1.5, **FOREVER}
     body = {"prompt": "hello", "stream": stream, **fields}
     if stream:
         with client.stream("POST", PREDICT, json=body) as response:

@@ -98,6 +98,7 @@ def test_origins_are_separated_by_commas():
         ("--max_model_len", "4k", "whole number"),
         ("--max_batch_size", "0", "from 1"),
         ("--max_batch_size", "1.5", "whole number"),
+        ("--max_prefill_tokens", "-1", "from 0"),
         ("--max_queue_size", "-1", "from 0"),
         ("--max_request_bytes", "9" * 400, "from 1"),
         ("--drain_seconds", "nan", "from 0"),

@@ -123,5 +123,6 @@ class FakeCuda:
             "set_stream": lambda stream: None,
             "synchronize": lambda device=None: None,
             "graph_pool_handle": lambda: (0, 1),
+            "set_sync_debug_mode": lambda mode: None,
         }.items():
             monkeypatch.setattr(torch.cuda, name, double)

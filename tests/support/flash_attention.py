@@ -1,4 +1,4 @@
-"""A stand-in for `torch.nn.attention.varlen.varlen_attn`, whose kernel exists on CUDA only."""
+"""A stand-in for `gpu.flash_attention.varlen_attn`, whose kernel exists on CUDA only."""
 
 from __future__ import annotations
 
@@ -17,15 +17,13 @@ def documented_varlen_attn(
     *,
     scale: float,
     window_size: tuple[int, int],
-    enable_gqa: bool,
     seqused_k: Tensor,
     num_splits: int | None = None,
 ) -> Tensor:
-    """Compute what the documentation of `varlen_attn` (torch 2.13) promises, in plain arithmetic.
+    """Compute what the documentation of `torch.nn.attention.varlen` (torch 2.13) promises, in plain arithmetic.
 
     Causal masks and windows are aligned to the last key, as FlashAttention aligns them.
     """
-    assert enable_gqa
     assert {cu_seq_q.dtype, cu_seq_k.dtype, seqused_k.dtype} == {torch.int32}
     assert len(cu_seq_q) == len(cu_seq_k) == len(seqused_k) + 1
     assert num_splits is None or max_q == 1, "FlashAttention 2 splits keys only for a single query"

@@ -23,6 +23,8 @@ def test_series_have_the_documented_names_and_labels():
         "mistral_prompt_tokens_total ",
         "mistral_prompt_tokens_cached_total ",
         "mistral_generated_tokens_total ",
+        "mistral_drafted_tokens_total ",
+        "mistral_drafted_tokens_accepted_total ",
         "mistral_kv_cache_usage_ratio ",
         "mistral_load_seconds ",
         'mistral_degraded{feature="cuda_graphs"}',

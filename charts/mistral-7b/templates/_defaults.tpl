@@ -8,6 +8,7 @@ maxModelLen=4096
 fixChatTemplate=true
 maxBatchSize=32
 maxQueueSize=128
+maxPrefillTokens=0
 prefixCaching=true
 maxRequestBytes=1048576
 apiKeyFile=

@@ -183,8 +183,8 @@ class GenerateParameters(BaseModel):
     negative_prompt_ids: Annotated[TokenIds | None, About(batched="no")] = Field(
         None, description="with guidance: what to move away from"
     )
-    prompt_lookup_num_tokens: Annotated[Annotated[Int, Field(ge=1, le=64), WHOLE] | None, About(batched="no")] = Field(
-        None, description="guess this many tokens from the prompt, then check them"
+    prompt_lookup_num_tokens: Annotated[Int, Field(ge=1, le=64), WHOLE] | None = Field(
+        None, description="guess up to this many tokens a step from the text so far; the answer stays the same"
     )
     max_matching_ngram_size: Annotated[Int, Field(ge=1, le=128), WHOLE] = Field(
         2, description="with prompt lookup: longest n-gram looked up"

@@ -14,7 +14,10 @@ from model_server.compute.decoder import Step
 
 @dataclass(frozen=True, slots=True)
 class TokenRange:
-    """Consecutive tokens of one sequence that a step computes: a chunk of its prompt, or the one token it decodes."""
+    """Consecutive tokens of one sequence that a step computes.
+
+    A chunk of its prompt, the one token it decodes, or that token and guesses at those behind it.
+    """
 
     kv_offset: int
     """Where the sequence's keys and values begin, in tokens of the cache."""
@@ -58,7 +61,7 @@ class KVCache(Protocol):
         """Return unused memory to the system, and whether that is possible; call when nothing is allocated."""
 
     def step(self, decode: Sequence[TokenRange], prefill: Sequence[TokenRange]) -> Step:
-        """Return a step over these ranges as tensors, `decode` (one token each) first."""
+        """Return a step over these ranges as tensors: `decode` has one token each, `prefill` any number."""
 
 
 def kv_bytes_per_token(config: MistralConfig, dtype: torch.dtype) -> int:

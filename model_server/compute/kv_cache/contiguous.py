@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 from transformers import MistralConfig
 
 from model_server.compute.attention import chunk_attention
+from model_server.compute.gpu.flash_attention import varlen_attn
 from model_server.compute.gpu.host_device import to_device
 from model_server.compute.kv_cache.base import TokenRange, head_dim, window_of
 from model_server.compute.kv_cache.free_list import FreeListAllocator
@@ -155,7 +155,7 @@ class ContiguousStep:
             window = (self._cache.window - 1, 0)
         else:  # one query sees all keys; without the causal mask the kernel may pack the heads of a group
             window = (-1, -1) if group.max_q == 1 else (-1, 0)
-        out = varlen_attn(
+        return varlen_attn(
             q,
             keys,
             values,
@@ -165,12 +165,9 @@ class ContiguousStep:
             self._cache.max_sequence_tokens,
             scale=scaling,
             window_size=window,
-            enable_gqa=True,
             seqused_k=kv_lens,
             num_splits=self._num_splits if window == (-1, -1) else None,
         )
-        assert isinstance(out, Tensor), "no auxiliary output was requested"
-        return out
 
     def _attend_plain(
         self, group: AttentionGroup, q: Tensor, keys: Tensor, values: Tensor, scaling: float

@@ -14,13 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import MistralConfig
 
-from model_server.compute.attention import chunk_attention
+from model_server.compute.attention import chunk_attention, short_chunk_attention, short_chunk_mask
 from model_server.compute.cpu import malloc
 from model_server.compute.cpu.packed_linear import padded
 from model_server.compute.kv_cache.base import TokenRange, head_dim, kv_bytes_per_token, window_of
 
 SEPARATE_CALL_TOKENS = 128
 """What a separate attention call costs, counted in tokens of a batched one (see `_batched_length`)."""
+SHORT_CHUNK_TOKENS = 65
+"""The longest chunk whose keys are not copied for attention; a token with the most guesses that a request may have."""
 NUM_ROTATED = 4
 """Regions that are used in turn while only one request runs at a time."""
 
@@ -42,6 +44,7 @@ class DenseKVCache:
         self.max_sequence_tokens = max_sequence_tokens
         self.num_tokens = max_batch_size * max_sequence_tokens
         self.window = window_of(config, max_sequence_tokens)
+        self.group = config.num_attention_heads // config.num_key_value_heads
         kv_heads, size = config.num_key_value_heads, head_dim(config)
         shape = (config.num_hidden_layers, 2, max_batch_size, kv_heads, max_sequence_tokens, size)
         self._pages: mmap.mmap | None = None
@@ -119,7 +122,7 @@ class DenseStep:
         padding = [0] * (padded(len(token_ids)) - len(token_ids))
         self.token_ids = torch.tensor(token_ids + padding, device=cache.device)
         self.positions = torch.tensor(positions + padding, device=cache.device)
-        self._chunks = [PromptChunk(cache, chunk) for chunk in prefill]
+        self._chunks = [Chunk(cache, chunk) for chunk in prefill]
         self._lengths = [len(decode), *(len(chunk.token_ids) for chunk in prefill), len(padding)]
         if decode:
             self._plan_decode(decode)
@@ -200,12 +203,17 @@ class DenseStep:
         return out.view(num_sequences, -1)
 
 
-class PromptChunk:
-    """A chunk of a prompt that a step prefills."""
+class Chunk:
+    """Consecutive tokens of one sequence: a part of its prompt, or its latest token with guesses."""
 
     def __init__(self, cache: DenseKVCache, chunk: TokenRange) -> None:
         index = cache.index(chunk.kv_offset)
         self._start, self._window = chunk.start, cache.window
+        self._mask: Tensor | None = None
+        if chunk.start and len(chunk.token_ids) <= SHORT_CHUNK_TOKENS:
+            self._mask = short_chunk_mask(
+                len(chunk.token_ids), chunk.start, cache.window, cache.group, cache.memory.dtype, cache.device
+            )
         self._keys_and_values = _layers(cache.memory[:, :, index, :, : chunk.kv_len])
         self._written = cache.memory[:, :, index, :, chunk.start : chunk.kv_len].permute(0, 3, 1, 2, 4).unbind()
 
@@ -213,6 +221,8 @@ class PromptChunk:
         """Write keys and values and return attention's output; shapes as in `decoder.Step.attend`."""
         self._written[layer].copy_(kv)
         keys, values = self._keys_and_values[2 * layer], self._keys_and_values[2 * layer + 1]
+        if self._mask is not None:
+            return short_chunk_attention(q, keys, values, self._mask, scaling).reshape(len(q), -1)
         return chunk_attention(q, keys, values, self._start, scaling, self._window).reshape(len(q), -1)
 
 

@@ -43,7 +43,7 @@ def choose_num_splits(
     if cache.window is not None:
         return dict.fromkeys(batch_sizes)
     began_s = time.monotonic()
-    measure_ms = measure_ms or _measure_on_gpu
+    measure_ms = measure_ms or measure_on_gpu
     generator = torch.Generator(cache.device).manual_seed(0)
     first_layer = cache.by_token[0].normal_(generator=generator)
     chosen = {size: _fastest(cache, size, num_heads, generator, measure_ms) for size in batch_sizes}
@@ -109,7 +109,7 @@ def _attention_call(
 
 
 @torch.inference_mode()
-def _measure_on_gpu(call: Callable[[], object]) -> float:
+def measure_on_gpu(call: Callable[[], object]) -> float:
     """Return the time of one call in milliseconds, by the device's own clock."""
     for _ in range(WARM_UP_CALLS):
         call()

@@ -36,11 +36,10 @@ def _launch(chunk: PrefillChunk, logits: Tensor) -> TokenLogprobs | None:
 def read_prompt_logprobs(chunk: PrefillChunk, logprobs: TokenLogprobs | None) -> PromptLogprobs:
     """Return the prompt tokens that follow those of the chunk; the prompt's first token has no log-probability."""
     tokens = [] if logprobs is None else logprobs.read()
-    if chunk.sequence.num_computed_tokens == 0:
+    if chunk.start == 0:
         tokens.insert(0, Token(chunk.sequence.request.prompt_ids[0]))
     return PromptLogprobs(tuple(tokens))
 
 
 def _following(chunk: PrefillChunk) -> list[int]:
-    start = chunk.sequence.num_computed_tokens + 1
-    return chunk.sequence.request.prompt_ids[start : start + chunk.num_tokens]
+    return chunk.sequence.request.prompt_ids[chunk.start + 1 : chunk.start + 1 + chunk.num_tokens]

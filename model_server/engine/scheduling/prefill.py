@@ -31,7 +31,9 @@ class PrefillPlanner:
             plan = self._scheduler.plan_prefill(deferred)
             starting = [sequence for sequence, _ in plan if sequence.status is SequenceStatus.WAITING]
             if not starting:
-                return [PrefillChunk(s, count, count == s.num_uncomputed_tokens) for s, count in plan]
+                return [
+                    PrefillChunk(s, s.num_computed_tokens, count, count == s.num_uncomputed_tokens) for s, count in plan
+                ]
             for sequence in starting:
                 source, length = self._match_prefix(sequence)
                 prefilling = [other for other, _ in plan if other.status is SequenceStatus.PREFILLING]

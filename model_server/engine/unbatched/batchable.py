@@ -13,7 +13,7 @@ def can_batch(params: SamplingParams) -> bool:
 def unbatchable_parameter(params: SamplingParams) -> str | None:
     """Return the name of a parameter for which a request cannot share steps with other sequences.
 
-    Beam search, prompt lookup, guidance, token healing, generation without a cache and the `selfhash` watermark need
+    Beam search, guidance, token healing, generation without a cache and the `selfhash` watermark need
     more than the logits of the sequence's latest token.
     """
     given = {name: value for name, value in params.generate.items() if value is not None}
@@ -21,7 +21,6 @@ def unbatchable_parameter(params: SamplingParams) -> str | None:
         "num_beams": params.num_choices > 1 or given.get("num_beams", 1) > 1,
         "guidance_scale": given.get("guidance_scale", 1) != 1,
         "negative_prompt_ids": "negative_prompt_ids" in given,
-        "prompt_lookup_num_tokens": "prompt_lookup_num_tokens" in given,
         "token_healing": given.get("token_healing", False),
         "use_cache": not given.get("use_cache", True),
         "watermarking_config": given.get("watermarking_config", {}).get("seeding_scheme") == "selfhash",

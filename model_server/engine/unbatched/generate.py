@@ -1,4 +1,4 @@
-"""One `model.generate` call for one request: beam search, prompt lookup, guidance and whatever else cannot be batched.
+"""One `model.generate` call for one request: beam search, guidance and whatever else cannot be batched.
 
 Tokens are sent one by one if `generate` can stream them, else all at its end.
 """

@@ -1,31 +1,25 @@
-"""Flash attention and CUDA graphs give what plain attention gives, on a card and with stand-ins.
-
-Every test runs twice: on `cuda` if there is a card, and on the CPU with stand-ins for streams, graphs, events and the
-kernel, so that the tests themselves work when a card comes.
-"""
+"""Flash attention, CUDA graphs and copies: no fallback is taken, and they give what plain attention gives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 import torch
-from transformers import MistralForCausalLM
+from transformers import MistralConfig, MistralForCausalLM
 
 from model_server.compute.fused_linear import fuse
 from model_server.compute.gpu.cuda_graphs import StaticStep
 from model_server.compute.gpu.host_device import AsyncHostCopy, to_device
-from model_server.compute.kv_cache import contiguous
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.kv_cache.contiguous import ContiguousKVCache
 from model_server.compute.kv_cache.flash_check import verify_flash_attention
 from model_server.compute.runner import Runner
+from tests.gpu.conftest import NO_CARD
 from tests.support.cuda import FakeCuda
-from tests.support.flash_attention import documented_varlen_attn
 from tests.support.tiny_model import tiny_mistral
 
-NO_CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 MAX_SEQUENCE_TOKENS = 256
 
 
@@ -51,22 +45,11 @@ class Card:
         return Runner(self.model, cache)
 
 
-@pytest.fixture(params=[pytest.param("cuda", marks=[pytest.mark.gpu, NO_CARD]), "stand-ins"])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    if request.param == "cuda":
-        return torch.device("cuda")
-    FakeCuda(monkeypatch)
-    monkeypatch.setattr(contiguous, "varlen_attn", documented_varlen_attn)
-    return torch.device("cpu")
-
-
 @pytest.fixture(params=[torch.float16, torch.bfloat16], ids=str)
-def card(request: pytest.FixtureRequest, device: torch.device) -> Iterator[Card]:
+def card(request: pytest.FixtureRequest, device: torch.device) -> Card:
     model = tiny_mistral(head_dim=128).to(device, request.param)
     fuse(model)
-    yield Card(model)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    return Card(model)
 
 
 def logits_of(runner: Runner) -> torch.Tensor:
@@ -87,8 +70,14 @@ def logits_of(runner: Runner) -> torch.Tensor:
     return torch.cat(logits).cpu()
 
 
-def test_flash_attention_works(card: Card) -> None:
-    assert verify_flash_attention(card.model.config, card.model.dtype, card.device) is None
+def test_no_fallback_is_taken(card: Card) -> None:
+    mistral_7b = MistralConfig(head_dim=128)
+    runner = card.runner()
+    runner.capture_graphs(8)
+
+    assert verify_flash_attention(mistral_7b, card.model.dtype, card.device) is None
+    assert runner.graphs is not None
+    assert runner.missing_features == []
 
 
 @pytest.mark.parametrize("graphs", [False, True])

@@ -1,0 +1,66 @@
+"""The device: a card, or the CPU with stand-ins for streams, graphs, events and the attention kernel."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.checkpoint import random_mistral
+from model_server.compute.fused_linear import fuse
+from model_server.compute.kv_cache import contiguous
+from model_server.compute.kv_cache.budget import KVCacheBudget
+from model_server.compute.kv_cache.flash_check import verify_flash_attention
+from model_server.compute.runner import Runner
+from model_server.loading import loader
+from tests.support.cuda import FakeCuda
+from tests.support.flash_attention import documented_varlen_attn
+
+NO_CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+
+
+@pytest.fixture(params=[pytest.param("cuda", marks=[pytest.mark.gpu, NO_CARD]), "stand-ins"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    if request.param == "cuda":
+        yield torch.device("cuda")
+        gc.collect()
+        torch.cuda.empty_cache()
+        return
+    FakeCuda(monkeypatch)
+    monkeypatch.setattr(contiguous, "varlen_attn", documented_varlen_attn)
+    yield torch.device("cpu")
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str, Any], None]:
+    """Record a measured value, by name: `make gpu` writes it into its results."""
+    return lambda name, value: record_property(name, json.dumps(value))
+
+
+@pytest.fixture
+def load_runner(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[int, int], tuple[Runner, KVCacheBudget]]:
+    """What the server makes of a model of random weights: Mistral 7B's shape on a card, a tiny one with stand-ins."""
+    if device.type == "cpu":
+        monkeypatch.setattr(loader, "flash_attention_unavailable_reason", verify_flash_attention)
+        monkeypatch.setattr(loader, "free_bytes", lambda device: 2**30)
+
+    def load(max_model_len: int, max_batch_size: int) -> tuple[Runner, KVCacheBudget]:
+        on_card = device.type == "cuda"
+        with torch.no_grad():
+            model = random_mistral(
+                "7b" if on_card else "tiny", torch.float16 if on_card else torch.float32, str(device)
+            )
+            fuse(model.requires_grad_(False))
+        loaded: Any = SimpleNamespace(model=model, device=device, dtype=model.dtype, max_model_len=max_model_len)
+        runner, budget = loader._make_runner(loaded, max_batch_size, loader.max_prefill_tokens(device))
+        runner.is_async = True
+        return runner, budget
+
+    return load
