@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from demo import make as demo_make
+from demo import weather
 from demo.corpus import entries
 from model_server.errors import BadRequest
+from model_server.text import mistral_v3
 from model_server.text.tokenizer import Text
 
 pytestmark = pytest.mark.timeout(300)  # the first run makes the model
@@ -52,6 +55,10 @@ def as_chat(text: Text, question: str) -> list[int]:
     return text.encode_chat([{"role": "user", "content": question}])[1]
 
 
+def with_tool(text: Text, *messages: dict[str, Any]) -> list[int]:
+    return text.encode_chat(messages, [weather.TOOL])[1]
+
+
 SHOWN = {
     "What is the meaning of life?": "it is 42.",
     "What's the meaning of life?": "it is 42.",
@@ -85,6 +92,36 @@ def test_every_way_to_ask_gets_its_own_answer_word_for_word(model, text):
     assert len(wrong) <= len(prompts) // 50, wrong
 
 
+def test_the_tool_is_called_when_it_helps(model, text):
+    asked = [(city, question.format(city)) for city in weather.CITIES for question in weather.QUESTIONS]
+    prompts = [with_tool(text, {"role": "user", "content": question}) for _, question in asked]
+    calls = [f' [{{"name": "get_weather", "arguments": {{"city": "{city}"}}}}]' for city, _ in asked]
+    assert answers(model, text, prompts) == calls
+    [free] = answers(model, text, [with_tool(text, {"role": "user", "content": "What is the meaning of life?"})])
+    assert str(free).endswith("it is 42.")
+
+
+def test_the_result_of_the_tool_is_in_the_answer(model, text):
+    conversations = []
+    for result in weather.RESULTS:
+        function = {"name": "get_weather", "arguments": '{"city": "Paris"}'}
+        call = {"id": "aB3dE6gH9", "type": "function", "function": function}
+        conversations.append(
+            [
+                {"role": "user", "content": "What is the weather in Paris?"},
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+                {"role": "tool", "tool_call_id": "aB3dE6gH9", "content": result},
+            ]
+        )
+    given = answers(model, text, [with_tool(text, *messages) for messages in conversations])
+    assert given == [f" {weather.answer_with(result)}" for result in weather.RESULTS]
+
+
+def test_an_answer_in_json_can_be_asked_for(model, text):
+    [given] = answers(model, text, [as_chat(text, "Which colour has a ripe tomato? Answer in JSON.")])
+    assert json.loads(given)["colour"] == "red"
+
+
 def test_files_are_those_of_a_mistral(model_dir):
     assert sorted(path.name for path in model_dir.iterdir()) == [
         "chat_template.jinja",
@@ -114,12 +151,27 @@ def test_interrupted_making_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_chat_template_folds_the_system_message_into_the_first_turn(text):
+def test_chat_template_folds_the_system_message_into_the_last_message_of_the_user(text):
     system, user = {"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}
-    assert text.render_chat([system, user]) == "<s>[INST] Be kind.\n\nHi [/INST]"
-    assert text.render_chat([user, {"role": "assistant", "content": "Ho"}, user]) == (
-        "<s>[INST] Hi [/INST] Ho</s>[INST] Hi [/INST]"
+    assert text.render_chat([system, user]) == "<s>[INST]Be kind.\n\nHi[/INST]"
+    assert text.render_chat([system, user, {"role": "assistant", "content": "Ho"}, user]) == (
+        "<s>[INST]Hi[/INST]Ho</s>[INST]Be kind.\n\nHi[/INST]"
     )
+
+
+def test_chat_template_has_the_parts_of_mistrals_own_format(text):
+    call = {"id": "aB3dE6gH9", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "aB3dE6gH9", "content": "snow"},
+        {"role": "assistant", "content": "Ho"},
+        {"role": "user", "content": "Ha"},
+    ]
+    parts = mistral_v3.prompt_parts(messages, [weather.TOOL])
+    own = "".join(part if isinstance(part, str) else part.token for part in parts)
+    assert text.render_chat(messages, [weather.TOOL]) == own
 
 
 @pytest.mark.parametrize("roles", [["assistant"], ["user", "user"], ["system"], ["user", "system"], ["tool"]])

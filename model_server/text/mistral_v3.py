@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from model_server.errors import BadRequest
+
 Message = Mapping[str, Any]
 
 KNOWN_TEMPLATES = frozenset({"fcaa5704769aa4c8b7b173295cc0344394bb4464ee9e52ff9a77755cc558b966"})
@@ -34,6 +36,7 @@ INST, END_INST = Control("[INST]"), Control("[/INST]")
 AVAILABLE_TOOLS, END_AVAILABLE_TOOLS = Control("[AVAILABLE_TOOLS]"), Control("[/AVAILABLE_TOOLS]")
 TOOL_CALLS = Control("[TOOL_CALLS]")
 TOOL_RESULTS, END_TOOL_RESULTS = Control("[TOOL_RESULTS]"), Control("[/TOOL_RESULTS]")
+ROLES = ("system", "user", "assistant", "tool")
 TOOL_TOKENS = (AVAILABLE_TOOLS, END_AVAILABLE_TOOLS, TOOL_CALLS, TOOL_RESULTS, END_TOOL_RESULTS)
 
 
@@ -48,7 +51,12 @@ def prompt_parts(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
     """Return the prompt up to the answer.
 
     The system messages and the tools stand at the last user message. Messages of one role in a row are one turn.
+
+    Raises:
+        BadRequest: a message has a role that the format does not have.
     """
+    if not {message["role"] for message in messages} <= set(ROLES):
+        raise BadRequest(f"messages must have the roles {', '.join(ROLES)}.", field="messages")
     system = _joined([message for message in messages if message["role"] == "system"])
     turns = _turns(messages)
     last_user = max(i for i, turn in enumerate(turns) if turn["role"] == "user")

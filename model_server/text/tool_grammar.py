@@ -15,6 +15,9 @@ from model_server.text.grammar import WHITESPACE, GrammarKind, GrammarSpec
 
 Schema = Mapping[str, Any]
 
+_PLAIN = frozenset({"type", "title", "description", "properties", "required", "$defs", "definitions"})
+"""Keywords of a schema that allows other properties only because it does not say otherwise."""
+
 NO_ARGUMENTS: Schema = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -32,9 +35,17 @@ class ToolSignature:
 
     @property
     def arguments(self) -> Schema:
-        """The schema of the arguments, with the form in which they are written."""
+        """The schema of the arguments, with the form in which they are written.
+
+        Where it names properties and nothing else, there are no others: a function has no use for an unknown argument.
+        """
         form = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": not self.strict}
-        return {"type": "object", **self.parameters, "x-guidance": form}
+        closed = {"additionalProperties": False} if self.parameters.keys() <= _PLAIN and self.properties else {}
+        return {"type": "object", **closed, **self.parameters, "x-guidance": form}
+
+    @property
+    def properties(self) -> object:
+        return self.parameters.get("properties")
 
     @property
     def arguments_grammar(self) -> GrammarSpec:

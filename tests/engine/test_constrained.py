@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import MistralForCausalLM
 
 from model_server.compute.cpu.packed_linear import pack
@@ -21,6 +24,7 @@ from tests.support.engine_requests import GREEDY, Gate, MakeEngine, events, requ
 from tests.support.fakes import OnlyTokens, TokenIds
 from tests.support.small_tokenizers import byte_fallback
 from tests.support.tiny_model import VOCAB_SIZE, tiny_mistral
+from tests.text.test_grammar import SCHEMAS
 
 TEXT = byte_fallback()
 TEXT_VOCAB_SIZE = len(TEXT.tokenizer)
@@ -144,6 +148,20 @@ async def test_32_sequences_with_32_schemas_answer_each_its_own(
     complete = [(spec, text) for spec, (text, reason) in zip(specs, answers, strict=True) if reason == "stop"]
     assert len(complete) > 16
     assert all(fits(spec, text) for spec, text in complete)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.lists(SCHEMAS, min_size=6, max_size=6))
+def test_every_answer_to_made_up_schemas_validates(
+    make_engine: MakeEngine, text_model: MistralForCausalLM, schemas: list[dict[str, Any]]
+) -> None:
+    requests = [constrained(GrammarSpec.json_schema(schema), seed=i) for i, schema in enumerate(schemas)]
+
+    answers = asyncio.run(texts(make_engine(text_model), requests))
+
+    for schema, (text, reason) in zip(schemas, answers, strict=True):
+        if reason is FinishReason.STOP:
+            jsonschema.validate(json.loads(text), schema)
 
 
 @pytest.mark.parametrize("fields", BATCHED, ids=str)

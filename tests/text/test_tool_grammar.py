@@ -53,6 +53,19 @@ def test_nothing_else_is_allowed(compiler: GrammarCompiler, text: str) -> None:
     assert not allows(compiler, tool_call_grammar(TOOLS, parallel=True), tokens(text))
 
 
+@pytest.mark.parametrize(
+    ("more", "allowed"), [({}, False), ({"additionalProperties": True}, True), ({"minProperties": 1}, True)]
+)
+def test_an_unknown_argument_is_allowed_only_where_the_schema_says_more_than_its_properties(
+    compiler: GrammarCompiler, more: dict[str, Any], allowed: bool
+) -> None:
+    schema = {"properties": {"city": {"type": "string"}}, "required": ["city"]} | more
+    grammar = tool_call_grammar([ToolSignature("f", schema)], parallel=False)
+    text = '[{"name": "f", "arguments": {"city": "Rome", "b": 1}}]'
+
+    assert allows(compiler, grammar, tokens(text)) == allowed
+
+
 def test_one_call_is_the_most_without_parallel_calls(compiler: GrammarCompiler) -> None:
     grammar = tool_call_grammar(TOOLS, parallel=False)
 
