@@ -134,6 +134,12 @@ def test_the_notes_have_the_command_for_a_secret_of_keys_that_is_not_there_yet()
     assert "create secret" not in notes({"apiKeys.keys": ["0123456789abcdef"]}, scenario="gfd")
 
 
+def test_the_notes_of_standard_mode_wait_for_the_deployment_since_ready_comes_before_a_ready_pod() -> None:
+    text = notes({"rollout.standard.predictorName": "v2"}, scenario="standard-hpa")
+    assert "--for=jsonpath='{.status.readyReplicas}'=1 deployment/mistral-7b-v2-predictor" in text
+    assert "--for=condition=Ready" not in text
+
+
 @pytest.mark.parametrize("scenario", ["standard-hpa", "standard-keda"])
 def test_the_notes_of_standard_mode_name_no_gateway_of_knatives(scenario: str) -> None:
     assert "istio" not in notes(scenario=scenario).lower()

@@ -14,6 +14,7 @@ import yaml
 
 from tests.e2e.cluster import NAME, Release, wait_until
 from tests.e2e.load import ask, failures, under_load
+from tests.e2e.test_models import DOWNLOAD, MODEL
 from tests.e2e.test_rollout import FAULTY_IMAGE, PROMOTED, REVERTED
 
 RIGHTS = Path(__file__).parents[2] / "manifests" / "ci" / "rollout.yaml"
@@ -37,15 +38,16 @@ KUBECONFIG = {
 
 @pytest.fixture(scope="module")
 def standard(make_release: Callable[[str], Release]) -> Release:
-    """The CPU scenario in Standard mode, behind a gateway of the Gateway API."""
+    """The CPU scenario in Standard mode, behind a gateway of the Gateway API. KServe's canary needs a `storage.uri`."""
     release = make_release("-standard")
     if "httproutes" not in release.kubectl("api-resources") or not GATEWAY:
         pytest.skip("the cluster has no Gateway API, or E2E_STANDARD_GATEWAY does not name its gateway")
     settings = {"inferenceService.mode": "Standard", "scaling.minReplicas": "1", "scaling.maxReplicas": "1"}
-    settings |= {"scaling.standard.autoscaler": "none"}
+    settings |= {"scaling.standard.autoscaler": "none", **DOWNLOAD, "storage.uri": f"{MODEL}:one"}
     release = replace(release, gateway=GATEWAY)
     release.install(settings=settings)
-    release.wait_until_ready()
+    ready = "--for=jsonpath={.status.readyReplicas}=1"
+    release.kubectl("wait", ready, f"deployment/{NAME}-predictor", "--timeout=10m")
     release.kubectl("apply", "--filename", str(RIGHTS))
     release.kubectl("create", "configmap", "kubeconfig", f"--from-literal=config={yaml.safe_dump(KUBECONFIG)}")
     return release

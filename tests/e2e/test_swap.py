@@ -22,7 +22,7 @@ def on_one_gpu(make_release: Callable[[str], Release]) -> Release:
     gpus = sum(int(node["status"]["allocatable"].get(GPU, 0)) for node in nodes)
     if gpus != 1:
         pytest.skip(f"the cluster has {gpus} GPUs and not one; README.md says how a node can pretend to have one")
-    release.install(settings={"gpu.count": "1"})
+    release.install(settings={"gpu.count": "1", "cluster.knativeFlags[0]": "kubernetes.podspec-tolerations"})
     release.wait_until_ready()
     return release
 

@@ -78,8 +78,12 @@ serving.kserve.io/inferenceservice: {{ include "mistral.fullname" . }}
 
 {{/* The address inside the cluster; in Standard mode KServe puts the predictor's name into it. */}}
 {{- define "mistral.internalHost" -}}
-{{- $predictor := list (include "mistral.fullname" .) .Values.rollout.standard.predictorName "predictor" | compact | join "-" -}}
-{{- printf "%s.%s.svc" $predictor .Release.Namespace -}}
+{{- printf "%s.%s.svc" (include "mistral.predictorName" .) .Release.Namespace -}}
+{{- end }}
+
+{{/* What KServe calls the predictor's Service and, in Standard mode, its Deployment. */}}
+{{- define "mistral.predictorName" -}}
+{{- list (include "mistral.fullname" .) .Values.rollout.standard.predictorName "predictor" | compact | join "-" -}}
 {{- end }}
 
 {{/* The series of this release, as the PodMonitor labels them. */}}

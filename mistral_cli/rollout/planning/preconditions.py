@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mistral_cli.rollout.planning import capacity, drift
 from mistral_cli.rollout.state import knative
@@ -59,9 +61,16 @@ def _state(observed: Observed, status: Status, options: Options) -> list[str]:
             reasons.append("--strategy swap needs Knative mode: only Knative's activator holds requests.")
         if observed.route is None:
             reasons.append("There is no HTTPRoute: in Standard mode KServe splits traffic only with the Gateway API.")
+        if not _names_its_model(observed.predictor):
+            reasons.append("The container has no STORAGE_URI: KServe takes a canary only beside a model that it knows.")
     elif dig(observed.service, "metadata", "annotations", knative.TAG_ROUTING) != "true" and options.strategy == CANARY:
         reasons.append(f"The annotation {knative.TAG_ROUTING} is not true: revisions have no addresses.")
     return reasons
+
+
+def _names_its_model(predictor: Mapping[str, Any]) -> bool:
+    variables = [variable for container in predictor.get("containers", ()) for variable in container.get("env", ())]
+    return "model" in predictor or any(variable["name"] == "STORAGE_URI" for variable in variables)
 
 
 def settled(status: Status) -> bool:

@@ -72,6 +72,13 @@ def test_without_the_gateway_api_nothing_is_split_and_the_rollout_is_refused(tmp
         at.deploy()
 
 
+def test_without_a_storage_uri_kserve_takes_no_canary_and_the_rollout_is_refused(tmp_path: Path) -> None:
+    with bench(tmp_path, **STANDARD) as at:
+        spec(at)["predictor"]["containers"][0]["env"] = []
+        with pytest.raises(Refused, match="no STORAGE_URI"):
+            at.deploy()
+
+
 def test_a_swap_needs_knatives_activator(tmp_path: Path) -> None:
     with bench(tmp_path, **STANDARD) as at, pytest.raises(Refused, match="only Knative's activator"):
         at.deploy(strategy="swap")

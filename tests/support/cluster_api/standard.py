@@ -28,6 +28,8 @@ class StandardWorld:
 
     def install(self, image: str, **predictor: Any) -> StandardWorld:
         service = inference_service(image, **predictor)
+        storage = {"name": "STORAGE_URI", "value": "hf://mistralai/Mistral-7B-Instruct-v0.3"}
+        service["spec"]["predictor"]["containers"][0]["env"].append(storage)
         service["metadata"]["annotations"] = {"serving.kserve.io/deploymentMode": "Standard"}
         self.store.put(SERVICE, service)
         for _ in range(6):
