@@ -33,15 +33,15 @@ CHAT_TEMPLATE = """\
 {%- if not turns -%}
   {{- raise_exception('After the system message there must be one from the user.') -}}
 {%- endif -%}
-{%- set last = namespace(user=-1, role='assistant') -%}
+{%- set last = namespace(user=-1, role='start') -%}
 {%- for message in turns if message['role'] == 'user' -%}
   {%- set last.user = loop.index0 -%}
 {%- endfor -%}
 {%- set users = namespace(count=-1) -%}
 {{- bos_token -}}
 {%- for message in turns -%}
-  {%- set after = {'user': ['assistant'], 'assistant': ['user', 'tool'], 'tool': ['assistant', 'tool']} -%}
-  {%- if message['role'] not in after or last.role not in after or message['role'] not in after[last.role] -%}
+  {%- set after = {'start': 'user', 'user': 'assistant', 'assistant': 'user tool', 'tool': 'assistant tool'} -%}
+  {%- if message['role'] not in after[last.role].split() -%}
     {{- raise_exception('Roles must alternate, user first, after at most one system message.') -}}
   {%- endif -%}
   {%- set last.role = message['role'] -%}
