@@ -90,7 +90,7 @@ def test_the_notes_read_the_host_from_the_status_and_never_compute_it() -> None:
 def test_the_notes_have_the_request_for_this_release(scenario: str) -> None:
     text = notes(scenario=scenario)
     assert "/v1/models/mistral-7b:predict" in text
-    assert "inferenceservice/mistral-7b" in text
+    assert "kubectl get inferenceservice mistral-7b" in text
     assert "no value" not in text
 
 
