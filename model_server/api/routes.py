@@ -7,8 +7,8 @@ exist. Leaves out the middleware, the wire format (`v1/`) and the model.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import Any, Literal, NotRequired, Protocol, TypeVar
+from collections.abc import Mapping
+from typing import Literal, NotRequired
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -21,7 +21,7 @@ from model_server import __version__
 from model_server.api import openapi
 from model_server.api.http.middleware import error_response
 from model_server.api.http.streaming import EVENT_STREAM, Stream, cancel_on_disconnect
-from model_server.api.prompts import Call, ServedModel
+from model_server.api.interface import Model
 from model_server.api.v1.predict import parse_json
 from model_server.errors import EngineDead, MethodNotAllowed, NotReady, ServeError, UnknownModel, UnknownRoute
 
@@ -43,40 +43,6 @@ class ModelReady(Ready):
 
 class Models(TypedDict):
     models: list[str]
-
-
-AnyCall = TypeVar("AnyCall", bound=Call)
-
-
-class Model(Protocol):
-    """The model's interface for the routes; `model.MistralModel` implements it."""
-
-    name: str
-    served: ServedModel
-    created_s: int
-    """When the model was loaded, in seconds since 1970."""
-
-    @property
-    def dead(self) -> str | None:
-        """The reason why the engine has died, or None."""
-        ...
-
-    @property
-    def degraded(self) -> list[str]:
-        """What the GPU should use and cannot, at the cost of speed."""
-        ...
-
-    async def healthy(self) -> bool:
-        """Return whether new requests are accepted."""
-        ...
-
-    async def predict(self, payload: Any, headers: Mapping[str, str]) -> dict[str, Any] | AsyncGenerator[bytes, None]:
-        """Return the answer, or its stream once the first event is there."""
-        ...
-
-    async def submit(self, parse: Callable[[float], AnyCall]) -> AnyCall:
-        """Parse a body, with the deadline it is given, and have its requests generated."""
-        ...
 
 
 class _NameConvertor(StringConvertor):

@@ -12,10 +12,10 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from model_server.api.interface import Model
 from model_server.api.openai.requests import chat_messages, check_model
 from model_server.api.openai.schema import ChatMessage, NotEmpty
 from model_server.api.prompts import ServedModel, encode_messages, encode_prompt
-from model_server.api.routes import Model
 from model_server.api.tools.schema import ToolFields
 from model_server.api.tools.use import tool_use
 from model_server.api.v1.predict import parse_json

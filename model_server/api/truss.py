@@ -15,8 +15,8 @@ from fastapi.responses import JSONResponse
 
 from model_server.api import openapi
 from model_server.api.http.streaming import Stream, after_first, cancel_on_disconnect
+from model_server.api.interface import Model
 from model_server.api.prompts import Call, FullText, ServedModel, encode_prompt
-from model_server.api.routes import Model
 from model_server.api.v1.parameter_rules import parse_parameters
 from model_server.api.v1.parameters import TrussParameters
 from model_server.api.v1.predict import check_prompt, parse_json

@@ -13,12 +13,12 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from model_server.api.http.streaming import EVENT_STREAM, Stream, cancel_on_disconnect
+from model_server.api.interface import Model
 from model_server.api.openai import requests as openai_requests
 from model_server.api.openai import response_output
 from model_server.api.openai.response_input import parse_response
 from model_server.api.openai.responses import answer, sse
 from model_server.api.openapi import openai_body
-from model_server.api.routes import Model
 from model_server.api.v1.predict import parse_json
 
 Parse = Callable[..., openai_requests.OpenAICall]
