@@ -159,9 +159,7 @@ class Settings:
         _whole(0, 86_400), 50, "seconds that the event loop may block before the process exits; 0: no limit"
     )
     client_stall_seconds: float = flag(
-        _seconds(0.001),
-        30.0,
-        "seconds that a client may stop reading, or leave a request unfinished",
+        _seconds(0.001), 30.0, "seconds that a client may stop reading, or leave a request unfinished"
     )
     cors_origins: tuple[str, ...] = flag(
         _origins, (), "origins whose pages may call the server, separated by commas; *: all"
