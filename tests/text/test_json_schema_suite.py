@@ -26,7 +26,7 @@ CHECKED_BY_SHAPE_ALONE = {"date", "date-time", "hostname", "time"}
 """Formats whose calendar, leap seconds and Punycode no grammar checks; the docs say so."""
 OTHER_REASONS = (
     "is not present in a registry|oneOf constraints|Unknown format|Unsatisfiable|Expected positive integer|not disjoint"
-    "|too many digits|regex for float range|regex parse error"
+    "|too many digits|regex for float range|regex parse error|least common multiple"
 )
 
 
@@ -42,9 +42,9 @@ def cases() -> Iterator[Any]:
                 yield pytest.param(str(file.stem), group["schema"], group["tests"], id=name)
 
 
-def refusal_of(spec: GrammarSpec) -> str:
+def refusal_of(schema: dict[str, Any]) -> str:
     try:
-        COMPILER.compile(spec)
+        COMPILER.compile(GrammarSpec.json_schema(schema))
     except BadRequest as refused:
         return str(refused)
     return ""
@@ -77,12 +77,12 @@ def fits_as_written(spec: GrammarSpec, value: object) -> bool:
 def test_a_schema_is_refused_with_a_documented_reason_or_only_right_answers_fit_it(
     file: str, schema: dict[str, Any], tests: list[dict[str, Any]]
 ) -> None:
-    spec = GrammarSpec.json_schema(schema)
-    if refusal := refusal_of(spec):
+    if refusal := refusal_of(schema):
         unknown = re.search(r"Unimplemented keys: (\[.*\])", refusal)
         assert unknown or re.search(OTHER_REASONS, refusal), refusal
         assert all(f"`{keyword}`" in DOCS for keyword in json.loads(unknown[1] if unknown else "[]")), refusal
         return
+    spec = GrammarSpec.json_schema(schema)
 
     wrong = [test["data"] for test in tests if not test["valid"] and fits(spec, test["data"])]
 
