@@ -1,7 +1,7 @@
 """The engine: takes requests from the event loop, generates in threads of its own, and drains.
 
 The batch's thread runs the step loop (`batch.py`, on an accelerator `overlap.py`). The fallback's thread runs one
-`model.generate` call at a time (`fallback.py`). The engine knows no wire format.
+`model.generate` call at a time (`unbatched/fallback.py`). The engine knows no wire format.
 """
 
 from __future__ import annotations

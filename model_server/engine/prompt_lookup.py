@@ -1,7 +1,7 @@
 """Prompt lookup: guesses at a sequence's next tokens, taken from its own prompt and output.
 
 A step computes the guessed tokens behind the latest one, and the model then chooses every token from its own logits
-(`batch.py`). A wrong guess costs time and changes nothing. Knows neither tensors of the device nor the batch.
+(`verification.py`). A wrong guess costs time and changes nothing. Knows neither tensors of the device nor the batch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From a conversation and its tools to a prompt: by the model's chat template, or in Mistral 7B v0.3's own format.
 
-Leaves out which conversations are valid (`api/tools/conversation.py`) and what the model answers (`tool_calls.py`).
+Leaves out which conversations are valid (`api/tools/messages.py`) and what the model answers (`tool_calls.py`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 It replaces the chat template of a checkpoint whose own is known to differ from the format that the model was trained
 on. That template drops the system prompt behind a tool's result and does not quote a result or a description as JSON.
-Leaves out which conversations are valid (`api/tools/conversation.py`) and how a text becomes tokens (`tokenizer.py`).
+Leaves out which conversations are valid (`api/tools/messages.py`) and how a text becomes tokens (`tokenizer.py`).
 """
 
 from __future__ import annotations

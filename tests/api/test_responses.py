@@ -196,6 +196,13 @@ def test_what_is_not_supported_is_refused_with_its_field(
     assert part in refused.value.message
 
 
+def test_a_schema_that_reads_like_a_place_in_the_body_is_refused_in_its_own_words(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "format": "messages[9]"}}, "required": ["a"]}
+    with pytest.raises(openai.BadRequestError) as refused:
+        create(client, text={"format": {"type": "json_schema", "name": "a", "schema": schema}})
+    assert "messages[9]" in str(refused.value)
+
+
 def test_another_model_is_not_found(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         create(client, model="gpt-5")

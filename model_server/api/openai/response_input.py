@@ -241,8 +241,14 @@ def _text(content: str | list[dict[str, Any]], here: str) -> str:
 
 
 def _as_written(error: BadRequest, places: list[str]) -> BadRequest:
-    """Return an error of the chat with the names that the body has."""
-    sentence = re.sub(r"messages\[(\d+)\]", lambda match: places[int(match[1])], str(error))
+    """Return an error of the chat with the names that the body has.
+
+    Only the place that the sentence begins with is renamed, and one that it ends with: the rest may quote the client.
+    """
+    place, space, rest = str(error).partition(" ")
+    if error.field == "messages":
+        place = re.sub(r"^messages\[(\d+)\]", lambda match: places[int(match[1])], place)
+        rest = re.sub(r"(?<=before )messages\[(\d+)\](?=\.$)", lambda match: places[int(match[1])], rest)
     for ours, theirs in (
         ("messages", "input"),
         ("response_format.json_schema", "text.format"),
@@ -250,6 +256,6 @@ def _as_written(error: BadRequest, places: list[str]) -> BadRequest:
         ("].function.", "]."),
         (".tool_call_id", ".call_id"),
     ):
-        sentence = sentence.replace(ours, theirs)
+        place = place.replace(ours, theirs)
     names = {"messages": "input", "response_format": "text"}
-    return BadRequest(sentence, field=names.get(error.field or "", error.field))
+    return BadRequest(place + space + rest, field=names.get(error.field or "", error.field))
