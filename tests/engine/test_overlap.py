@@ -19,20 +19,7 @@ from model_server.engine.overlap import OverlappedBatchLoop
 from model_server.errors import EngineDead, InternalError, OutOfMemory, ServeError
 from model_server.request import Event, Finished, FinishReason, PromptLogprobs, Request, TextDelta, Token
 from tests.support.engine_requests import GREEDY, Gate, MakeEngine, events, request, until
-from tests.support.fakes import OnlyTokens, TokenIds
-
-
-class Stopping(TokenIds):
-    """Finds a stop string after some tokens."""
-
-    def __init__(self, after: int) -> None:
-        super().__init__()
-        self.after = after
-
-    def push(self, token_id: int) -> str:
-        text = super().push(token_id)
-        self.stopped = len(self.ids) == self.after
-        return text
+from tests.support.fakes import OnlyTokens, Stopping, TokenIds
 
 
 class Failing(TokenIds):

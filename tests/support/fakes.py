@@ -120,6 +120,19 @@ class TokenIds:
         return ""
 
 
+class Stopping(TokenIds):
+    """Finds a stop string after some tokens."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def push(self, token_id: int) -> str:
+        text = super().push(token_id)
+        self.stopped = len(self.ids) == self.after
+        return text
+
+
 class OnlyTokens:
     """A matcher whose grammar allows the same tokens at every step; it may fail as a grammar does."""
 
