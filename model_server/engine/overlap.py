@@ -102,4 +102,4 @@ def _can_stay_in_flight(batch: Batch) -> bool:
 
     Guessed tokens, a grammar and a logits processor that runs for one sequence alone need the last token on the host.
     """
-    return not batch.drafts and all(s.sampler.batchable and not s.needs_last_token for s in batch.sampled)
+    return all(s.sampler.batchable and not s.needs_last_token for s in batch.sampled)

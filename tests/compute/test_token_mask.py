@@ -61,6 +61,8 @@ def test_logits_of_other_sequences_are_equal_bit_for_bit_and_the_originals_are_k
 )
 def test_a_matcher_that_fails_gives_an_error_to_its_sequence_alone(plain_model, error, expected):
     mask = filled(OnlyTokens({5}), OnlyTokens({6}, fill_error=error), None)
+    assert mask is not None
+    assert mask.apply(torch.zeros(3, VOCAB_SIZE))[1].isfinite().all(), "it would have no token to sample"
     sampler = sequence_sampler(plain_model, [1], SamplingParams({"do_sample": False}, max_new_tokens=1))
     logits = torch.randn(3, VOCAB_SIZE)
 

@@ -165,7 +165,8 @@ class OnlyTokens:
         for i, matcher in enumerate(matchers):
             if isinstance(matcher._fill_error, ServeError):
                 failures[i] = matcher._fill_error
-            elif matcher._fill_error is not None:
+                continue  # its mask is undefined: here no token is allowed
+            if matcher._fill_error is not None:
                 raise matcher._fill_error
             for token_id in matcher.allowed:
                 memory[i * (num_bytes // len(matchers)) + token_id // 8] |= 1 << token_id % 8
