@@ -22,7 +22,7 @@ RETRIED = (429, 500, 502, 503, 504)
 """500 among them: the API server answers it while a webhook restarts."""
 
 
-NO_CLIENT = "The Python package `kubernetes` is missing: pip install 'mistral-7b-kserve[rollout]'."
+NO_CLIENT = "The Python package `kubernetes` is missing: pip install '.[rollout]' in the project's directory."
 
 
 class ClusterError(Exception):

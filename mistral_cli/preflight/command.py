@@ -53,7 +53,7 @@ def preflight(
     file: Annotated[Path | None, typer.Option(metavar="RENDERED", help="Rendered manifests; - is stdin.")] = None,
     output: Annotated[str, typer.Option(metavar="text|json", help="json: one object on stdout.")] = "text",
 ) -> None:
-    """Say what a cluster lacks for a release, with the command that mends it; changes nothing.
+    """List what a cluster lacks for a release, with the command that fixes it. Changes nothing.
 
     Exit codes: 0 nothing stands in the way, 1 something certainly does, 2 misuse, or something cannot be known.
     """
