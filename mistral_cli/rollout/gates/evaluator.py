@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mistral_cli.exit_codes import Failure
 from mistral_cli.rollout.gates.measure import Endpoint, Meter, endpoint
-from mistral_cli.rollout.gates.rules import Answer, GateResult, Gates, Measurements, evaluate, evaluate_query
+from mistral_cli.rollout.gates.rules import (
+    SPEED_GATES,
+    Answer,
+    GateResult,
+    Gates,
+    Measurements,
+    evaluate,
+    evaluate_query,
+)  # fmt: skip
 from mistral_cli.rollout.state.status import Status
 from mistral_cli.rollout.state.versions import Version
 
@@ -43,6 +52,8 @@ class GateEvaluator:
     clock: Callable[[], float] = time.monotonic
     _passed: dict[int, list[GateResult]] = field(default_factory=dict)
     _begun_s: dict[int, float] = field(default_factory=dict)
+    _slow: Counter[int] = field(default_factory=Counter)
+    """How often each step's candidate was too slow."""
 
     def baseline(self, status: Status) -> Baseline:
         """Measure the stable version alone."""
@@ -61,7 +72,7 @@ class GateEvaluator:
         """Measure, unless this step's requests have already passed, and query Prometheus."""
         self._begun_s.setdefault(share, self.clock())
         if share not in self._passed:
-            found = evaluate(self.gates, *self._figures(status, baseline))
+            found = self._confirmed(share, evaluate(self.gates, *self._figures(status, baseline)))
             if not all(result.passed for result in found):
                 return found
             self._passed[share] = found
@@ -73,6 +84,21 @@ class GateEvaluator:
             self.meter.wake(self._users(status))
         except Failure:
             return
+
+    def _confirmed(self, share: int, found: list[GateResult]) -> list[GateResult]:
+        """Return the results, with a failed speed gate as one without data until enough measurements failed."""
+        if not any(result.passed is False and result.name in SPEED_GATES for result in found):
+            return found
+        self._slow[share] += 1
+        if self._slow[share] >= self.gates.speed_measurements:
+            return found
+        count = f"{self._slow[share]} of {self.gates.speed_measurements} measurements too slow"
+        return [
+            replace(result, passed=None, why=f"{count}: {result.why}")
+            if result.passed is False and result.name in SPEED_GATES
+            else result
+            for result in found
+        ]
 
     def _figures(self, status: Status, baseline: Baseline | None) -> tuple[Measurements, Measurements]:
         if baseline is None:

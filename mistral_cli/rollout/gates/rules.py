@@ -14,6 +14,8 @@ from typing import Any
 import yaml
 
 DEFAULT_FILE = Path(__file__).with_name("gates.yaml")
+TTFT, TOKENS_PER_SECOND = "ttft_p95_ratio", "tokens_per_second_ratio"
+SPEED_GATES = frozenset({TTFT, TOKENS_PER_SECOND})
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Gates:
     ttft_slack_s: float = 0.1
     """Differences below this are noise, whatever their ratio."""
     min_tokens_per_second_ratio: float = 0.7
+    speed_measurements: int = 3
+    """Measurements that must all be too slow before a step fails: neighbours on a node disturb single ones."""
     hold_s: float = 0.0
     """Seconds that a step lasts at least, so that Prometheus has data."""
     prometheus_url: str = ""
@@ -118,8 +122,8 @@ def load(file: Path = DEFAULT_FILE) -> Gates:
         gates = Gates(prompts=tuple(map(str, merged.pop("prompts"))), queries=queries, **merged)
     except TypeError as error:
         raise ValueError(f"--gates {file}: {error}") from error
-    if gates.requests < 1 or gates.concurrency < 1 or not gates.prompts:
-        raise ValueError(f"--gates {file}: requests, concurrency and prompts must be at least one.")
+    if min(gates.requests, gates.concurrency, gates.speed_measurements, len(gates.prompts)) < 1:
+        raise ValueError(f"--gates {file}: requests, concurrency, speed_measurements and prompts must be at least one.")
     return gates
 
 
@@ -172,19 +176,19 @@ def _speed(gates: Gates, stable: Measurements, candidate: Measurements, enough: 
     old_tps, new_tps = (percentile([a.tokens_per_second for a in each.good], 0.5) for each in (stable, candidate))
     results = []
     if old_ttft is None or new_ttft is None or not enough:
-        results.append(GateResult("ttft_p95_ratio", None, gates.max_ttft_ratio, None, "too few answers"))
+        results.append(GateResult(TTFT, None, gates.max_ttft_ratio, None, "too few answers"))
     else:
         ratio = new_ttft / old_ttft
         passed = ratio <= gates.max_ttft_ratio or new_ttft - old_ttft <= gates.ttft_slack_s
         why = f"{new_ttft:.3f} s, stable {old_ttft:.3f} s"
-        results.append(GateResult("ttft_p95_ratio", round(ratio, 3), gates.max_ttft_ratio, passed, why))
+        results.append(GateResult(TTFT, round(ratio, 3), gates.max_ttft_ratio, passed, why))
     limit = gates.min_tokens_per_second_ratio
     if old_tps is None or new_tps is None or not enough:
-        results.append(GateResult("tokens_per_second_ratio", None, limit, None, "too few answers"))
+        results.append(GateResult(TOKENS_PER_SECOND, None, limit, None, "too few answers"))
     else:
         why = f"{new_tps:.1f} tokens/s, stable {old_tps:.1f}"
         results.append(
-            GateResult("tokens_per_second_ratio", round(new_tps / old_tps, 3), limit, new_tps >= limit * old_tps, why)
+            GateResult(TOKENS_PER_SECOND, round(new_tps / old_tps, 3), limit, new_tps >= limit * old_tps, why)
         )
     return results
 

@@ -31,7 +31,7 @@ from tests.support.cluster_api.knative import NAME, NAMESPACE
 from tests.support.cluster_api.runs import NEW, OLD, bench
 from tests.support.server_process import free_port
 
-FEW = Gates(prompts=("a", "b"), requests=4, concurrency=2, request_timeout_s=20)
+FEW = Gates(prompts=("a", "b"), requests=4, concurrency=2, request_timeout_s=20, speed_measurements=1)
 
 
 def answers(number: int = 4, *, text: str = "Paris", ttft_s: float = 0.5, rate: float = 20.0) -> Measurements:
@@ -178,6 +178,30 @@ def test_both_versions_are_asked_through_the_gateway_by_their_own_hosts(tmp_path
 def test_a_server_made_worse_fails_by_the_gate_that_sees_it(tmp_path: Path, behaviour: Behaviour, gate: str) -> None:
     found, _ = measured(tmp_path, behaviour, stable=Behaviour(word_s=0.01))
     assert gate in [result.name for result in found if result.passed is False]
+
+
+SLOW = Behaviour(first_s=0.5, word_s=0.2)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "passed"),
+    [((SLOW, GOOD), [None, True]), ((SLOW, SLOW, SLOW), [None, None, False]), ((NONSENSE,), [False])],
+    ids=["slow once", "slow each time", "wrong text"],
+)
+def test_only_a_version_that_is_slow_each_time_fails_by_its_speed(
+    tmp_path: Path, candidates: tuple[Behaviour, ...], passed: list[bool | None]
+) -> None:
+    gates = replace(FEW, speed_measurements=3, ttft_slack_s=0.3, min_tokens_per_second_ratio=0.01)
+    with bench(tmp_path) as at, serving(at.world) as gateway, closing(Meter(gates, {}, None)) as meter:
+        verbs.start(at.executor(), Options(NEW, steps=(0,)))
+        evaluator = GateEvaluator(gates, meter, Addresses(gateway.url), NAMESPACE, NAME)
+        found = []
+        for candidate in candidates:
+            gateway.behaviours |= {NEW: candidate, OLD: GOOD}
+            results = evaluator.evaluate(compute(at.executor().reader.read()), 0, None)
+            found.append(next((result.passed for result in results if not result.passed), True))
+
+    assert found == passed
 
 
 def test_a_stable_version_that_does_not_answer_leaves_the_gates_without_data(tmp_path: Path) -> None:
