@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from mistral_cli.cluster import Cluster, ClusterError, only_context
+from mistral_cli.objects import dig
 from mistral_cli.preflight import report
 from mistral_cli.preflight.checks.finding import EXIT_CODES, result
 from mistral_cli.preflight.checks.run import run
@@ -18,7 +19,6 @@ from mistral_cli.preflight.collectors.cluster import Reader
 from mistral_cli.preflight.release import render
 from mistral_cli.preflight.release.manifests import Release, parse
 from mistral_cli.preflight.target import Target
-from mistral_cli.rollout.state.observed import dig
 
 RETRIES = 2
 MISUSE = 2

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
-from mistral_cli.rollout.state.observed import dig
+from mistral_cli.objects import Object, dig
 
-Object = Mapping[str, Any]
 T = TypeVar("T")
 
 IN_CLUSTER_DOMAIN = "svc.cluster.local"

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
-from mistral_cli.cluster import INFERENCE_SERVICE, REVISION, Conflict, Kind, Object, Rejected, Unreachable
+from mistral_cli.cluster import INFERENCE_SERVICE, REVISION, Conflict, Kind, Rejected, Unreachable
 from mistral_cli.exit_codes import Failure
+from mistral_cli.objects import Object
 from mistral_cli.rollout.gates.rules import GateResult, format_result
 from mistral_cli.rollout.lock import Lock, LockLost
 from mistral_cli.rollout.planning import changes, drift, plan

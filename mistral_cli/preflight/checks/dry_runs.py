@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mistral_cli.objects import Object, dig, quantity
 from mistral_cli.preflight.checks.finding import Finding, missing, ok, unknown
 from mistral_cli.preflight.checks.refusals import fix
-from mistral_cli.preflight.observed import Answer, Object, Observed
+from mistral_cli.preflight.observed import Answer, Observed
 from mistral_cli.preflight.release.manifests import Release
 from mistral_cli.preflight.target import Target
-from mistral_cli.rollout.planning.capacity import quantity
-from mistral_cli.rollout.state.observed import dig
 
 COMPLETED_BY_KSERVE = ("cpu", "memory")
 

@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
+from mistral_cli.objects import Object, dig, quantity
 from mistral_cli.preflight.checks.finding import Finding, missing, ok, unknown
-from mistral_cli.preflight.observed import Object, Observed
+from mistral_cli.preflight.observed import Observed
 from mistral_cli.preflight.release.manifests import Release
 from mistral_cli.preflight.target import Target
-from mistral_cli.rollout.planning.capacity import NODES_THAT_GROW, quantity
-from mistral_cli.rollout.state.observed import dig
+from mistral_cli.rollout.planning.capacity import NODES_THAT_GROW
 
 LEAST_DRIVER = 580
 """Of the CUDA 13 that the image holds."""

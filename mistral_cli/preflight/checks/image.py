@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from mistral_cli.objects import Object, dig
 from mistral_cli.preflight.checks.finding import Finding, missing, ok, unknown
-from mistral_cli.preflight.observed import Answer, External, Manifest, Object, Observed
+from mistral_cli.preflight.observed import Answer, External, Manifest, Observed
 from mistral_cli.preflight.release.artifacts import parse_image
 from mistral_cli.preflight.release.manifests import Release
 from mistral_cli.preflight.target import Target
 from mistral_cli.rollout.planning.preconditions import RESOLVED_BY_NAME
-from mistral_cli.rollout.state.observed import dig
 
 NAME = "Image"
 LISTED_IMAGES = 50

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mistral_cli.objects import Object, dig
 from mistral_cli.preflight.checks.finding import Finding, missing, ok, unknown
-from mistral_cli.preflight.observed import Object, Observed
+from mistral_cli.preflight.observed import Observed
 from mistral_cli.preflight.release.manifests import Release
 from mistral_cli.preflight.target import Target
-from mistral_cli.rollout.state.observed import dig
 
 SELECTORS = {
     "PodMonitor": ("podMonitorSelector", "podMonitorNamespaceSelector", "monitoring.podMonitor.labels"),

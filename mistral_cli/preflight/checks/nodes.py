@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 
+from mistral_cli.objects import Object, dig, quantity
 from mistral_cli.preflight.checks import gpu
 from mistral_cli.preflight.checks.finding import Finding, missing, ok, unknown
-from mistral_cli.preflight.observed import Object, Observed
+from mistral_cli.preflight.observed import Observed
 from mistral_cli.preflight.release.manifests import Release
 from mistral_cli.preflight.target import Target
-from mistral_cli.rollout.planning.capacity import quantity
-from mistral_cli.rollout.state.observed import dig
 
 NAME = "Nodes"
 PRODUCT = "nvidia.com/gpu.product"

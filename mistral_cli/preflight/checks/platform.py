@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from mistral_cli.objects import dig
 from mistral_cli.preflight.checks.finding import Finding, missing, ok, unknown
 from mistral_cli.preflight.observed import Answer, Observed
 from mistral_cli.preflight.release.knative_service import COMPONENT_FIELDS
 from mistral_cli.preflight.release.manifests import Release
 from mistral_cli.preflight.target import Target
-from mistral_cli.rollout.state.observed import dig
 
 LEAST_KUBERNETES, LEAST_KNATIVE = (1, 33), (1, 21)
 OWNERS = {"serving.kserve.io": "KServe", "serving.knative.dev": "Knative Serving", "keda.sh": "KEDA",

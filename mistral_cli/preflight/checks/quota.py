@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
+from mistral_cli.objects import dig, quantity
 from mistral_cli.preflight.checks.finding import Finding, missing, ok, unknown
 from mistral_cli.preflight.observed import Observed
 from mistral_cli.preflight.release.manifests import Release
 from mistral_cli.preflight.target import Target
-from mistral_cli.rollout.planning.capacity import demand, quantity
-from mistral_cli.rollout.state.observed import dig
+from mistral_cli.rollout.planning.capacity import demand
 
 NAME = "ResourceQuota"
 PODS, PODS_OF_A_ROLLOUT = 2, 3

@@ -6,11 +6,10 @@ import json
 import re
 from collections.abc import Callable
 
+from mistral_cli.objects import dig, quantity
 from mistral_cli.preflight.checks.knative import needed_flags
 from mistral_cli.preflight.release.manifests import Release
 from mistral_cli.preflight.target import KNATIVE_NAMESPACE, Target
-from mistral_cli.rollout.planning.capacity import quantity
-from mistral_cli.rollout.state.observed import dig
 
 Fix = Callable[[re.Match[str], Release, Target], str]
 

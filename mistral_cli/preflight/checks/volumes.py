@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mistral_cli.objects import Object, dig
 from mistral_cli.preflight.checks.finding import Finding, missing, ok, unknown
-from mistral_cli.preflight.observed import Answer, Object, Observed
+from mistral_cli.preflight.observed import Answer, Observed
 from mistral_cli.preflight.release.manifests import Release
 from mistral_cli.preflight.target import Target
-from mistral_cli.rollout.state.observed import dig
 
 DEFAULT = "storageclass.kubernetes.io/is-default-class"
 MANY_NODES = frozenset({"ReadWriteMany", "ReadOnlyMany"})

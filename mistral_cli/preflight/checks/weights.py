@@ -6,12 +6,12 @@ import json
 import re
 from collections.abc import Iterable
 
+from mistral_cli.objects import Object, dig
 from mistral_cli.preflight.checks.finding import Finding, missing, ok, unknown
-from mistral_cli.preflight.observed import Answer, External, Object, Observed
+from mistral_cli.preflight.observed import Answer, External, Observed
 from mistral_cli.preflight.release.artifacts import HUB_TOKEN, hub_url
 from mistral_cli.preflight.release.manifests import Release, SecretUse
 from mistral_cli.preflight.target import Target
-from mistral_cli.rollout.state.observed import dig
 
 
 def check(release: Release, observed: Observed, external: External, target: Target) -> Iterable[Finding]:

@@ -21,15 +21,14 @@ from mistral_cli.cluster import (
     Forbidden,
     Kind,
     NotFound,
-    Object,
     Rejected,
     Unreachable,
 )  # fmt: skip
+from mistral_cli.objects import Object, dig
 from mistral_cli.preflight.observed import Answer, Observed
 from mistral_cli.preflight.release import knative_service
 from mistral_cli.preflight.release.manifests import Release
 from mistral_cli.preflight.target import KNATIVE_NAMESPACE
-from mistral_cli.rollout.state.observed import dig
 
 KNATIVE_SERVICE = Kind("serving.knative.dev/v1", "services")
 STORAGE_CONTAINER = Kind("serving.kserve.io/v1alpha1", "clusterstoragecontainers")

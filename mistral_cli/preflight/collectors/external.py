@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 import httpx
 
+from mistral_cli.objects import Object, dig
 from mistral_cli.preflight.collectors import registry
-from mistral_cli.preflight.observed import Answer, External, Manifest, Object, Observed
+from mistral_cli.preflight.observed import Answer, External, Manifest, Observed
 from mistral_cli.preflight.release.artifacts import HUB_ENDPOINT, HUB_TOKEN, hub_url, parse_image
 from mistral_cli.preflight.release.manifests import Release
 from mistral_cli.rollout.planning.preconditions import RESOLVED_BY_NAME
-from mistral_cli.rollout.state.observed import dig
 
 TIMEOUT_S = 15
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import httpx
 
-from mistral_cli.preflight.observed import Answer, Manifest, Object
+from mistral_cli.objects import Object
+from mistral_cli.preflight.observed import Answer, Manifest
 from mistral_cli.preflight.release.artifacts import ImageReference, parse_image
 
 TIMEOUT_S = 15

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from mistral_cli.preflight.observed import Object
+from mistral_cli.objects import Object
 
 COMPONENT_FIELDS = frozenset(
     {

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from mistral_cli.preflight.observed import Object
+from mistral_cli.objects import Object, dig
 from mistral_cli.preflight.release.artifacts import HUB, HUB_TOKEN
 from mistral_cli.rollout.planning.capacity import GPU_PREFIXES
-from mistral_cli.rollout.state.observed import KNATIVE, MODE_ANNOTATION, OLD_MODE_NAMES, dig
+from mistral_cli.rollout.state.observed import KNATIVE, MODE_ANNOTATION, OLD_MODE_NAMES
 
 
 @dataclass(frozen=True)

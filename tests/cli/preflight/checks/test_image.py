@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from mistral_cli.objects import Object
 from mistral_cli.preflight.checks import image
 from mistral_cli.preflight.checks.finding import State
-from mistral_cli.preflight.observed import Answer, External, Object, Observed
+from mistral_cli.preflight.observed import Answer, External, Observed
 from tests.support.preflight_checks import TARGET, release
 
 pytestmark = pytest.mark.chart

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from mistral_cli.objects import Object
 from mistral_cli.preflight.checks import monitoring
-from mistral_cli.preflight.observed import Object
 
 
 @pytest.mark.parametrize(

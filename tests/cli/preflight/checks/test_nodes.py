@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from mistral_cli.objects import Object
 from mistral_cli.preflight.checks import nodes
 from mistral_cli.preflight.checks.finding import State
-from mistral_cli.preflight.observed import Answer, Object, Observed
+from mistral_cli.preflight.observed import Answer, Observed
 from tests.support.cluster_api import admission as cluster
 from tests.support.preflight_checks import TARGET, named, release
 
