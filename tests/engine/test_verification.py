@@ -21,8 +21,7 @@ from model_server.errors import InternalError
 from model_server.request import Event, Finished, FinishReason, Request
 from model_server.telemetry import metrics
 from tests.engine.test_oracle import BATCHED, GREEDY, SAMPLED, answer, expected
-from tests.engine.test_overlap import launches_and_reads
-from tests.support.engine_requests import Gate, MakeEngine, events, request, until
+from tests.support.engine_requests import Gate, MakeEngine, events, launches_and_reads, request, until
 from tests.support.fakes import OnlyTokens, Stopping
 from tests.support.tiny_model import tiny_mistral
 
