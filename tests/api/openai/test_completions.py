@@ -1,98 +1,16 @@
-"""OpenAI's API through OpenAI's own client: a real small model behind it, the routes a few lines here."""
+"""Completions through OpenAI's own client."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-import httpx
 import openai
-import orjson
 import pytest
 import torch
-from starlette.applications import Starlette
-from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
 from transformers import MistralForCausalLM
 
-from model_server.api.openai.requests import models, parse_chat, parse_completion
-from model_server.api.openai.responses import answer, sse
-from model_server.api.prompts import ModelLimits, ServedModel
-from model_server.compute.fused_linear import fuse
-from model_server.engine.engine import Engine
 from model_server.engine.scheduling.prefix_cache import common_prefix_length
-from model_server.errors import EngineDead, ServeError
-from model_server.request import FinishReason
-from tests.support.fakes import play
-from tests.support.small_tokenizers import byte_fallback
-from tests.support.tiny_model import tiny_mistral
-
-NAME = "mistral-7b"
-TEXT = byte_fallback()
-VOCAB_SIZE = len(TEXT.tokenizer)
-SERVER = ServedModel(NAME, TEXT, ModelLimits(max_model_len=64, vocab_size=VOCAB_SIZE, eos_token_ids=(2,)))
-MESSAGES = [{"role": "user", "content": "hello"}]
-
-Ask = Callable[[Callable[[openai.AsyncOpenAI], Awaitable[Any]]], Any]
-
-
-@pytest.fixture(scope="module")
-def mistral() -> MistralForCausalLM:
-    model = tiny_mistral(vocab_size=VOCAB_SIZE)
-    fuse(model)
-    return model
-
-
-@pytest.fixture
-def ask(make_engine: Callable[..., Engine], mistral: MistralForCausalLM) -> Ask:
-    """Run a coroutine with OpenAI's client, connected to an engine."""
-    engine = make_engine(mistral, max_model_len=64)
-
-    def run(scenario: Callable[[openai.AsyncOpenAI], Awaitable[Any]]) -> Any:
-        async def connected() -> Any:
-            transport = httpx.ASGITransport(app_around(engine))
-            async with openai.AsyncOpenAI(
-                base_url="http://test/openai/v1",
-                api_key="k",
-                max_retries=0,
-                http_client=httpx.AsyncClient(transport=transport),
-            ) as client:
-                return await scenario(client)
-
-        return asyncio.run(connected())
-
-    return run
-
-
-def app_around(engine: Engine) -> Starlette:
-    def generating(parse: Callable[..., Any]) -> Callable[[HttpRequest], Awaitable[Response]]:
-        async def route(http: HttpRequest) -> Response:
-            try:
-                call = parse(orjson.loads(await http.body()), SERVER)
-                engine.submit(list(call.requests))
-                if call.stream:
-                    return StreamingResponse(await sse(call), media_type="text/event-stream")
-                return JSONResponse(await answer(call))
-            except ServeError as error:
-                return JSONResponse(error.openai_body(), error.status)
-
-        return route
-
-    async def listing(http: HttpRequest) -> Response:
-        return JSONResponse(models(SERVER, created_s=1))
-
-    return Starlette(
-        routes=[
-            Route("/openai/v1/completions", generating(parse_completion), methods=["POST"]),
-            Route("/openai/v1/chat/completions", generating(parse_chat), methods=["POST"]),
-            Route("/openai/v1/models", listing),
-        ]
-    )
-
-
-# Through the official client
+from tests.support.openai_api import MESSAGES, NAME, TEXT, Ask
 
 
 def test_the_models_are_listed(ask: Ask) -> None:
@@ -192,31 +110,6 @@ def tokens_and_offsets(logprobs: Any) -> list[tuple[str, int]]:
     return list(zip(logprobs.tokens, logprobs.text_offset, strict=True))
 
 
-def test_a_chat_streams_role_text_and_usage(ask: Ask) -> None:
-    async def chunks(client: openai.AsyncOpenAI) -> Any:
-        stream = await client.chat.completions.create(
-            model=NAME, messages=MESSAGES, max_tokens=5, seed=3, stream=True, stream_options={"include_usage": True}
-        )
-        return [chunk async for chunk in stream]
-
-    first, *middle, last = ask(chunks)
-    assert (first.choices[0].delta.role, first.choices[0].delta.content, first.usage) == ("assistant", "", None)
-    assert middle[-1].choices[0].finish_reason in ("stop", "length")
-    assert (last.choices, last.usage.completion_tokens) == ([], 5)
-
-
-def test_a_chats_logprobs_carry_bytes_and_alternatives(ask: Ask) -> None:
-    got = ask(
-        lambda client: client.chat.completions.create(
-            model=NAME, messages=MESSAGES, max_completion_tokens=4, logprobs=True, top_logprobs=3, temperature=0
-        )
-    )
-    content = got.choices[0].logprobs.content
-    assert len(content) == got.usage.completion_tokens
-    assert [len(token.top_logprobs) for token in content] == [3] * len(content)
-    assert all(token.top_logprobs[0].logprob == token.logprob for token in content)
-
-
 def test_the_same_seed_gives_the_same_choices_and_different_ones_to_each(ask: Ask) -> None:
     def texts() -> list[str]:
         got = ask(lambda client: client.completions.create(model=NAME, prompt="hello", n=3, seed=-5, temperature=2))
@@ -251,70 +144,3 @@ def test_a_refusal_is_the_clients_own_exception(ask: Ask) -> None:
                 model=NAME, messages=[{"role": "developer", "content": "Be brief."}]
             )
         )
-
-
-# Answers that fail
-
-
-async def all_of(frames: AsyncIterator[bytes]) -> list[Any]:
-    return [orjson.loads(frame.removeprefix(b"data: ")) async for frame in frames]
-
-
-def test_a_failure_in_a_stream_is_raised_and_ends_the_other_choices() -> None:
-    async def scenario() -> None:
-        call = parse_completion({"model": NAME, "prompt": "a", "n": 2, "stream": True}, SERVER)
-        play(call.requests[0], "begun", EngineDead("The engine died."))
-        frames = await sse(call)
-        assert b'"text":"begun"' in await anext(frames)
-        with pytest.raises(EngineDead):
-            await anext(frames)
-        assert all(request.cancelled for request in call.requests)
-
-    asyncio.run(scenario())
-
-
-def test_a_failure_before_the_first_event_is_raised() -> None:
-    async def scenario() -> None:
-        call = parse_chat({"model": NAME, "messages": MESSAGES, "stream": True}, SERVER)
-        play(call.requests[0], EngineDead("The engine died."))
-        with pytest.raises(EngineDead):
-            await sse(call)
-
-    asyncio.run(scenario())
-
-
-def test_leaving_a_stream_cancels_every_choice() -> None:
-    async def scenario() -> None:
-        call = parse_completion({"model": NAME, "prompt": "a", "n": 2, "stream": True}, SERVER)
-        play(call.requests[0], "begun")
-        frames = await sse(call)
-        await anext(frames)
-        await frames.aclose()  # type: ignore[attr-defined]
-        assert all(request.cancelled for request in call.requests)
-
-    asyncio.run(scenario())
-
-
-def test_cancelling_the_wait_for_an_answer_cancels_every_choice() -> None:
-    async def scenario() -> None:
-        call = parse_completion({"model": NAME, "prompt": "a", "n": 2}, SERVER)
-        task = asyncio.create_task(answer(call))
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert all(request.cancelled for request in call.requests)
-
-    asyncio.run(scenario())
-
-
-def test_choices_keep_their_places_whichever_ends_first() -> None:
-    async def scenario() -> Any:
-        call = parse_chat({"model": NAME, "messages": MESSAGES, "n": 2}, SERVER)
-        play(call.requests[1], "second", FinishReason.STOP)
-        play(call.requests[0], "first", FinishReason.LENGTH)
-        return await answer(call)
-
-    got = asyncio.run(scenario())
-    assert [choice["message"]["content"] for choice in got["choices"]] == ["first", "second"]
-    assert got["usage"]["completion_tokens"] == 2

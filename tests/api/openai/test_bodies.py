@@ -10,15 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_server.api.openai.requests import parse_chat, parse_completion
-from model_server.api.prompts import ModelLimits, ServedModel
 from model_server.errors import BadRequest, UnknownModel
-from tests.support.small_tokenizers import byte_fallback
+from tests.support.openai_api import MESSAGES, NAME, SERVER, VOCAB_SIZE
 
-NAME = "mistral-7b"
-TEXT = byte_fallback()
-VOCAB_SIZE = len(TEXT.tokenizer)
-SERVER = ServedModel(NAME, TEXT, ModelLimits(max_model_len=64, vocab_size=VOCAB_SIZE, eos_token_ids=(2,)))
-MESSAGES = [{"role": "user", "content": "hello"}]
 SCHEMA = {"name": "a", "schema": {"type": "object"}}
 
 
