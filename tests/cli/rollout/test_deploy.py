@@ -9,7 +9,8 @@ import pytest
 from mistral_cli.rollout import verbs
 from mistral_cli.rollout.planning import plan
 from mistral_cli.rollout.planning.preconditions import Options
-from tests.support.cluster_api.knative import SERVICE, Image
+from tests.support.cluster_api.knative import Image
+from tests.support.cluster_api.kserve import SERVICE
 from tests.support.cluster_api.runs import BROKEN, NEW, OLD, bench
 
 

@@ -9,7 +9,7 @@ import pytest
 from mistral_cli.rollout import verbs
 from mistral_cli.rollout.planning.preconditions import Refused
 from tests.support.cluster_api.api import Fault
-from tests.support.cluster_api.knative import SERVICE
+from tests.support.cluster_api.kserve import SERVICE
 from tests.support.cluster_api.runs import OLD, bench
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from mistral_cli.rollout import verbs
 from mistral_cli.rollout.planning.preconditions import Refused
-from tests.support.cluster_api.knative import NAME, REVISIONS, SERVICE
+from tests.support.cluster_api.knative import REVISIONS
+from tests.support.cluster_api.kserve import NAME, SERVICE
 from tests.support.cluster_api.runs import BROKEN, NEW, OLD, bench
 
 

@@ -20,7 +20,8 @@ from mistral_cli.rollout.reader import Reader
 from mistral_cli.rollout.state.status import Status
 
 from .api import CONTEXT, Store, serve
-from .knative import NAME, NAMESPACE, SERVICE, TICK_S, Image, World
+from .knative import TICK_S, Image, World
+from .kserve import NAME, NAMESPACE, SERVICE
 
 OLD, NEW = "dev.local/mistral:old", "dev.local/mistral:new"
 BROKEN = {
