@@ -11,9 +11,9 @@ import torch
 from transformers import MistralForCausalLM
 
 from model_server.request import Event, Finished, Request
-from tests.engine.test_oracle import BATCHED, GREEDY, SAMPLED, answer, expected
 from tests.support.engine_requests import MakeEngine, answers, request, until
 from tests.support.fakes import OnlyTokens
+from tests.support.oracle import BATCHED, GREEDY, SAMPLED, answer, expected
 from tests.support.prompt_lookup import (
     LOOKUP,
     both_loops,

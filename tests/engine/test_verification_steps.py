@@ -15,9 +15,9 @@ from model_server.engine import batch
 from model_server.engine.engine import Engine
 from model_server.errors import InternalError
 from model_server.request import Finished, FinishReason, Request
-from tests.engine.test_oracle import GREEDY, SAMPLED
 from tests.support.engine_requests import Gate, MakeEngine, answers, events, launches_and_reads, request, until
 from tests.support.fakes import Stopping
+from tests.support.oracle import GREEDY, SAMPLED
 from tests.support.prompt_lookup import (
     LOOKUP,
     both_loops,

@@ -13,8 +13,8 @@ from model_server.compute.cpu.packed_linear import pack
 from model_server.compute.fused_linear import fuse
 from model_server.request import Event, Finished, Request
 from model_server.telemetry import metrics
-from tests.engine.test_oracle import GREEDY
 from tests.support.engine_requests import request
+from tests.support.oracle import GREEDY
 from tests.support.tiny_model import tiny_mistral
 
 VOCAB_SIZE = 16
