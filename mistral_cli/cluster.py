@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 
 import yaml
 
-Object = Mapping[str, Any]
+from mistral_cli.objects import Object
 
 RETRIED = (429, 500, 502, 503, 504)
 """500 among them: the API server answers it while a webhook restarts."""

@@ -19,8 +19,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mistral_relay import webhooks
+from mistral_relay.record import Status
 from mistral_relay.settings import Settings
-from mistral_relay.store import KeyReused, QueueFull, Status, Store
+from mistral_relay.store import KeyReused, QueueFull, Store
 from mistral_relay.worker import Worker
 from model_server.api.http.auth import CHALLENGE, SCHEMES, ApiKeys
 

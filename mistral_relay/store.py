@@ -17,64 +17,19 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-
-class Status(StrEnum):
-    """Where a request stands."""
-
-    QUEUED = "QUEUED"
-    IN_PROGRESS = "IN_PROGRESS"
-    SUCCEEDED = "SUCCEEDED"
-    FAILED = "FAILED"
-    EXPIRED = "EXPIRED"
-    CANCELED = "CANCELED"
-
-
-class WebhookStatus(StrEnum):
-    """Where its webhook stands."""
-
-    PENDING = "PENDING"
-    SUCCEEDED = "SUCCEEDED"
-    FAILED = "FAILED"
-    CANCELED = "CANCELED"
-    NO_WEBHOOK_PROVIDED = "NO_WEBHOOK_PROVIDED"
-
-
-FINISHED = (Status.SUCCEEDED, Status.FAILED, Status.EXPIRED, Status.CANCELED)
+from mistral_relay.record import COLUMNS, Record, Status, WebhookStatus, from_row
 
 
 class QueueFull(Exception):
-    """As many requests wait as may."""
+    """The queue has as many waiting requests as it may hold."""
 
 
 class KeyReused(Exception):
     """An Idempotency-Key came with another request."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A row: one request."""
-
-    id: str
-    path: str
-    model_input: Any
-    priority: int
-    webhook: str | None
-    retry: dict[str, int]
-    created_at: str
-    expires_s: float
-    status: Status
-    status_at: str
-    attempts: int
-    data: Any
-    errors: list[dict[str, str]]
-    webhook_status: WebhookStatus
-    webhook_attempts: int
 
 
 _SCHEMA = """
@@ -89,10 +44,6 @@ CREATE INDEX IF NOT EXISTS queue ON requests (status, priority, created_at);
 CREATE INDEX IF NOT EXISTS webhooks ON requests (webhook_status, webhook_due_s);
 CREATE TABLE IF NOT EXISTS clock (elapsed_s REAL NOT NULL);
 """
-_COLUMNS = (
-    "id, path, model_input, priority, webhook, retry, created_at, expires_s, status, status_at, attempts, data, errors,"
-    " webhook_status, webhook_attempts"
-)
 
 
 class Store:
@@ -173,8 +124,8 @@ class Store:
     def get(self, request_id: str) -> Record | None:
         """Return a request, or None when there is none or its retention has passed."""
         with self._lock:
-            row = self._db.execute(f"SELECT {_COLUMNS} FROM requests WHERE id=?", (request_id,)).fetchone()
-        return row and _record(row)
+            row = self._db.execute(f"SELECT {COLUMNS} FROM requests WHERE id=?", (request_id,)).fetchone()
+        return row and from_row(row)
 
     def cancel(self, request_id: str) -> bool:
         """Cancel a request that waits; return whether it did."""
@@ -200,7 +151,7 @@ class Store:
                 "UPDATE requests SET status='IN_PROGRESS', status_at=?, attempts=attempts+1 WHERE id=?",
                 (_timestamp(), row[0]),
             )
-            return _record(db.execute(f"SELECT {_COLUMNS} FROM requests WHERE id=?", row).fetchone())
+            return from_row(db.execute(f"SELECT {COLUMNS} FROM requests WHERE id=?", row).fetchone())
 
     def requeue(self, request_id: str, delay_s: float, *, counts: bool) -> None:
         """Queue a request again; `counts` says whether the attempt was one."""
@@ -237,10 +188,10 @@ class Store:
         """Return finished requests whose webhook is to be tried now."""
         with self._lock:
             rows = self._db.execute(
-                f"SELECT {_COLUMNS} FROM requests WHERE webhook_status='PENDING' AND webhook_due_s<=? LIMIT ?",
+                f"SELECT {COLUMNS} FROM requests WHERE webhook_status='PENDING' AND webhook_due_s<=? LIMIT ?",
                 (self.now_s, limit),
             ).fetchall()
-        return [_record(row) for row in rows]
+        return [from_row(row) for row in rows]
 
     def note_webhook(self, request_id: str, status: WebhookStatus, delay_s: float = 0.0) -> None:
         """Store how an attempt at a webhook ended; PENDING tries again after the delay."""
@@ -273,15 +224,6 @@ class Store:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
-
-
-def _record(row: tuple[Any, ...]) -> Record:
-    values = dict(zip((name.strip() for name in _COLUMNS.split(",")), row, strict=True))
-    for name in ("model_input", "retry", "data", "errors"):
-        values[name] = None if values[name] is None else json.loads(values[name])
-    return Record(
-        **values | {"status": Status(values["status"]), "webhook_status": WebhookStatus(values["webhook_status"])}
-    )
 
 
 def _timestamp() -> str:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 from standardwebhooks import Webhook
 
-from mistral_relay.store import Record
+from mistral_relay.record import Record
 
 TIMEOUT_S = 10.0
 MAX_ATTEMPTS = 8

@@ -18,7 +18,8 @@ import anyio.abc
 import httpx
 
 from mistral_relay import webhooks
-from mistral_relay.store import Record, Status, Store, WebhookStatus
+from mistral_relay.record import Record, Status, WebhookStatus
+from mistral_relay.store import Store
 
 log = logging.getLogger(__name__)
 

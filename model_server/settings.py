@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 import copy
 import difflib
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from model_server.errors import StartupError
+from model_server.flag_types import boolean, filesystem_path, integer, nonempty, one_of, origin_list, seconds
 
 PREFIX = "MISTRAL_"
 CLIENT_VARIABLES = frozenset({"MISTRAL_API_KEY", "MISTRAL_URL"})
@@ -26,78 +26,6 @@ SERVICE_LINK = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP
 
 MOUNTED_MODEL = Path("/mnt/models")
 """Where KServe's storage initializer puts the model."""
-
-
-_Convert = TypeVar("_Convert", bound=Callable[[str], Any])
-
-
-def _described(convert: _Convert, **schema: Any) -> _Convert:
-    """Attach the JSON schema of the values that a converter accepts: the chart's schema is made from it."""
-    convert.schema = schema  # type: ignore[attr-defined]
-    return convert
-
-
-def _whole(least: int, most: int) -> Callable[[str], int]:
-    def convert(text: str) -> int:
-        if not re.fullmatch(r"[+-]?\d{1,18}", text) or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most}, not {text!r}")
-        return int(text)
-
-    return _described(convert, type="integer", minimum=least, maximum=most)
-
-
-def _seconds(least: float) -> Callable[[str], float]:
-    def convert(text: str) -> float:
-        try:
-            seconds = float(text)
-        except ValueError:
-            seconds = math.nan
-        if not least <= seconds <= 86_400:
-            raise argparse.ArgumentTypeError(f"must be seconds from {least:g} to 86400, not {text!r}")
-        return seconds
-
-    return _described(convert, type="number", minimum=least, maximum=86_400)
-
-
-def _one_of(*allowed: str) -> Callable[[str], str]:
-    def convert(text: str) -> str:
-        if text not in allowed:
-            raise argparse.ArgumentTypeError(f"must be one of {', '.join(allowed)}, not {text!r}")
-        return text
-
-    return _described(convert, type="string", enum=list(allowed))
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"must be true or false, not {text!r}")
-    return text.lower() == "true"
-
-
-def _text(text: str) -> str:
-    if not text.strip():
-        raise argparse.ArgumentTypeError("must not be empty")
-    return text
-
-
-def _path(text: str) -> Path:
-    return Path(_text(text)).expanduser()
-
-
-def _origins(text: str) -> tuple[str, ...]:
-    origins = tuple(part.strip() for part in text.split(",") if part.strip())
-    for origin in origins:
-        if not re.fullmatch(r"\*|https?://[A-Za-z0-9.\-\[\]:]+", origin):
-            raise argparse.ArgumentTypeError(
-                f"must be origins like https://example.org, separated by commas, or *, not {origin!r}"
-            )
-    return origins
-
-
-_described(_boolean, type="boolean")
-_described(_text, type="string")
-_described(_path, type="string", pattern=r"^/[^\x00-\x1f]*$")
-_described(_origins, type="array", items={"type": "string", "pattern": r"^(\*|https?://[A-Za-z0-9.:\[\]-]+)$"})
 
 
 def flag(convert: Callable[[str], Any], default: Any, help: str) -> Any:
@@ -110,62 +38,62 @@ class Settings:
     """All settings; nothing writes to them later."""
 
     model_dir: Path | None = flag(  # noqa: RUF009 - a dataclass field, as `field` itself
-        _path,
+        filesystem_path,
         None,
         "directory with the model's Hugging Face files; default: /mnt/models when it exists",
     )
     model_id: str | None = flag(
-        _text, None, "Hugging Face id, used when there is no model directory; HF_TOKEN is the token, HF_HOME the cache"
+        nonempty,
+        None,
+        "Hugging Face id, used when there is no model directory; HF_TOKEN is the token, HF_HOME the cache",
     )
-    model_revision: str | None = flag(_text, None, "branch, tag or commit of --model_id")
+    model_revision: str | None = flag(nonempty, None, "branch, tag or commit of --model_id")
     dtype: str = flag(
-        _one_of("auto", "float16", "bfloat16", "float32"),
+        one_of("auto", "float16", "bfloat16", "float32"),
         "auto",
         "number format of the weights; auto is float16 on CUDA, and on a CPU bfloat16 where it is native, else float32",
     )
     max_model_len: int = flag(
-        _whole(2, 1_048_576),
+        integer(2, 1_048_576),
         4096,
         "maximum length of prompt and completion together, in tokens; lowered to the model's limit if not set",
     )
     fix_chat_template: bool = flag(
-        _boolean, True, "write prompts in Mistral 7B v0.3's own format where its chat template is known to be wrong"
+        boolean, True, "write prompts in Mistral 7B v0.3's own format where its chat template is known to be wrong"
     )
-    max_batch_size: int = flag(_whole(1, 1024), 32, "sequences that decode in one step")
-    max_queue_size: int = flag(_whole(0, 1_000_000), 128, "requests that may wait; the next one gets 429")
+    max_batch_size: int = flag(integer(1, 1024), 32, "sequences that decode in one step")
+    max_queue_size: int = flag(integer(0, 1_000_000), 128, "requests that may wait; the next one gets 429")
     max_prefill_tokens: int = flag(
-        _whole(0, 65_536), 0, "most prompt tokens in a step; 0: 128 on a CPU, 512 on a GPU, 2048 from Hopper on"
+        integer(0, 65_536), 0, "most prompt tokens in a step; 0: 128 on a CPU, 512 on a GPU, 2048 from Hopper on"
     )
-    prefix_caching: bool = flag(_boolean, True, "reuse the KV cache of prompts that begin alike")
-    max_request_bytes: int = flag(_whole(1, 2**31), 2**20, "largest request body in bytes; a larger one gets 413")
+    prefix_caching: bool = flag(boolean, True, "reuse the KV cache of prompts that begin alike")
+    max_request_bytes: int = flag(integer(1, 2**31), 2**20, "largest request body in bytes; a larger one gets 413")
     api_key_file: Path | None = flag(  # noqa: RUF009
-        _path,
+        filesystem_path,
         None,
         "file with one API key a line, bare or as `name: key`, read again when it changes; unset: no key is needed",
     )
     max_requests_per_key: int = flag(
-        _whole(0, 1_000_000),
+        integer(0, 1_000_000),
         0,
         "requests that the keys of one name may have at once; the next one gets 429; 0: no limit",
     )
-    drain_seconds: float = flag(_seconds(0), 30.0, "seconds that running requests may continue after SIGTERM")
-    request_timeout_seconds: float = flag(
-        _seconds(0.001), 600.0, "seconds that one request may take, queueing included"
-    )
+    drain_seconds: float = flag(seconds(0), 30.0, "seconds that running requests may continue after SIGTERM")
+    request_timeout_seconds: float = flag(seconds(0.001), 600.0, "seconds that one request may take, queueing included")
     stall_seconds: float = flag(
-        _seconds(0.001), 120.0, "seconds that one step may take before the engine counts as dead"
+        seconds(0.001), 120.0, "seconds that one step may take before the engine counts as dead"
     )
     watchdog_seconds: int = flag(
-        _whole(0, 86_400), 50, "seconds that the event loop may block before the process exits; 0: no limit"
+        integer(0, 86_400), 50, "seconds that the event loop may block before the process exits; 0: no limit"
     )
     client_stall_seconds: float = flag(
-        _seconds(0.001), 30.0, "seconds that a client may stop reading, or leave a request unfinished"
+        seconds(0.001), 30.0, "seconds that a client may stop reading, or leave a request unfinished"
     )
     cors_origins: tuple[str, ...] = flag(
-        _origins, (), "origins whose pages may call the server, separated by commas; *: all"
+        origin_list, (), "origins whose pages may call the server, separated by commas; *: all"
     )
-    playground: bool = flag(_boolean, True, "serve the playground at /playground")
-    log_format: str = flag(_one_of("text", "json"), "text", "text: KServe's format; json: one object a line")
+    playground: bool = flag(boolean, True, "serve the playground at /playground")
+    log_format: str = flag(one_of("text", "json"), "text", "text: KServe's format; json: one object a line")
 
     model_name: str = "mistral-7b"
     """The name in the routes: --model_name, else INFERENCE_SERVICE_NAME, else mistral-7b."""
@@ -293,7 +221,7 @@ def _http_port(kserve: argparse.Namespace, environ: Mapping[str, str]) -> int:
         if port is None:
             continue
         try:
-            return _whole(1, 65_535)(str(port))
+            return integer(1, 65_535)(str(port))
         except argparse.ArgumentTypeError as error:
             raise StartupError(f"{key}: {error}.") from None
     return Settings.http_port

@@ -14,11 +14,15 @@ from transformers.utils import logging as transformers_logging
 
 from model_server.compute.cpu.packed_linear import pack
 from model_server.compute.fused_linear import fuse
+from model_server.compute.gpu.cuda_graphs import DecodeGraphs
+from model_server.compute.kv_cache import contiguous
 from model_server.compute.kv_cache.dense import DenseKVCache
 from model_server.compute.runner import Runner
 from model_server.engine.config import EngineConfig
 from model_server.engine.engine import Engine
 from model_server.text.tokenizer import Text
+from tests.support.contiguous_cache import contiguous_cache
+from tests.support.flash_attention import documented_varlen_attn
 from tests.support.server_process import ServerProcess
 from tests.support.small_tokenizers import byte_fallback, with_tools
 from tests.support.tiny_model import tiny_mistral
@@ -111,6 +115,23 @@ def make_engine(model: MistralForCausalLM) -> Iterator[Callable[..., Engine]]:
         engine.stop()
     for engine in engines:  # Python must not end under a thread that computes: the process would abort
         engine.join(30)
+
+
+@pytest.fixture(params=["plain", "flash", "graphs"])
+def make_contiguous_engine(
+    request: pytest.FixtureRequest, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Engine]:
+    """A factory of engines with a contiguous KV cache: plain attention, flash attention, and static decode steps."""
+    monkeypatch.setattr(contiguous, "varlen_attn", documented_varlen_attn)
+
+    def make(model: MistralForCausalLM, **changes: Any) -> Engine:
+        cache = contiguous_cache(model, flash=request.param != "plain")
+        runner = Runner(model, cache)
+        if request.param == "graphs":
+            runner.graphs = DecodeGraphs(runner.decoder, cache, changes.get("max_batch_size", 6))
+        return make_engine(model, runner=runner, overlap=True, **changes)
+
+    return make
 
 
 @pytest.fixture(scope="session")

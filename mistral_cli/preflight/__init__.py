@@ -1,5 +1,5 @@
-"""`mistral preflight`: says what a cluster lacks for a release, with the command that mends it. It changes nothing.
+"""`mistral preflight`: says what a cluster lacks for a release, with the command that fixes it. It changes nothing.
 
-`render` and `release` read what would be installed; `reader`, `registry`, `hub` and `resolver` ask; every other module
-is a function of those answers to findings, and never asks.
+`release` reads what would be installed, `collectors` ask the cluster and the servers beside it, `checks` compare the
+two, and `report` prints the findings. Only the collectors send requests.
 """

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +9,16 @@ from typing import Annotated
 
 import typer
 
-from ..cluster import Cluster, ClusterError, only_context
-from ..rollout.planning.preconditions import RESOLVED_BY_NAME
-from ..rollout.state.observed import dig
-from . import address, checks, hub, registry, render, report, resolver
-from .answer import Answer, Manifest, Object, Outside, Seen
-from .finding import EXIT_CODES, result
-from .reader import Reader
-from .release import Release, parse
-from .weights import TOKEN
-from .where import Where
+from mistral_cli.cluster import Cluster, ClusterError, only_context
+from mistral_cli.objects import dig
+from mistral_cli.preflight import report
+from mistral_cli.preflight.checks.finding import EXIT_CODES, result
+from mistral_cli.preflight.checks.run import run
+from mistral_cli.preflight.collectors import external
+from mistral_cli.preflight.collectors.cluster import Reader
+from mistral_cli.preflight.release import render
+from mistral_cli.preflight.release.manifests import Release, parse
+from mistral_cli.preflight.target import Target
 
 RETRIES = 2
 MISUSE = 2
@@ -28,7 +26,7 @@ MISUSE = 2
 
 @dataclass(frozen=True)
 class Source:
-    """Where the release comes from."""
+    """The chart or the file that the release comes from."""
 
     chart: Path | None
     values: tuple[Path, ...]
@@ -73,62 +71,33 @@ def preflight(
 
 
 def _run(source: Source, namespace: str | None, context: str | None, output: str) -> int:
-    cluster = Cluster(context or only_context(), retries=RETRIES)
-    asked, space = _release(source, namespace, cluster.namespace)
-    where = Where(
-        context=context or only_context(),
-        namespace=space,
+    context = context or only_context()
+    cluster = Cluster(context, retries=RETRIES)
+    release, namespace = _release(source, namespace, cluster.namespace)
+    target = Target(
+        context=context,
+        namespace=namespace,
         chart=str(source.chart or ""),
         values=tuple(map(str, source.values)),
         sets=source.sets,
         release=source.name,
     )
-    seen = Reader(cluster, space, asked).read()
-    found = checks.findings(asked, seen, _outside(asked, seen, space), where)
-    lines = [report.as_json(found, asked, where)] if output == "json" else report.table(found, asked, where)
+    observed = Reader(cluster, namespace, release).read()
+    findings = run(release, observed, external.read(release, observed, namespace), target)
+    lines = [report.as_json(findings, release, target)] if output == "json" else report.table(findings, release, target)
     for line in lines:
         print(line, flush=True)
-    return EXIT_CODES[result(found)]
+    return EXIT_CODES[result(findings)]
 
 
 def _release(source: Source, namespace: str | None, default: str) -> tuple[Release, str]:
-    """Return what would be installed, and the namespace that it would be in."""
+    """Return the release and its namespace."""
     if source.chart is not None:
-        space = namespace or default
-        return parse(render.helm_template(source.chart, source.values, source.sets, source.name, space)), space
+        namespace = namespace or default
+        return parse(render.helm_template(source.chart, source.values, source.sets, source.name, namespace)), namespace
     assert source.file is not None
     release = parse(render.read(source.file))
     own = str(dig(release.service, "metadata", "namespace") or "")
     if own and namespace and own != namespace:
         raise ValueError(f"The file is for namespace {own}, and --namespace is {namespace}.")
     return release, namespace or own or default
-
-
-def _outside(release: Release, seen: Seen, namespace: str) -> Outside:
-    """Ask the registry, the hub and the resolver."""
-    uses = release.secrets(seen.account.value)
-    secrets = {use.name: seen.secrets.get(use.name, Answer()).value for use in uses}
-    pulls = [secret for use in uses if use.pulls_images and (secret := secrets[use.name])]
-    tokens = [found for use in uses if TOKEN in use.keys and (found := _token(secrets[use.name]))]
-    token = tokens[0] if tokens else ""
-    host = address.host(seen) or address.wildcard(seen, namespace)
-    endpoint = release.hub_endpoint or os.environ.get("HF_ENDPOINT", "")
-    return Outside(
-        image=_image(release.image, pulls),
-        repositories={each: hub.look(each, token, endpoint) for each in release.hub_addresses},
-        hosts={host: resolver.look(host)} if host else {},
-    )
-
-
-def _image(image: str, secrets: list[Object]) -> Answer[Manifest]:
-    if image.startswith(RESOLVED_BY_NAME) or not registry.parse(image).host:
-        return Answer()
-    return registry.look(image, secrets)
-
-
-def _token(secret: Object | None) -> str:
-    """Return the token of a Secret; it is sent to the hub and shown nowhere."""
-    try:
-        return base64.b64decode((dig(secret, "data") or {}).get(TOKEN, "")).decode().strip()
-    except ValueError:
-        return ""

@@ -6,29 +6,29 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from .finding import Finding, State, result
-from .release import Release
-from .where import Where
+from mistral_cli.preflight.checks.finding import Finding, State, result
+from mistral_cli.preflight.release.manifests import Release
+from mistral_cli.preflight.target import Target
 
 NARROWEST = 8
 
 
-def as_json(found: Sequence[Finding], release: Release, where: Where) -> str:
+def as_json(found: Sequence[Finding], release: Release, target: Target) -> str:
     """Return one line of JSON."""
     return json.dumps(
         {
             "result": result(found).value,
             "inferenceservice": release.name,
-            "namespace": where.namespace,
-            "context": where.context,
+            "namespace": target.namespace,
+            "context": target.context,
             "findings": [finding.as_json() for finding in found],
         }
     )
 
 
-def table(found: Sequence[Finding], release: Release, where: Where) -> Iterable[str]:
+def table(found: Sequence[Finding], release: Release, target: Target) -> Iterable[str]:
     """Yield the lines of the table; a command stands on a line of its own, to be copied."""
-    yield f"{release.name} ({release.mode}) in namespace {where.namespace} of context {where.context}"
+    yield f"{release.name} ({release.mode}) in namespace {target.namespace} of context {target.context}"
     yield ""
     states = max(NARROWEST, *(len(finding.state.value) for finding in found))
     names = max(len(finding.check) for finding in found)

@@ -1,4 +1,4 @@
-"""Executes the steps of a plan in order, and ends a wait whose goal can no longer be reached."""
+"""Executes the steps of a plan in order."""
 
 from __future__ import annotations
 
@@ -8,32 +8,24 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
-from mistral_cli.cluster import INFERENCE_SERVICE, REVISION, Conflict, Kind, Object, Rejected, Unreachable
+from mistral_cli.cluster import INFERENCE_SERVICE, REVISION, Conflict, Kind, Rejected, Unreachable
 from mistral_cli.exit_codes import Failure
+from mistral_cli.objects import Object
 from mistral_cli.rollout.gates.rules import GateResult, format_result
 from mistral_cli.rollout.lock import Lock, LockLost
-from mistral_cli.rollout.planning import changes, drift, plan
+from mistral_cli.rollout.planning import abort, changes, drift, plan
+from mistral_cli.rollout.planning.abort import RolloutFailed, TimedOut
 from mistral_cli.rollout.planning.goals import Goal, ReadyWithoutPod
 from mistral_cli.rollout.reader import Reader
 from mistral_cli.rollout.record import Progress, Record
 from mistral_cli.rollout.state import knative
-from mistral_cli.rollout.state.observed import KNATIVE, Observed
-from mistral_cli.rollout.state.status import Phase, Status, compute
+from mistral_cli.rollout.state.observed import Observed
+from mistral_cli.rollout.state.status import Status, compute
 
 T = TypeVar("T")
 
-TRAFFIC_S = 120.0
-"""Seconds within which the status must follow a patch of the traffic."""
 PAUSE_S = 45.0
 """The seconds that a swap takes in addition to loading the model."""
-
-
-class RolloutFailed(Exception):
-    """The rollout must be reverted; `str(error)` has the reason."""
-
-
-class TimedOut(RolloutFailed):
-    """A step took longer than it may."""
 
 
 class Patcher(Protocol):
@@ -179,45 +171,6 @@ class Executor:
                     return False
             self.sleep(self.poll_s)
 
-    def _check_progress(self, observed: Observed, status: Status, waited_s: float) -> None:
-        """End a wait whose goal can no longer be reached.
-
-        Raises:
-            RolloutFailed: the fault is permanent, another writer changed the spec, or the time is up.
-        """
-        self._check_generation(observed)
-        if status.phase == Phase.FAILED and not self._is_expected_failure(status):
-            raise RolloutFailed(status.message)
-        if waited_s > status.progress_deadline_s + 60:
-            raise TimedOut(f"not ready after {waited_s:.0f} s, past the progress deadline: {status.message}")
-        if self.reverting:
-            self._check_not_promoted(status)
-            return
-        if status.phase == Phase.SCHEDULING and status.scheduling_s > self.gpu_wait_s:
-            raise TimedOut(f"no node for {status.scheduling_s:.0f} s (--gpu-wait): {status.message}")
-        if status.phase in (Phase.SETTLING, Phase.READY, Phase.SPLIT) and waited_s > TRAFFIC_S:
-            raise TimedOut(f"the traffic has not followed for {waited_s:.0f} s: {status.message}")
-        known = {version.name for version in (status.stable, status.candidate) if version}
-        if observed.mode == KNATIVE and (others := set(status.versions.shares) - known):
-            raise RolloutFailed(
-                f"traffic goes to {', '.join(sorted(others))}, which is neither the old nor the new revision"
-            )
-
-    def _check_not_promoted(self, status: Status) -> None:
-        """End a revert at 0 percent if KServe has counted the new revision as rolled out: it would keep the traffic.
-
-        Raises:
-            RolloutFailed: the revert must be planned again.
-        """
-        stable, record = status.stable, self.record
-        if record and stable and stable.image == record.image and status.versions.desired_share == 0:
-            raise RolloutFailed(f"{stable.name} was rolled out just before the revert")
-
-    def _is_expected_failure(self, status: Status) -> bool:
-        """Return whether a revert sees the new image's failure, which is expected then."""
-        newest = status.candidate
-        return self.reverting and newest is not None and self.record is not None and newest.image == self.record.image
-
     def _measure(self, share: int) -> None:
         """Measure until every gate has data.
 
@@ -266,6 +219,13 @@ class Executor:
         for name in plan.failed_revisions(status, step):
             self.log(f"  deleting {name}")
             self.cluster.delete(REVISION, observed.namespace, name)
+
+    def _check_progress(self, observed: Observed, status: Status, waited_s: float) -> None:
+        self._check_generation(observed)
+        if self.reverting:
+            abort.check_revert(status, waited_s, self.record.image if self.record else None)
+        else:
+            abort.check_rollout(observed, status, waited_s, self.gpu_wait_s)
 
     def _check_lock(self) -> None:
         if self.lost.is_set():

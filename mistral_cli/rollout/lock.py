@@ -17,9 +17,9 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
-from mistral_cli.cluster import LEASE, ClusterError, Conflict, Kind, NotFound, Object
+from mistral_cli.cluster import LEASE, ClusterError, Conflict, Kind, NotFound
+from mistral_cli.objects import Object, dig, time_of
 from mistral_cli.rollout.record import Record, dump, load, timestamp
-from mistral_cli.rollout.state.observed import dig, time_of
 
 DURATION_S = 45
 RENEW_EVERY_S = 10

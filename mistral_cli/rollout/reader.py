@@ -21,7 +21,8 @@ from mistral_cli.cluster import (
     NotFound,
     Object,
 )  # fmt: skip
-from mistral_cli.rollout.state.observed import STANDARD, Observed, condition, dig
+from mistral_cli.objects import condition, dig
+from mistral_cli.rollout.state.observed import STANDARD, Observed
 
 LABEL = "serving.kserve.io/inferenceservice"
 KNATIVE_SERVICE_LABEL = "serving.knative.dev/service"

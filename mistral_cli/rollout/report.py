@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mistral_cli.objects import condition, dig
 from mistral_cli.rollout.gates.rules import GateResult
 from mistral_cli.rollout.planning import drift
 from mistral_cli.rollout.record import Record
-from mistral_cli.rollout.state.observed import Observed, condition, dig
+from mistral_cli.rollout.state.observed import Observed
 from mistral_cli.rollout.state.status import Status
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from mistral_cli.cluster import ClusterError
-from mistral_cli.rollout.executor import Executor, RolloutFailed, TimedOut
+from mistral_cli.rollout.executor import Executor
 from mistral_cli.rollout.planning import plan, preconditions
+from mistral_cli.rollout.planning.abort import RolloutFailed, TimedOut
 from mistral_cli.rollout.planning.changes import Share, Start
 from mistral_cli.rollout.planning.goals import AllTrafficTo, NewestReady, TrafficSplit
 from mistral_cli.rollout.planning.preconditions import CANARY, Options, Refused

@@ -9,6 +9,7 @@ import pytest
 
 from charts import render_server
 from model_server import settings
+from model_server.flag_types import integer
 
 
 def test_chart_and_docs_hold_what_is_generated() -> None:
@@ -16,7 +17,7 @@ def test_chart_and_docs_hold_what_is_generated() -> None:
 
 
 def test_a_new_flag_reaches_values_schema_template_and_docs(monkeypatch: pytest.MonkeyPatch) -> None:
-    flag = settings.flag(settings._whole(1, 9), 5, "how many cats sit beside the server")
+    flag = settings.flag(integer(1, 9), 5, "how many cats sit beside the server")
     [added] = fields(make_dataclass("Added", [("num_cats", int, flag)]))
     monkeypatch.setattr(render_server, "flag_fields", lambda: {**settings.flag_fields(), "num_cats": added})
     files = {path.name: text for path, text in render_server.rendered().items()}

@@ -11,7 +11,7 @@ from model_server.compute.fused_linear import fuse
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.kv_cache.contiguous import ContiguousKVCache
 from model_server.compute.runner import Runner
-from tests.engine.test_oracle import prompt
+from tests.support.oracle import prompt
 from tests.support.tiny_model import tiny_mistral
 
 TOKENS = [*prompt(40), 7, 8]

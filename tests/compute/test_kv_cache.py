@@ -11,49 +11,16 @@ from transformers import MistralForCausalLM
 
 from model_server.compute.cpu.packed_linear import pack
 from model_server.compute.fused_linear import fuse
-from model_server.compute.gpu.cuda_graphs import DecodeGraphs
-from model_server.compute.kv_cache import contiguous
-from model_server.compute.kv_cache.contiguous import ContiguousKVCache
 from model_server.compute.runner import Runner
 from model_server.engine.engine import Engine
 from model_server.errors import BadRequest, QueueFull
 from model_server.telemetry.metrics import drafted_tokens_accepted_total
-from tests.engine.test_oracle import BATCHED, FALLBACK, GREEDY, answer, expected, prompt
+from tests.support.contiguous_cache import contiguous_cache
 from tests.support.engine_requests import Gate, events, request, until
-from tests.support.flash_attention import documented_varlen_attn
+from tests.support.oracle import BATCHED, FALLBACK, GREEDY, answer, expected, prompt
 from tests.support.tiny_model import tiny_mistral
 
 MakeEngine = Callable[..., Engine]
-
-
-def contiguous_cache(
-    model: MistralForCausalLM, num_tokens: int = 900, max_sequence_tokens: int = 256, *, flash: bool = False
-) -> ContiguousKVCache:
-    return ContiguousKVCache(
-        model.config,
-        num_tokens=num_tokens,
-        max_sequence_tokens=max_sequence_tokens,
-        dtype=model.dtype,
-        device=model.device,
-        flash=flash,
-    )
-
-
-@pytest.fixture(params=["plain", "flash", "graphs"])
-def make_contiguous_engine(
-    request: pytest.FixtureRequest, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> MakeEngine:
-    """A factory of engines with a contiguous KV cache: plain attention, flash attention, and static decode steps."""
-    monkeypatch.setattr(contiguous, "varlen_attn", documented_varlen_attn)
-
-    def make(model: MistralForCausalLM, **changes: Any) -> Engine:
-        cache = contiguous_cache(model, flash=request.param != "plain")
-        runner = Runner(model, cache)
-        if request.param == "graphs":
-            runner.graphs = DecodeGraphs(runner.decoder, cache, changes.get("max_batch_size", 6))
-        return make_engine(model, runner=runner, overlap=True, **changes)
-
-    return make
 
 
 def test_allocatable_sequences_are_counted_as_they_would_be_allocated(model: MistralForCausalLM) -> None:

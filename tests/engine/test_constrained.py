@@ -19,9 +19,9 @@ from model_server.compute.fused_linear import fuse
 from model_server.errors import BadRequest, GrammarTooComplex
 from model_server.request import Finished, FinishReason, Request, SamplingParams
 from model_server.text.grammar import GrammarCompiler, GrammarKind, GrammarSpec
-from tests.engine.test_oracle import BATCHED, SAMPLED, prompt
 from tests.support.engine_requests import GREEDY, Gate, MakeEngine, events, request
 from tests.support.fakes import OnlyTokens, TokenIds
+from tests.support.oracle import BATCHED, SAMPLED, prompt
 from tests.support.small_tokenizers import byte_fallback
 from tests.support.tiny_model import VOCAB_SIZE, tiny_mistral
 from tests.text.test_grammar import SCHEMAS

@@ -14,8 +14,8 @@ from model_server.compute.cpu.packed_linear import PADDED_SIZES, PackedLinear, c
 from model_server.compute.kv_cache.dense import DenseKVCache
 from model_server.compute.runner import Runner
 from model_server.request import Request
-from tests.engine.test_oracle import GREEDY, expected, prompt
 from tests.support.engine_requests import MakeEngine, beams, events, request, until
+from tests.support.oracle import GREEDY, expected, prompt
 
 packs = pytest.mark.skipif(
     not can_pack(torch.float32, torch.device("cpu")), reason="oneDNN does not pack weights on this machine"

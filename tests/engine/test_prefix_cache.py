@@ -17,9 +17,9 @@ from model_server.compute.runner import Runner
 from model_server.engine.engine import Engine
 from model_server.engine.scheduling.prefix_cache import MIN_PREFIX_TOKENS, PrefixCache, common_prefix_length
 from model_server.request import Request
-from tests.compute.test_kv_cache import contiguous_cache, make_contiguous_engine  # noqa: F401 - a fixture
-from tests.engine.test_oracle import SEED, expected, prompt
+from tests.support.contiguous_cache import contiguous_cache
 from tests.support.engine_requests import GREEDY, Gate, events, request, until
+from tests.support.oracle import SEED, expected, prompt
 from tests.support.tiny_model import tiny_mistral
 
 MakeEngine = Callable[..., Engine]
@@ -230,7 +230,7 @@ async def test_nothing_is_reused_without_prefix_caching(make: MakeEngine) -> Non
 
 async def test_random_prompts_with_common_prefixes_in_a_full_kv_cache_equal_generate(
     plain_model: Any,
-    make_contiguous_engine: MakeEngine,  # noqa: F811
+    make_contiguous_engine: MakeEngine,
 ) -> None:
     """Sequences reuse, join, leave early and overwrite one another, in a KV cache that holds only a few of them."""
     engine = make_contiguous_engine(tiny_packed(), max_batch_size=6)

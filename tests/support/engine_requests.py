@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from model_server.compute.kv_cache.base import TokenRange
+from model_server.compute.sampling import SampledTokens
 from model_server.engine.engine import Engine
 from model_server.errors import ServeError
 from model_server.request import Event, Request, SamplingParams
@@ -29,6 +30,12 @@ def request(num_tokens: int = 8, prompt: Sequence[int] = (5, 6, 7), **changes: A
     )
 
 
+def with_detokenizer(detokenizer: TokenIds, num_tokens: int = 30) -> Request:
+    one = request(num_tokens)
+    one.detokenizers[0] = detokenizer
+    return one
+
+
 def beams(num_tokens: int = 200) -> Request:
     """Return a request that the fallback generates."""
     return request(num_tokens, sampling={"generate": SLOW_BEAMS})
@@ -44,6 +51,12 @@ async def events(*requests: Request) -> list[list[Event] | ServeError]:
             return error
 
     return list(await asyncio.gather(*(read(one) for one in requests)))
+
+
+async def answers(engine: Engine, requests: list[Request]) -> list[Any]:
+    """Submit requests in one call and read each to its end."""
+    engine.submit(requests)
+    return await events(*requests)
 
 
 async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
@@ -71,3 +84,17 @@ class Gate:
             return forward(decode, prefill, *rest)
 
         monkeypatch.setattr(engine.runner, "forward", gated)
+
+
+def launches_and_reads(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list to which the engine's launches and reads of tokens are added."""
+    happened: list[str] = []
+    read = SampledTokens.read
+
+    def noting(tokens: SampledTokens) -> Any:
+        happened.append("read")
+        return read(tokens)
+
+    monkeypatch.setattr(SampledTokens, "read", noting)
+    Gate(engine, monkeypatch).fault = lambda decode, prefill: happened.append("prompt" if prefill else "decode")
+    return happened

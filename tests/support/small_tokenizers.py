@@ -10,6 +10,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from demo.tokenizer import CHAT_TEMPLATE, CONTROL_TOKENS
+from model_server.request import Detokenizer
 from model_server.text.tokenizer import Text
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
@@ -86,3 +87,9 @@ def byte_level() -> Text:
     backend.decoder = decoders.ByteLevel()
     backend.add_tokens([AddedToken("two words: 日本", normalized=False)])
     return Text(wrapped(backend))
+
+
+def streamed(text: Text, ids: list[int], stop: tuple[str, ...] = ()) -> list[str]:
+    """Return the pieces of a stream: one for each token, and what the end releases."""
+    stream: Detokenizer = text.stream(stop)
+    return [*map(stream.push, ids), stream.flush()]

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from decimal import Decimal
 
-from mistral_cli.rollout.state.observed import Object, Observed, dig
+from mistral_cli.objects import Object, dig, quantity
+from mistral_cli.rollout.state.observed import Observed
 
 GPU_PREFIXES = ("nvidia.com/", "amd.com/", "gpu.intel.com/")
 NODES_THAT_GROW = (
@@ -18,17 +19,6 @@ NODES_THAT_GROW = (
     "kubernetes.azure.com/agentpool", "cluster.x-k8s.io/machine",
 )  # fmt: skip
 """Labels of nodes that something can add more of."""
-SUFFIXES: dict[str, Decimal | int] = {
-    "": 1, "m": Decimal("0.001"), "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
-    "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
-}  # fmt: skip
-
-
-def quantity(text: object) -> Decimal:
-    """Read a Kubernetes quantity: 500m, 16Gi, 1."""
-    quantity_text = str(text)
-    digits = quantity_text.rstrip("kMGTEPKim")
-    return Decimal(digits) * SUFFIXES[quantity_text[len(digits) :]]
 
 
 def refusals(observed: Observed, swap: bool) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mistral_cli.rollout.state.observed import Object, dig
+from mistral_cli.objects import Object, dig
 
 MANAGER = "mistral-rollout"
 """Our name in `metadata.managedFields`."""

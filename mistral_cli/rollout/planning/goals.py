@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mistral_cli.objects import dig
 from mistral_cli.rollout.state import knative
-from mistral_cli.rollout.state.observed import dig
 from mistral_cli.rollout.state.status import Status
 
 

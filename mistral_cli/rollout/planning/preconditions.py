@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mistral_cli.objects import dig
 from mistral_cli.rollout.planning import capacity, drift
 from mistral_cli.rollout.state import knative
-from mistral_cli.rollout.state.observed import KNATIVE, STANDARD, Observed, dig
+from mistral_cli.rollout.state.observed import KNATIVE, STANDARD, Observed
 from mistral_cli.rollout.state.status import Phase, Status
 
 CANARY, SWAP = "canary", "swap"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from mistral_cli.rollout.state.observed import Object, condition, dig, time_of
+from mistral_cli.objects import Object, condition, dig, time_of
 
 PERMANENT_REASONS = frozenset(
     {"InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError", "RunContainerError"}

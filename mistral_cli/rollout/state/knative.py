@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from mistral_cli.rollout.state.observed import Observed, condition, dig, image_of
+from mistral_cli.objects import condition, dig, image_of
+from mistral_cli.rollout.state.observed import Observed
 from mistral_cli.rollout.state.versions import Version, Versions
 
 INITIAL_SCALE = "autoscaling.knative.dev/initial-scale"

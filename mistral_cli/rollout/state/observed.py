@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
-Object = Mapping[str, Any]
+from mistral_cli.objects import Object, dig
 
 KNATIVE, STANDARD = "Knative", "Standard"
 MODE_ANNOTATION = "serving.kserve.io/deploymentMode"
@@ -57,31 +56,3 @@ class Observed:
     def predictor(self) -> Object:
         found: Object = dig(self.service, "spec", "predictor") or {}
         return found
-
-
-def dig(tree: Any, *keys: str) -> Any:
-    """Return what lies under these keys, or None where one of them is missing."""
-    for key in keys:
-        if not isinstance(tree, Mapping):
-            return None
-        tree = tree.get(key)
-    return tree
-
-
-def condition(thing: Object, kind: str) -> Object:
-    """Return one condition of an object's status; empty when it has none."""
-    for found in dig(thing, "status", "conditions") or ():
-        if found.get("type") == kind:
-            return dict(found)
-    return {}
-
-
-def image_of(pod_spec: Object) -> str:
-    """Return the image of the server: KServe runs the first container."""
-    containers = pod_spec.get("containers") or [{}]
-    return str(containers[0].get("image", ""))
-
-
-def time_of(text: str | None) -> datetime | None:
-    """Read a Kubernetes timestamp."""
-    return datetime.fromisoformat(text) if text else None

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from mistral_cli.rollout.state.observed import Observed, dig, image_of
+from mistral_cli.objects import dig, image_of
+from mistral_cli.rollout.state.observed import Observed
 from mistral_cli.rollout.state.versions import Version, Versions
 
 AUTOSCALER = "serving.kserve.io/autoscalerClass"

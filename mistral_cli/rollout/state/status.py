@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from mistral_cli.objects import Object, condition, dig, time_of
 from mistral_cli.rollout.state import faults, knative, standard
-from mistral_cli.rollout.state.observed import STANDARD, Object, Observed, condition, dig, time_of
+from mistral_cli.rollout.state.observed import STANDARD, Observed
 from mistral_cli.rollout.state.versions import Version, Versions
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mistral_cli.rollout.state.observed import Object
+from mistral_cli.objects import Object
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Each obstacle alone in a cluster that lacks nothing else: preflight finds it and prints the command that mends it."""
+"""Each obstacle alone in a cluster that lacks nothing else: preflight finds it and prints the command that fixes it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Obstacle:
     name: str
     check: str
     command: str
-    """A part of the mending command."""
+    """A part of the command that fixes it."""
     plant: Callable[[Site], object] = nothing
     sets: tuple[str, ...] = ()
     also: tuple[str, ...] = ()

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from mistral_cli.objects import quantity
 from mistral_cli.rollout.planning import capacity
-from mistral_cli.rollout.planning.capacity import demand, quantity
+from mistral_cli.rollout.planning.capacity import demand
 from mistral_cli.rollout.state.observed import Observed
-from tests.support.cluster_api.knative import inference_service
+from tests.support.cluster_api.kserve import inference_service
 
 Object = dict[str, Any]
 

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from mistral_cli.app import app
 from tests.support.cluster_api.api import CONTEXT
 from tests.support.cluster_api.gateway import FAILING, GOOD, Behaviour, Gateway, serving
-from tests.support.cluster_api.knative import NAME, NAMESPACE, Image
+from tests.support.cluster_api.knative import Image
+from tests.support.cluster_api.kserve import NAME, NAMESPACE
 from tests.support.cluster_api.runs import NEW, OLD, Bench, bench, ticking
 
 LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/rollout-{NAME}"

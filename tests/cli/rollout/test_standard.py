@@ -9,7 +9,8 @@ import pytest
 
 from mistral_cli.rollout import verbs
 from mistral_cli.rollout.planning.preconditions import Refused
-from tests.support.cluster_api.knative import SERVICE, Image
+from tests.support.cluster_api.knative import Image
+from tests.support.cluster_api.kserve import SERVICE
 from tests.support.cluster_api.runs import NEW, OLD, Bench, bench
 from tests.support.cluster_api.standard import StandardWorld
 

@@ -1,24 +1,19 @@
-"""KServe's and Knative's controllers over a store, one InferenceService, moved by `tick`."""
+"""Knative's controllers below KServe's, for one InferenceService, moved by `tick`."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
-from .api import Object, Store
+from .api import Object
+from .kserve import NAME, NAMESPACE, PODS, SERVICE, KServe, inference_service
 
-NAMESPACE, NAME = "mistral", "mistral-7b"
 TICK_S = 2
-SERVICE = f"/apis/serving.kserve.io/v1beta1/namespaces/{NAMESPACE}/inferenceservices/{NAME}"
 REVISIONS = f"/apis/serving.knative.dev/v1/namespaces/{NAMESPACE}/revisions"
-PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
-EVENTS = f"/api/v1/namespaces/{NAMESPACE}/events"
 QUOTAS = f"/api/v1/namespaces/{NAMESPACE}/resourcequotas"
-NODES = "/api/v1/nodes"
-DOMAIN = "example.com"
 LONGEST_LAG = 2
 """Ticks that a controller may sleep in a row."""
 IDLE_TICKS = 4
@@ -37,26 +32,18 @@ class Image:
 
 
 @dataclass
-class World:
-    """The cluster. `images` says what becomes of each image; unknown ones are good."""
+class World(KServe):
+    """The cluster: every controller looks once in a tick. An image that is not in `images` is good."""
 
-    store: Store
     images: dict[str, Image] = field(default_factory=dict)
     gpus: int = 3
-    quota: int | None = None
-    """Pods that the namespace may have."""
-    initial_scale_zero: bool = True
     seed: int | None = None
     """Which controllers run in a tick, at random; None: all of them, in order."""
-    now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     shares: list[dict[str, int]] = field(default_factory=list)
     """What users got at each tick, by image."""
-    ksvc: dict[str, Any] = field(default_factory=dict)
-    route: list[dict[str, Any]] = field(default_factory=list)
     ages: Counter[str] = field(default_factory=Counter)
     idle: Counter[str] = field(default_factory=Counter)
     ever_ready: set[str] = field(default_factory=set)
-    component: dict[str, Any] = field(default_factory=dict)
     skipped: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -90,74 +77,6 @@ class World:
 
     def images_by_revision(self) -> dict[str, str]:
         return {r["metadata"]["name"]: r["spec"]["containers"][0]["image"] for r in self.store.under(REVISIONS)}
-
-    # KServe: the InferenceService becomes a Knative Service
-
-    def _kserve(self) -> None:
-        service = self.store.objects[SERVICE]
-        predictor = service["spec"]["predictor"]
-        annotations = dict(predictor.get("annotations") or {})
-        if annotations.get("autoscaling.knative.dev/initial-scale") == "0" and not self.initial_scale_zero:
-            del annotations["autoscaling.knative.dev/initial-scale"]  # KServe drops it without a word
-        template = {"containers": predictor["containers"], "annotations": annotations}
-        percent, rolled_out = predictor.get("canaryTrafficPercent"), self.component.get("latestRolledoutRevision")
-        traffic: list[dict[str, Any]] = [{"latest": True, "percent": 100, "tag": "latest"}]
-        if percent is not None and rolled_out:
-            traffic[0]["percent"] = percent
-            if percent < 100:
-                traffic.append({"revisionName": rolled_out, "percent": 100 - percent, "tag": "prev"})
-        wanted = {"template": template, "traffic": traffic}
-        if wanted == {key: self.ksvc.get(key) for key in wanted}:
-            return
-        if self.ksvc and self.quota is not None and len(self.store.under(PODS)) + 1 > self.quota:
-            self._event(
-                "InferenceService", NAME, "InternalError",
-                'fails to reconcile predictor: admission webhook "validation.webhook.serving.knative.dev" denied the '
-                'request: dry run failed with pods is forbidden: exceeded quota: pods',
-            )  # fmt: skip
-            return
-        generation = self.ksvc.get("generation", 0) + (self.ksvc.get("template") != template)
-        self.ksvc = {**wanted, "generation": generation}
-
-    def _kserve_status(self) -> None:
-        """`PropagateStatus`: a revision is rolled out once it has 100 percent."""
-        component, ready, created = self.component, self.ksvc.get("ready"), self.ksvc.get("created")
-        if not created:
-            return
-        component["latestCreatedRevision"] = created
-        total: Counter[str] = Counter()
-        for target in self.route:
-            total[target["revisionName"]] += target["percent"]
-        for target in self.route:
-            if target["revisionName"] != ready or not target.get("latest"):
-                continue
-            if component.get("latestRolledoutRevision") != ready:
-                if target["percent"] == 100:
-                    component["previousRolledoutRevision"] = component.get("latestRolledoutRevision", "")
-                    component["latestRolledoutRevision"] = ready
-            elif ready == created and target["percent"] < 100 and total[ready] == 100:
-                component["latestRolledoutRevision"] = component.get("previousRolledoutRevision") or ready
-        component["latestReadyRevision"] = ready or ""
-        component["traffic"] = [
-            {
-                "revisionName": target["revisionName"],
-                "percent": target["percent"],
-                "latestRevision": bool(target.get("latest")),
-                "tag": target["tag"],
-                "url": f"http://{target['tag']}-{NAME}-predictor.{NAMESPACE}.{DOMAIN}",
-            }
-            for target in self.route
-        ]
-        service = self.store.objects[SERVICE]
-        service["status"] = {
-            "url": f"http://{NAME}-predictor.{NAMESPACE}.{DOMAIN}",
-            "components": {"predictor": dict(component)},
-            "observedGeneration": self.ksvc["generation"],
-            "conditions": [{"type": "Ready", "status": "True" if self.route else "False"}],
-        }
-        self.store.put(SERVICE, service)
-
-    # Knative: configuration, revisions, route
 
     def _configuration(self) -> None:
         if not self.ksvc:
@@ -265,27 +184,10 @@ class World:
             targets.append({**target, "revisionName": name})
         self.route = targets
 
-    # What is left
-
     def _quota_status(self) -> None:
         if (quota := self.store.objects.get(f"{QUOTAS}/pods")) is not None:
             used = str(len(self.store.under(PODS)))
             quota["status"] = {"hard": quota["spec"]["hard"], "used": {"pods": used}}
-
-    def _event(self, kind: str, name: str, reason: str, message: str) -> None:
-        self.store.put(
-            f"{EVENTS}/{name}.{reason}",
-            {
-                "involvedObject": {"kind": kind, "name": name},
-                "type": "Warning",
-                "reason": reason,
-                "message": message,
-                "lastTimestamp": self._stamp(),
-            },
-        )
-
-    def _stamp(self) -> str:
-        return self.now.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _is_ready(revision: Object) -> bool:
@@ -301,35 +203,3 @@ def _unschedulable(stamp: str, pod: Object | None) -> Object:
         "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
         "lastTransitionTime": stamp,
     }  # fmt: skip
-
-
-def inference_service(image: str, **predictor: Any) -> Object:
-    """Return the service as the chart makes it."""
-    gpu = {"cpu": "1", "memory": "4Gi", "nvidia.com/gpu": "1"}
-    return {
-        "apiVersion": "serving.kserve.io/v1beta1",
-        "kind": "InferenceService",
-        "metadata": {
-            "name": NAME,
-            "namespace": NAMESPACE,
-            "annotations": {
-                "serving.kserve.io/deploymentMode": "Knative",
-                "serving.kserve.io/enable-tag-routing": "true",
-            },
-        },
-        "spec": {
-            "predictor": {
-                "minReplicas": 1,
-                "annotations": {"serving.knative.dev/progress-deadline": "600s"},
-                "containers": [
-                    {
-                        "name": "kserve-container",
-                        "image": image,
-                        "env": [{"name": "MISTRAL_DTYPE", "value": "auto"}],
-                        "resources": {"requests": gpu, "limits": gpu},
-                    }
-                ],
-                **predictor,
-            }
-        },
-    }

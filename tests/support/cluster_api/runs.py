@@ -20,9 +20,16 @@ from mistral_cli.rollout.reader import Reader
 from mistral_cli.rollout.state.status import Status
 
 from .api import CONTEXT, Store, serve
-from .knative import NAME, NAMESPACE, TICK_S, World
+from .knative import TICK_S, Image, World
+from .kserve import NAME, NAMESPACE, SERVICE
 
 OLD, NEW = "dev.local/mistral:old", "dev.local/mistral:new"
+BROKEN = {
+    "crashes": Image(crashes=True),
+    "cannot be pulled": Image(pull_error='failed to pull image "x": manifest unknown'),
+    "never gets ready": Image(hangs=True),
+}
+"""Images that do not start."""
 
 
 @dataclass
@@ -123,6 +130,28 @@ class Bench:
     def users(self) -> dict[str, int]:
         """Return what users get now, by image."""
         return {image: share for image, share in self.world.shares[-1].items() if share}
+
+    def highest_share(self, image: str) -> int:
+        return max(shares.get(image, 0) for shares in self.world.shares)
+
+    def patches(self) -> list[dict[str, Any]]:
+        """Return the predictors of all patches that the service got."""
+        return [
+            body["spec"]["predictor"]
+            for method, path, body in self.world.store.asked
+            if (method, path) == ("PATCH", SERVICE)
+        ]
+
+    def change_service(self, image: str, percent: int | None) -> None:
+        """Change the service as kubectl would, and let the cluster act."""
+        service = self.world.store.objects[SERVICE]
+        changed = {**service["spec"]["predictor"], "containers": [{"name": "kserve-container", "image": image}]}
+        changed.pop("canaryTrafficPercent", None)
+        if percent is not None:
+            changed["canaryTrafficPercent"] = percent
+        self.world.store.put(SERVICE, {**service, "spec": {"predictor": changed}})
+        for _ in range(10):
+            self.world.tick()
 
 
 @contextmanager

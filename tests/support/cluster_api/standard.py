@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from .api import Object, Store
-from .knative import NAME, NAMESPACE, PODS, SERVICE, TICK_S, Image, inference_service
+from .knative import TICK_S, Image
+from .kserve import NAME, NAMESPACE, PODS, SERVICE, inference_service
 
 DEPLOYMENTS = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments"
 ROUTE = f"/apis/gateway.networking.k8s.io/v1/namespaces/{NAMESPACE}/httproutes/{NAME}"

@@ -1,0 +1,1 @@
+"""Collectors: ask the cluster, the registry, the model hub and the resolver, and change nothing."""

@@ -1,0 +1,1 @@
+"""The release that would be installed: its manifests, and what they need."""

@@ -1,0 +1,1 @@
+"""The collectors of `mistral preflight`."""
