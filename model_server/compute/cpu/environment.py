@@ -1,4 +1,4 @@
-"""Environment variables that torch and oneDNN read when they are imported. Imports neither."""
+"""Environment variables that torch, oneDNN and libgomp read when they are loaded. Imports none of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ DEFAULTS = {
     "LRU_CACHE_CAPACITY": "256",
     # Weights in pages of 2 MB: a page fault for each 4 KB took half of the loading time.
     "THP_MEM_ALLOC_ENABLE": "1",
+    # Turns of the loop in which an OpenMP thread waits before it sleeps: about 0.4 ms, longer than the pause between
+    # two operators. libgomp's default is 300,000, about 10 ms: longer than a scheduler's time slice, so that threads
+    # which wait for one that has no core take the core that it needs (ADR 0009).
+    "GOMP_SPINCOUNT": "10000",
 }
 
 
