@@ -37,8 +37,8 @@ COMMENTS = {
         "float16 weights."
     ),
     "fix_chat_template": (
-        "Write prompts in Mistral 7B v0.3's own format where the checkpoint's chat template is known to be wrong. "
-        "false: use the checkpoint's template in any case."
+        "Write prompts in Mistral 7B v0.3's own format if the checkpoint's chat template is known to be wrong. "
+        "false: always use the checkpoint's template."
     ),
     "max_batch_size": "Sequences that decode in one step. It is also the default of `scaling.target`.",
     "max_queue_size": (
@@ -47,8 +47,8 @@ COMMENTS = {
         "activator until a replica has room."
     ),
     "prefix_caching": (
-        "Reuse the KV cache of prompts that begin alike. The time to the first token shows a caller whether a prompt "
-        "begins like an earlier one. Set it to false where callers must not learn that about each other."
+        "Reuse the KV cache of earlier prompts that begin with the same tokens. A caller can tell from the time to "
+        "the first token whether an earlier prompt began in the same way. false: callers cannot learn this."
     ),
     "max_request_bytes": "Largest request body in bytes. A larger one gets 413.",
     "api_key_file": (

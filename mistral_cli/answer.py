@@ -40,7 +40,11 @@ def whole(response: httpx.Response) -> Any:
 def pieces(response: httpx.Response) -> Iterator[Mapping[str, Any]]:
     """Yield the data of a stream's events as they arrive; returns only after `[DONE]`."""
     if response.headers.get("content-type", "").partition(";")[0] != "text/event-stream":
-        raise Refused(_named("A stream was asked for and the answer is not one: is this the right server?", response))
+        raise Refused(
+            _named(
+                "The answer is not a stream, although the request asked for one: is this the right server?", response
+            )
+        )
     body = _Body(response)
     try:
         for event in EventSource(body).iter_sse():
@@ -53,7 +57,7 @@ def pieces(response: httpx.Response) -> Iterator[Mapping[str, Any]]:
     except httpx.RequestError as error:
         raise Incomplete(_named("The connection broke in the middle of the answer.", response)) from error
     except ValueError as error:
-        raise Incomplete(_named("The stream holds an event that is not JSON.", response)) from error
+        raise Incomplete(_named("An event of the stream is not JSON.", response)) from error
     raise Incomplete(_named(_cut_sentence(body.tail), response))
 
 
@@ -81,7 +85,7 @@ def texts(content: Any) -> list[str]:
     try:
         return [str(prediction["generated_text"]) for prediction in content["predictions"]]
     except (KeyError, TypeError) as error:
-        raise Refused("The answer holds no predictions: is this the right server? (--json shows it)") from error
+        raise Refused("The answer has no predictions: is this the right server? (--json prints it)") from error
 
 
 def refusal(response: httpx.Response) -> str:
@@ -98,8 +102,8 @@ def refusal(response: httpx.Response) -> str:
 
 def _cut_sentence(tail: str) -> str:
     if tail.rstrip().endswith("request timeout"):
-        return "The InferenceService's `timeout` ended the answer before it was whole."
-    return "The answer ended before it was whole."
+        return "The InferenceService's `timeout` ended the answer before it was complete."
+    return "The answer ended before it was complete."
 
 
 def _sentence(body: str) -> str:

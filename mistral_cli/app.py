@@ -35,9 +35,9 @@ def main() -> None:
 
 @app.callback()
 def mistral() -> None:
-    """Ask a Mistral 7B that serves KServe's V1 API.
+    """Send requests to a Mistral 7B server, and check and roll out its releases.
 
-    The key, where one is needed, comes from MISTRAL_API_KEY or --api-key-file.
+    If the server needs an API key, set MISTRAL_API_KEY or --api-key-file.
     """
 
 
@@ -53,7 +53,7 @@ def predict(
     chat: Annotated[bool, typer.Option("--chat", help="Send PROMPT as a chat message.")] = False,
     stream: Annotated[
         bool | None,
-        typer.Option("--stream/--no-stream", help="Print the text as it comes (default: on a terminal)."),
+        typer.Option("--stream/--no-stream", help="Print the text as it arrives (default: on a terminal)."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the server's JSON; streamed, one event a line.")
@@ -67,13 +67,15 @@ def predict(
         str | None,
         typer.Option(metavar="URL", help="Where to reach --service, such as http://localhost:8081."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The model's name (default: the only one there).")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model's name (default: the only one that the server lists).")
+    ] = None,
     api_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A file whose first line is the key.")
     ] = None,
     wait_s: Annotated[
         float,
-        typer.Option("--wait", min=1, metavar="SECONDS", help="For an answer to begin, a cold start included."),
+        typer.Option("--wait", min=1, metavar="SECONDS", help="Time until an answer must begin, cold start included."),
     ] = 900,
 ) -> None:
     """Generate text, as `truss predict` does.
@@ -104,7 +106,7 @@ def _only_model(session: Session) -> str:
         listed = answer.whole(response)
     names = listed.get("models") if isinstance(listed, dict) else None
     if not isinstance(names, list) or len(names) != 1:
-        raise Misused(f"Say which model with --model: the server lists {names or 'none'}.")
+        raise Misused(f"Name the model with --model: the server lists {names or 'none'}.")
     return str(names[0])
 
 

@@ -23,7 +23,7 @@ def build(prompt: str | None, data: str | None, file: Path | None, chat: bool, p
         Misused: there are two of them, or one cannot be read.
     """
     if sum(source is not None for source in (prompt, data, file)) > 1:
-        raise Misused("Give one of PROMPT, --data and --file.")
+        raise Misused("Pass only one of PROMPT, --data and --file.")
     if data is not None or file is not None:
         if chat:
             raise Misused("--chat goes with PROMPT; in --data and --file write messages.")
@@ -62,7 +62,7 @@ def _read(file: Path | None) -> str:
 
 def _prompt_from_stdin() -> str:
     if sys.stdin.isatty():
-        raise Misused("Give a PROMPT, --data, --file, or pipe a prompt in.")
+        raise Misused("Pass a PROMPT, --data or --file, or pipe a prompt in.")
     # The shell adds a newline that is not part of the prompt.
     text = sys.stdin.read().removesuffix("\n")
     if not text:

@@ -89,7 +89,7 @@ def only_context() -> str:
     try:
         contexts, _ = config.list_kube_config_contexts(os.environ.get("KUBECONFIG"))
     except (config.ConfigException, OSError) as error:
-        raise Unreachable(f"No cluster to ask: {error}") from error
+        raise Unreachable(f"The kubeconfig cannot be used: {error}") from error
     names = [str(context["name"]) for context in contexts]
     if len(names) != 1:
         raise ValueError(f"The kubeconfig has {len(names)} contexts ({', '.join(names)}): name one with --context.")

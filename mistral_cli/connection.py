@@ -14,7 +14,7 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 def choose_endpoint(url: str | None, service: str | None, ingress: str | None) -> Endpoint:
     """Return the endpoint that the options and MISTRAL_URL name."""
     if service and url:
-        raise Misused("Give one of --url and --service.")
+        raise Misused("Pass only one of --url and --service.")
     if ingress and not service:
         raise Misused("--ingress goes with --service.")
     if service:
@@ -34,5 +34,5 @@ def authorization(api_key_file: Path | None) -> dict[str, str]:
     if not key:
         return {}
     if not (key.isascii() and key.isprintable()):
-        raise Misused("The API key holds characters that no header can carry.")
+        raise Misused("The API key has characters that an HTTP header cannot contain.")
     return {"Authorization": f"Api-Key {key}"}

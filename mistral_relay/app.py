@@ -93,7 +93,7 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
                 return await handle(request)
             except sqlite3.Error as error:
                 log.error("the database cannot be used: %s", error)
-                return _refusal(503, "unavailable", "The relay cannot store requests now; send it again later.", 30)
+                return _refusal(503, "unavailable", "The relay cannot store the request now; send it again later.", 30)
 
         return check
 
@@ -106,7 +106,9 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
         except ValidationError as error:
             return _refusal(400, "bad_request", _sentence(error))
         if asked.model_input.get("stream"):
-            return _refusal(400, "bad_request", "model_input.stream must be false: an answer is delivered whole.")
+            return _refusal(
+                400, "bad_request", "model_input.stream must be false: the relay delivers complete answers."
+            )
         if asked.webhook_endpoint is not None:
             reason = webhooks.refusal(asked.webhook_endpoint, settings.webhook_hosts)
             if reason is not None:
@@ -123,14 +125,14 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
         except QueueFull:
             return _refusal(429, "queue_full", f"{settings.max_queue_size} requests wait already.", 30)
         except KeyReused:
-            return _refusal(422, "idempotency_key_reused", "This Idempotency-Key came with another request before.")
+            return _refusal(422, "idempotency_key_reused", "This Idempotency-Key was used for another request.")
         app.state.worker.wake()
         return JSONResponse({"request_id": request_id}, 201)
 
     async def show(request: Request) -> Response:
         record = await anyio.to_thread.run_sync(app.state.store.get, request.path_params["id"])
         if record is None:
-            return _refusal(404, "not_found", "No such request, or its retention has passed.")
+            return _refusal(404, "not_found", "There is no such request, or its result has been deleted.")
         return JSONResponse(
             {
                 "request_id": record.id, "status": record.status, "webhook_status": record.webhook_status,
@@ -142,7 +144,7 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
     async def cancel(request: Request) -> Response:
         request_id = request.path_params["id"]
         if await anyio.to_thread.run_sync(app.state.store.get, request_id) is None:
-            return _refusal(404, "not_found", "No such request, or its retention has passed.")
+            return _refusal(404, "not_found", "There is no such request, or its result has been deleted.")
         canceled = await anyio.to_thread.run_sync(app.state.store.cancel, request_id)
         message = "The request was canceled." if canceled else "Only a request that is QUEUED can be canceled."
         return JSONResponse({"request_id": request_id, "canceled": canceled, "message": message})

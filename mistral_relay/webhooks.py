@@ -34,7 +34,7 @@ def refusal(url: str, hosts: Sequence[str]) -> str | None:
     if parts.username is not None or parts.password is not None or port not in (None, 443):
         return "webhook_endpoint must not have a user name, a password or a port."
     if host not in hosts:
-        return "webhook_endpoint: this host is not among those that the relay may call."
+        return "webhook_endpoint: the relay is not configured to call this host."
     return None
 
 

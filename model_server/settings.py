@@ -56,22 +56,26 @@ class Settings:
     max_model_len: int = flag(
         integer(2, 1_048_576),
         4096,
-        "maximum length of prompt and completion together, in tokens; lowered to the model's limit if not set",
+        "maximum length of prompt and completion together, in tokens; the default is lowered to the model's limit",
     )
     fix_chat_template: bool = flag(
-        boolean, True, "write prompts in Mistral 7B v0.3's own format where its chat template is known to be wrong"
+        boolean,
+        True,
+        "write prompts in Mistral 7B v0.3's own format if the checkpoint's chat template is known to be wrong",
     )
     max_batch_size: int = flag(integer(1, 1024), 32, "sequences that decode in one step")
     max_queue_size: int = flag(integer(0, 1_000_000), 128, "requests that may wait; the next one gets 429")
     max_prefill_tokens: int = flag(
-        integer(0, 65_536), 0, "most prompt tokens in a step; 0: 128 on a CPU, 512 on a GPU, 2048 from Hopper on"
+        integer(0, 65_536),
+        0,
+        "maximum number of prompt tokens in a step; 0: 128 on a CPU, 512 on a GPU, 2048 on Hopper and later GPUs",
     )
-    prefix_caching: bool = flag(boolean, True, "reuse the KV cache of prompts that begin alike")
+    prefix_caching: bool = flag(boolean, True, "reuse the KV cache of earlier prompts that begin with the same tokens")
     max_request_bytes: int = flag(integer(1, 2**31), 2**20, "largest request body in bytes; a larger one gets 413")
     api_key_file: Path | None = flag(  # noqa: RUF009
         filesystem_path,
         None,
-        "file with one API key a line, bare or as `name: key`, read again when it changes; unset: no key is needed",
+        "file with one API key a line, bare or as `name: key`, read again when it changes; without it no key is needed",
     )
     max_requests_per_key: int = flag(
         integer(0, 1_000_000),
@@ -87,10 +91,10 @@ class Settings:
         integer(0, 86_400), 50, "seconds that the event loop may block before the process exits; 0: no limit"
     )
     client_stall_seconds: float = flag(
-        seconds(0.001), 30.0, "seconds that a client may stop reading, or leave a request unfinished"
+        seconds(0.001), 30.0, "seconds that a client may stop reading, or stop sending a request"
     )
     cors_origins: tuple[str, ...] = flag(
-        origin_list, (), "origins whose pages may call the server, separated by commas; *: all"
+        origin_list, (), "origins whose pages may call the server, separated by commas; * allows all"
     )
     playground: bool = flag(boolean, True, "serve the playground at /playground")
     log_format: str = flag(one_of("text", "json"), "text", "text: KServe's format; json: one object a line")

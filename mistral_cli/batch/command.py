@@ -31,8 +31,10 @@ LINE_EVERY_S = 10.0
 
 
 def batch(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="JSONL in OpenAI's batch form; - reads stdin.")],
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="JSONL of answers; an earlier run's is continued.")],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="JSONL in OpenAI's batch format; - reads stdin.")],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="JSONL of answers; a run with an existing file continues it.")
+    ],
     errors: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSONL of failed requests (default: OUTPUT.errors).")
     ] = None,
@@ -45,16 +47,16 @@ def batch(
         Path | None, typer.Option(metavar="FILE", help="A file whose first line is the key.")
     ] = None,
     max_concurrency: Annotated[
-        int, typer.Option(min=1, max=4096, help="The most requests in flight; the number is found by itself.")
+        int, typer.Option(min=1, max=4096, help="Upper limit of requests in flight; the command finds the best number.")
     ] = 256,
     wait_s: Annotated[
-        float, typer.Option("--wait", min=1, metavar="SECONDS", help="For any answer, a cold start included.")
+        float, typer.Option("--wait", min=1, metavar="SECONDS", help="Time without any answer, cold start included.")
     ] = 900,
     request_timeout_s: Annotated[
-        float, typer.Option("--request-timeout", min=1, metavar="SECONDS", help="For one answer to arrive.")
+        float, typer.Option("--request-timeout", min=1, metavar="SECONDS", help="Time for one answer to arrive.")
     ] = 900,
 ) -> None:
-    """Answer a file of requests; run it again to continue after a stop.
+    """Send a file of requests and write the answers; run it again to continue after a stop.
 
     Exit codes: 0 every request was answered, 1 some are in the file of errors, 2 wrong usage, 4 no answer
     within --wait, 5 the server cannot be found, 130 Ctrl-C. After 4, 5 and 130 the next run continues.

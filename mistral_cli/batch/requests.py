@@ -78,7 +78,7 @@ def _parse(number: int, line: bytes) -> BatchRequest | InvalidLine:
     try:
         custom_id.encode()
     except UnicodeEncodeError:
-        return InvalidLine(number, "custom_id holds half a surrogate pair")
+        return InvalidLine(number, "custom_id has half of a surrogate pair")
     reason = _fault(content)
     if reason is not None:
         return InvalidLine(number, reason, custom_id)
@@ -94,5 +94,5 @@ def _fault(content: dict[str, Any]) -> str | None:
     if not isinstance(body, dict):
         return "body must be a JSON object"
     if body.get("stream"):
-        return "body.stream must be false: a batch stores whole answers"
+        return "body.stream must be false: a batch stores complete answers"
     return None

@@ -36,10 +36,10 @@ class Source:
 
 
 def preflight(
-    namespace: Annotated[str | None, typer.Option(help="Default: the file's, else the context's own.")] = None,
-    context: Annotated[
-        str | None, typer.Option(help="The kubeconfig's context; may be left out where there is only one.")
+    namespace: Annotated[
+        str | None, typer.Option(help="The namespace; default: the file's, else the context's.")
     ] = None,
+    context: Annotated[str | None, typer.Option(help="The kubeconfig's context; optional if it has only one.")] = None,
     chart: Annotated[Path | None, typer.Option(metavar="DIR", help="The chart, rendered with Helm.")] = None,
     values: Annotated[
         list[Path] | None, typer.Option("--values", metavar="FILE", help="Values of the chart; repeatable.")
@@ -51,14 +51,14 @@ def preflight(
     file: Annotated[Path | None, typer.Option(metavar="RENDERED", help="Rendered manifests; - is stdin.")] = None,
     output: Annotated[str, typer.Option(metavar="text|json", help="json: one object on stdout.")] = "text",
 ) -> None:
-    """List what a cluster lacks for a release, with the command that fixes it. Changes nothing.
+    """Check whether a cluster can run a release, and print commands that fix problems. Changes nothing.
 
     Exit codes: 0 nothing stands in the way, 1 something certainly does, 2 misuse, or something cannot be known.
     """
     if output not in ("text", "json"):
         raise typer.BadParameter(f"--output is text or json, not {output!r}.")
     if (chart is None) == (file is None):
-        raise typer.BadParameter("Give one of --chart and --file.")
+        raise typer.BadParameter("Pass one of --chart and --file, and not both.")
     if file is not None and (values or sets):
         raise typer.BadParameter("--values and --set go with --chart.")
     source = Source(chart, tuple(values or ()), tuple(sets or ()), release, file)

@@ -24,11 +24,11 @@ app = typer.Typer(no_args_is_help=True, help="Roll out a new image step by step,
 
 Name = Annotated[str, typer.Argument(help="The InferenceService.")]
 Context = Annotated[str, typer.Option(help="The kubeconfig's context. Required.")]
-Namespace = Annotated[str | None, typer.Option(help="The namespace; default: that of the context.")]
+Namespace = Annotated[str | None, typer.Option(help="The namespace; default: the context's.")]
 Image = Annotated[str, typer.Option(help="The new image, by digest.")]
-Gates = Annotated[Path, typer.Option(metavar="FILE", help="File with the thresholds; default: the shipped ones.")]
+Gates = Annotated[Path, typer.Option(metavar="FILE", help="File with the limits; default: those of the package.")]
 Url = Annotated[str, typer.Option(help="Address of the gateway, if the cluster's hosts do not resolve here.")]
-Host = Annotated[str, typer.Option(help="The users' host; default: that of the status.")]
+Host = Annotated[str, typer.Option(help="The users' host; default: the host in the status.")]
 CandidateUrl = Annotated[str, typer.Option(metavar="URL", help="Address of the new version only (Standard mode).")]
 StableUrl = Annotated[str, typer.Option(metavar="URL", help="Address of the old version only (Standard mode).")]
 Model = Annotated[str | None, typer.Option(help="The model's name; default: the only one that the server lists.")]
@@ -72,7 +72,7 @@ def deploy(
     output: Output = "text",
     summary: Summary = None,
 ) -> None:
-    """Start, measure, step and promote. After any failure the old image has all the traffic again.
+    """Start, measure, step and promote. After a failure, send all traffic to the old image again.
 
     Exit codes: 0 promoted, 1 failed and reverted, 2 misuse, 3 refused before any change, 4 out of time and
     reverted, 5 could not revert.
@@ -114,7 +114,10 @@ def step(
     context: Context,
     percent: Annotated[int, typer.Option(min=1, max=99, help="Percent of the traffic for the new version.")],
     namespace: Namespace = None,
-    gates: Annotated[Path | None, typer.Option(metavar="FILE", help="Measure there, with these thresholds.")] = None,
+    gates: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Run the gates at this percentage, with the limits in this file."),
+    ] = None,
     url: Url = "",
     candidate_url: CandidateUrl = "",
     stable_url: StableUrl = "",
@@ -123,7 +126,7 @@ def step(
     timeout: Timeout = "45m",
     output: Output = "text",
 ) -> None:
-    """Give the new version a percentage of the traffic; with --gates, measure it there."""
+    """Send a percentage of the traffic to the new version; with --gates, measure it there."""
     where = Addresses(url, "", stable_url, candidate_url)
     thresholds = gates or DEFAULT_FILE
     command = CommandOptions(name, context, namespace, output, timeout, thresholds, where, model, api_key_file)
@@ -134,7 +137,7 @@ def step(
 def promote(
     name: Name, context: Context, namespace: Namespace = None, timeout: Timeout = "45m", output: Output = "text"
 ) -> None:
-    """Give the new version all the traffic."""
+    """Send all traffic to the new version."""
     run_locked(CommandOptions(name, context, namespace, output, timeout), verbs.promote)
 
 
@@ -142,7 +145,7 @@ def promote(
 def stop(
     name: Name, context: Context, namespace: Namespace = None, timeout: Timeout = "10m", output: Output = "text"
 ) -> None:
-    """Give the new version no traffic and leave it running."""
+    """Send no traffic to the new version, and keep it running."""
     run_locked(CommandOptions(name, context, namespace, output, timeout), verbs.stop)
 
 

@@ -22,7 +22,7 @@ def one_grammar(given: Iterable[Given]) -> GrammarSpec | None:
     found = list(given)
     if len(found) > 1:
         labels = " and ".join(label for _, _, label in found)
-        raise BadRequest(f"{labels} each say what the answer must be: give one of them.", field=found[0][2])
+        raise BadRequest(f"{labels} each set the form of the answer: send only one of them.", field=found[0][2])
     for kind, value, label in found:
         if kind is GrammarKind.JSON_SCHEMA:
             spec = GrammarSpec.json_schema(value, label)

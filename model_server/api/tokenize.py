@@ -81,7 +81,7 @@ def tokenize(payload: object, model: ServedModel) -> Tokens:
     given = _given(payload, model)
     if "messages" in given:
         if "prompt" in given:
-            raise BadRequest("prompt and messages are two forms of a request: give one of them.", field="prompt")
+            raise BadRequest("prompt and messages exclude each other: send only one of them.", field="prompt")
         body = validate(TokenizeMessages, given)
         tools = tool_use(body, model)
         definitions = tools.definitions if tools else ()

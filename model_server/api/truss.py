@@ -64,7 +64,7 @@ def parse(body: object, model: ServedModel, request_id: str = "", deadline_s: fl
     values = parameters.values
     assert isinstance(values, TrussParameters)
     if values.num_return_sequences > 1:
-        rule = f"must be 1 here, where the answer is one text, not {values.num_return_sequences}"
+        rule = f"must be 1 on this route, whose answer is one text, not {values.num_return_sequences}"
         raise BadRequest(f"num_return_sequences {rule}.", field="num_return_sequences")
     if values.stream and values.num_beams > 1:
         raise BadRequest("stream must be false with num_beams above 1: all beams end at once.", field="stream")

@@ -109,7 +109,7 @@ class Engine:
     def ensure_accepting(self) -> None:
         """Raise if any request would be refused now; call it before a prompt is tokenized."""
         if self.dead is not None:
-            raise EngineDead("The engine has stopped; the server is about to be restarted.", retry_after_s=30)
+            raise EngineDead("The engine has stopped; the server will be restarted.", retry_after_s=30)
         if not self.accepting:
             raise Draining("The server is shutting down; send the request again.", retry_after_s=1)
         with self._changed:

@@ -176,8 +176,8 @@ def test_an_error_names_the_request_even_when_the_server_did_not() -> None:
     ("cut", "sentence"),
     [
         (stream(event("Hel"), whole=False), "connection broke"),
-        (stream(event("Hel")), "ended before it was whole"),
-        (stream(event("Hel"), last_event(1)), "ended before it was whole"),
+        (stream(event("Hel")), "ended before it was complete"),
+        (stream(event("Hel"), last_event(1)), "ended before it was complete"),
         (stream(event("Hel"), b"request timeout"), "`timeout` ended the answer"),
         (stream(event("Hel"), b'data: {"te', b"request timeout"), "`timeout` ended the answer"),
         (stream(event("Hel"), error_event("The engine died.")), "The engine died."),

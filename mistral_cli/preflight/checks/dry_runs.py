@@ -38,16 +38,16 @@ def _pod(release: Release, observed: Observed, target: Target) -> Finding:
         return missing(name, answer.refused, fix(answer.refused, release, target))
     if answer.value is None:
         return _not_run(name, answer, "serving.knative.dev", observed, target)
-    return ok(name, "accepted, and its pod too" if release.knative else "accepted")
+    return ok(name, "accepted, and so is its pod" if release.knative else "accepted")
 
 
 def _not_run(name: str, answer: Answer[Object], group: str, observed: Observed, target: Target) -> Finding:
     if answer.unknown:
         return unknown(name, answer.unknown, target.rights())
     if observed.namespace.value is None:
-        message = f"It cannot be tried before namespace {target.namespace} is there."
+        message = f"The dry run needs the namespace {target.namespace}, which does not exist."
         return unknown(name, message, target.kubectl("create", "namespace", target.namespace))
-    return unknown(name, f"It cannot be tried before {group} is installed.", target.install(group))
+    return unknown(name, f"The dry run needs {group}, which is not installed.", target.install(group))
 
 
 def _resources(release: Release, answered: Object, target: Target) -> Finding:
@@ -73,6 +73,6 @@ def _resources(release: Release, answered: Object, target: Target) -> Finding:
         note = f" KServe added {', '.join(added)}." if added else ""
         return missing(name, f"{message}: no pod would be created.{note}", target.helm("--set", sets))
     if absent:
-        message = f"KServe's answer has no {', '.join(absent)}: its webhook does not complete the resources here."
+        message = f"KServe's answer has no {', '.join(absent)}: its webhook did not complete the resources."
         return unknown(name, message, target.kubectl("get", "mutatingwebhookconfiguration"))
     return ok(name, f"KServe added {', '.join(added)}" if added else "complete; KServe added nothing")

@@ -47,7 +47,7 @@ def _free(release: Release, observed: Observed, nodes: Sequence[Object], target:
     if left >= 2 * needed:
         return ok(name, message)
     if left >= needed:
-        return ok(name, f"{message}: no second revision beside the first; roll out with --strategy swap")
+        return ok(name, f"{message}: too few for a second revision; roll out with --strategy swap")
     if grows:
         command = target.kubectl("get", "nodes", "-L", ",".join(NODES_THAT_GROW))
         return unknown(name, f"{message}; these nodes belong to a group that may grow.", command)
@@ -73,7 +73,7 @@ def _driver(nodes: Sequence[Object], target: Target) -> Finding:
         command = target.kubectl("patch", "clusterpolicy", "cluster-policy", "--type", "merge", "-p", patch)
         return missing(name, f"{message}; the image needs {LEAST_DRIVER} or later (CUDA 13).", command)
     if len(found) < len(nodes):
-        message = f"No label of the nodes tells their driver; the image needs {LEAST_DRIVER} or later."
+        message = f"The nodes have no label with their driver's version; the image needs {LEAST_DRIVER} or later."
         show = ("--image=busybox", "--", "cat", "/host/proc/driver/nvidia/version")
         node = nodes[0]["metadata"]["name"]
         return unknown(name, message, target.kubectl("debug", f"node/{node}", "-it", *show))

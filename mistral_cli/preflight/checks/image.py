@@ -23,7 +23,7 @@ def check(release: Release, observed: Observed, external: External, target: Targ
     if image.startswith(RESOLVED_BY_NAME):
         yield _loaded(image, observed, target)
     elif not parse_image(image).host:
-        message = f"{image} names no registry: each node's container runtime decides where it comes from."
+        message = f"{image} names no registry, so each node's container runtime chooses one."
         yield unknown(NAME, message, target.helm("--set", "image.repository=registry.example.com/mistral-7b-kserve"))
     else:
         yield _pulled(release, observed, external.image, target)
@@ -38,8 +38,10 @@ def _loaded(image: str, observed: Observed, target: Target) -> Finding:
     if holders:
         return ok(NAME, f"{image} is loaded on {', '.join(holders)}")
     if any(len(images) >= LISTED_IMAGES for images in lists.values()):
-        return unknown(NAME, f"{image} is to be loaded on the nodes, and they list no more than some images.", load)
-    return missing(NAME, f"{image} is never pulled, and no node has it.", load)
+        return unknown(
+            NAME, f"{image} must be loaded on the nodes, and the nodes list only some of their images.", load
+        )
+    return missing(NAME, f"{image} has the pull policy Never, and no node has it.", load)
 
 
 def _pulled(release: Release, observed: Observed, answer: Answer[Manifest], target: Target) -> Finding:
@@ -55,7 +57,7 @@ def _pulled(release: Release, observed: Observed, answer: Answer[Manifest], targ
         )
         return missing(NAME, message, _set_digest("$(" + _digest_of(image) + ")", target))
     if answer.refused:
-        message = f"{answer.refused}: it wants a login that is not in the pods' pull Secrets, or not readable."
+        message = f"{answer.refused}: it needs a login that is not in the pods' pull Secrets, or that cannot be read."
         return unknown(NAME, message, inspect)
     if answer.unknown:
         return unknown(NAME, answer.unknown, inspect)

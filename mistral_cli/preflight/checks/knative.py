@@ -92,7 +92,7 @@ def _autoscaler(release: Release, data: Mapping[str, str], target: Target) -> Fi
     if wanted:
         message = "; ".join(f"{key} must be true, {why}" for key, why in wanted.items())
         return missing(name, f"{message}.", target.configure(name, **dict.fromkeys(wanted, "true")))
-    return ok(name, "scaling as the release asks")
+    return ok(name, "allows the scaling that the release needs")
 
 
 def _deployment(release: Release, data: Mapping[str, str], target: Target) -> Finding:

@@ -42,7 +42,7 @@ def _selected(kind: str, monitor: Object, observed: Observed, target: Target) ->
             return ok(kind, f"selected by {each['metadata'].get('namespace')}/{each['metadata']['name']}")
     if not near:
         name = str(prometheuses[0]["metadata"]["name"])
-        message = f"{name} looks for {kind}s in other namespaces ({namespaces})."
+        message = f"{name} selects {kind}s only in other namespaces ({namespaces})."
         wanted = dig(prometheuses[0], "spec", namespaces, "matchLabels") or {}
         pairs = [f"{key}={text}" for key, text in wanted.items()]
         command = target.kubectl("label", "namespace", target.namespace, *pairs) if pairs else look
@@ -52,7 +52,7 @@ def _selected(kind: str, monitor: Object, observed: Observed, target: Target) ->
         message = f"{near[0]['metadata']['name']} selects no {kind} with these labels ({field})."
         return missing(kind, message, target.kubectl("get", "prometheus", "-A", "-o", f"jsonpath={{..{field}}}"))
     sets = ",".join(f"{value}.{key.replace('.', chr(92) + '.')}={text}" for key, text in wanted.items())
-    message = f"{near[0]['metadata']['name']} selects {kind}s labelled {_pairs(wanted)}, and the release's is not."
+    message = f"{near[0]['metadata']['name']} selects {kind}s with {_pairs(wanted)}, which the release's lacks."
     return missing(kind, message, target.helm("--set", sets))
 
 

@@ -60,19 +60,21 @@ def _none_selected(release: Release, nodes: Sequence[Object], target: Target) ->
     resource, keys = release.gpu_resource, sorted(selector)
     labels = ", ".join(f"{key}={value}" for key, value in selector.items())
     if not nodes or any(key.startswith(AUTOSCALER_LABELS) for key in keys):
-        message = f"No node carries {labels or 'any label'} now; whether an autoscaler makes one is not visible here."
+        message = (
+            f"No node has {labels or 'any label'} now, and the command cannot see whether an autoscaler creates one."
+        )
         return unknown(NAME, message, target.kubectl("get", "nodes", "-L", ",".join(keys)))
     products = sorted({_labels(node)[PRODUCT] for node in nodes if PRODUCT in _labels(node)})
     if products:
         choice = json.dumps({PRODUCT: products[0]})
         command = target.helm("--set", "gpu.preset=none", "--set-json", f"nodeSelector={choice}")
-        return missing(NAME, f"No node carries {labels}; there is {PRODUCT}={', '.join(products)}.", command)
+        return missing(NAME, f"No node has the label {labels}; nodes have {PRODUCT}={', '.join(products)}.", command)
     with_gpu = [node for node in nodes if resource and resource in (dig(node, "status", "allocatable") or {})]
     if with_gpu:
         command = target.kubectl("label", "node", with_gpu[0]["metadata"]["name"], *labels.split(", "))
-        return missing(NAME, f"{_names(with_gpu)} has {resource}, and not the label {labels}.", command)
+        return missing(NAME, f"{_names(with_gpu)} has {resource}, but not the label {labels}.", command)
     more = f", and none offers {resource}: add a node with a GPU, and NVIDIA's operator" if resource else ""
-    return missing(NAME, f"No node carries {labels}{more}.", _operator(target))
+    return missing(NAME, f"No node has the label {labels}{more}.", _operator(target))
 
 
 def _repelling(node: Object, release: Release) -> list[Object]:
@@ -109,7 +111,7 @@ def _short(node: Object, release: Release) -> list[str]:
 def _too_small(nodes: Sequence[Object], release: Release, target: Target) -> Finding:
     resource, short = release.gpu_resource, _short(nodes[0], release)
     if resource in short and all(resource not in (dig(n, "status", "allocatable") or {}) for n in nodes):
-        message = f"{_names(nodes)} offers no {resource}: NVIDIA's driver and device plugin are not there."
+        message = f"{_names(nodes)} offers no {resource}: NVIDIA's driver or device plugin is missing."
         return missing(NAME, message, _operator(target))
     asked = release.requests
     wanted = ", ".join(f"{key} {asked[key]}" for key in short)

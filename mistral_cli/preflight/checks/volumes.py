@@ -63,7 +63,7 @@ def _new(title: str, claim: Object, observed: Observed, target: Target) -> Findi
     shared = [c for c in classes if c.get("provisioner") in SHARED]
     suggestion = str(shared[0]["metadata"]["name"]) if shared else "CLASS"
     if wanted == "":
-        return unknown(title, "It asks for a volume that exists.", target.kubectl("get", "persistentvolumes"))
+        return unknown(title, "The claim needs an existing volume.", target.kubectl("get", "persistentvolumes"))
     if not choice:
         message = f"There is no StorageClass {wanted}" if wanted else "There is no default StorageClass"
         command = target.helm("--set", f"storage.cache.storageClassName={suggestion}")
@@ -72,12 +72,12 @@ def _new(title: str, claim: Object, observed: Observed, target: Target) -> Findi
     if not MANY_NODES & set(dig(claim, "spec", "accessModes") or ()) or provisioner in SHARED:
         return ok(title, f"StorageClass {name} ({provisioner}), {modes}")
     if provisioner in ONE_NODE:
-        message = f"StorageClass {name} ({provisioner}) makes disks for one node, and the claim asks for {modes}."
+        message = f"StorageClass {name} ({provisioner}) creates disks for one node, but the claim needs {modes}."
         one = "storage.cache.accessModes={ReadWriteOnce}"
         return missing(
             title, message, target.helm("--set", f"storage.cache.storageClassName={suggestion}" if shared else one)
         )
-    message = f"Whether StorageClass {name} ({provisioner}) makes volumes for {modes} is not written in it."
+    message = f"StorageClass {name} ({provisioner}) does not state whether it supports {modes}."
     return unknown(title, message, target.kubectl("describe", "storageclass", name))
 
 

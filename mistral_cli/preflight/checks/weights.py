@@ -50,7 +50,7 @@ def _secret(use: SecretUse, answer: Answer[Object], target: Target) -> Finding:
     lacking = sorted(use.keys - set(answer.value.get("data") or {}))
     if lacking:
         return missing(name, f"It has no key {', '.join(lacking)}.", target.replace_secret(use.name, lacking[0]))
-    return ok(name, f"has {', '.join(sorted(use.keys))}" if use.keys else "is there")
+    return ok(name, f"has {', '.join(sorted(use.keys))}" if use.keys else "exists")
 
 
 def _storage_container(release: Release, observed: Observed, target: Target) -> Finding:
@@ -88,12 +88,12 @@ def _repository(address: str, answer: Answer[int], release: Release, observed: O
     name = "Model repository"
     ask = f'curl -sI -H "Authorization: Bearer ${HUB_TOKEN}" {hub_url(address, release.hub_endpoint)}'
     if answer.unknown or answer.value is None:
-        return unknown(name, answer.unknown or "The hub was not asked.", ask)
+        return unknown(name, answer.unknown or "The command did not query the hub.", ask)
     if answer.value < 400:
         return ok(name, f"{address} opens")
     uses = [use for use in release.secrets(observed.account.value) if HUB_TOKEN in use.keys]
     if answer.value in (401, 403) and not all(observed.secrets.get(use.name, Answer()).value for use in uses):
-        return unknown(name, f"{address} asks for a token, and the Secret with it cannot be read.", ask)
+        return unknown(name, f"{address} needs a token, and the Secret with the token cannot be read.", ask)
     if answer.value in (401, 403):
         secret = uses[0].name if uses else "hf-token"
         message = f"The hub answers {answer.value} for {address}: "

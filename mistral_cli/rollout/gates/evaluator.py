@@ -59,7 +59,7 @@ class GateEvaluator:
         """Measure the stable version alone."""
         _, figures = self.meter.compare(None, self._users(status))
         if not figures.good:
-            raise Failure(f"The stable version gives no answer: {figures.answers[0].error}")
+            raise Failure(f"The stable version does not answer: {figures.answers[0].error}")
         return {
             "texts": {answer.prompt: answer.text for answer in figures.good},
             "ttft_s": [round(answer.ttft_s, 4) for answer in figures.good],

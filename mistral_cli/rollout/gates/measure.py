@@ -194,7 +194,7 @@ class Meter:
             listed = wire.whole(response)
             names = listed.get("models") if isinstance(listed, dict) else None
             if not isinstance(names, list) or len(names) != 1:
-                raise Incomplete(f"Say which model with --model: the server lists {names or 'none'}.")
+                raise Incomplete(f"Name the model with --model: the server lists {names or 'none'}.")
             self._model = str(names[0])
         return self._model
 

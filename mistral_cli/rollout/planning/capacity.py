@@ -61,7 +61,7 @@ def _quotas(observed: Observed, extra_pods: int) -> list[str]:
                 reasons.append(
                     f"ResourceQuota {quota['metadata']['name']} has {_number(free)} of {key} free, and "
                     f"{extra_pods} more pods need {_number(needed)}. KServe tries a pod before every update: without "
-                    f"room for it the rollout stands still, its promotion and its revert too."
+                    f"room for it the rollout stops, and so do its promotion and its revert."
                 )
     return reasons
 

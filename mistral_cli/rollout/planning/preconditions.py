@@ -61,7 +61,9 @@ def _state(observed: Observed, status: Status, options: Options) -> list[str]:
         if options.strategy == SWAP:
             reasons.append("--strategy swap needs Knative mode: only Knative's activator holds requests.")
         if observed.route is None:
-            reasons.append("There is no HTTPRoute: in Standard mode KServe splits traffic only with the Gateway API.")
+            reasons.append(
+                "The service has no HTTPRoute: in Standard mode KServe splits traffic only with the Gateway API."
+            )
         if not _names_its_model(observed.predictor):
             reasons.append("The container has no STORAGE_URI: KServe takes a canary only beside a model that it knows.")
     elif dig(observed.service, "metadata", "annotations", knative.TAG_ROUTING) != "true" and options.strategy == CANARY:

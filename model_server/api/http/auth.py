@@ -169,7 +169,7 @@ class ApiKeyMiddleware:
         metrics.key_requests_total.labels(name).inc()
         if 0 < self.max_requests_per_key <= self._num_requests[name]:
             raise KeyBusy(
-                f"{self.max_requests_per_key} requests of this key are running or waiting, and no more may.",
+                f"{self.max_requests_per_key} requests of this key are running or waiting, which is the limit.",
                 retry_after_s=1,
             )
         self._num_requests[name] += 1

@@ -63,7 +63,9 @@ def parse_completion(
     body = read(CompletionBody, payload)
     check_model(body.model, model)
     if body.best_of not in (None, body.n):
-        raise BadRequest(f"best_of must be n ({body.n}) or absent: answers are not compared here.", field="best_of")
+        raise BadRequest(
+            f"best_of must be n ({body.n}) or absent: this server does not compare answers.", field="best_of"
+        )
     if body.max_tokens == 0 and not body.echo:
         raise BadRequest("max_tokens must be at least 1 without echo.", field="max_tokens")
     prompts = [_completion_prompt(prompt, model) for prompt in _prompts(body.prompt)]
@@ -103,7 +105,9 @@ def parse_chat(
     body = read(ChatBody, payload)
     check_model(body.model, model)
     if None not in (body.max_tokens, body.max_completion_tokens):
-        raise BadRequest("max_tokens is the old name of max_completion_tokens: give one of them.", field="max_tokens")
+        raise BadRequest(
+            "max_tokens is the old name of max_completion_tokens: send only one of them.", field="max_tokens"
+        )
     if body.top_logprobs is not None and not body.logprobs:
         raise BadRequest("top_logprobs needs logprobs to be true.", field="top_logprobs")
     try:

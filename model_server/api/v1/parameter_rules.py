@@ -163,7 +163,7 @@ def _known(layer: Given, prefix: str, model: type[GenerateParameters]) -> Iterab
         if value is None:
             continue
         if name in seen:
-            raise BadRequest(f"{label} and {seen[name]} mean the same: give one of them.", field=label)
+            raise BadRequest(f"{label} and {seen[name]} mean the same: send only one of them.", field=label)
         seen[name] = label
         yield name, value, label
 
@@ -207,7 +207,7 @@ def _for_generate(values: GenerateParameters, given: Given, labels: Labels) -> d
     can_sample = arguments["temperature"] >= MIN_TEMPERATURE
     arguments.setdefault("do_sample", can_sample)
     if arguments["do_sample"] and not can_sample:
-        raise _bad("do_sample", "must not be true with temperature 0, which is greedy: leave one out", labels)
+        raise _bad("do_sample", "must not be true with temperature 0, which is greedy: leave one of them out", labels)
     if not arguments["do_sample"]:
         arguments = {name: value for name, value in arguments.items() if not known[name].sampling_only}
     if "min_new_tokens" in arguments:

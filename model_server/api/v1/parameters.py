@@ -93,53 +93,61 @@ class GenerateParameters(BaseModel):
     stream: Annotated[Flag, OF_SERVER] = Field(
         False, description="answer as server-sent events, as the text is generated"
     )
-    return_full_text: Annotated[Flag, OF_SERVER] = Field(False, description="the prompt in front of the text")
+    return_full_text: Annotated[Flag, OF_SERVER] = Field(False, description="put the prompt before the generated text")
     seed: Annotated[Annotated[Int, Field(ge=0, le=LARGEST_SEED), WHOLE] | None, OF_SERVER] = Field(
         None, description="same seed, prompt and parameters: same text"
     )
     stop: Annotated[StopStrings | None, OF_SERVER] = Field(
-        None, description="the text ends before the first of these (alias `stop_strings`)"
+        None, description="the text ends before the first of these strings (alias `stop_strings`)"
     )
     json_schema: Annotated[dict[str, Any] | None, OF_SERVER] = Field(
         None, title="a JSON schema, as an object", description="the answer is JSON that fits the schema"
     )
-    regex: Annotated[Grammar | None, OF_SERVER] = Field(None, description="all of the answer matches the expression")
-    choice: Annotated[Choices | None, OF_SERVER] = Field(None, description="the answer is one of these")
-    grammar: Annotated[Grammar | None, OF_SERVER] = Field(
-        None, description="the answer is in the language of this Lark grammar"
+    regex: Annotated[Grammar | None, OF_SERVER] = Field(
+        None, description="the whole answer matches the regular expression"
     )
+    choice: Annotated[Choices | None, OF_SERVER] = Field(None, description="the answer is one of these texts")
+    grammar: Annotated[Grammar | None, OF_SERVER] = Field(None, description="the answer is a text of this Lark grammar")
     max_new_tokens: Annotated[Annotated[Int, Field(ge=1, le=MAX_NEW_TOKENS), WHOLE], OF_SERVER] = Field(
-        512, description="tokens the answer may have (alias `max_tokens`)"
+        512, description="maximum number of tokens of the answer (alias `max_tokens`)"
     )
     max_length: Annotated[Annotated[Int, Field(ge=1, le=2**31 - 1), WHOLE] | None, OF_SERVER] = Field(
-        None, description="prompt and completion, when `max_new_tokens` is not given"
+        None, description="maximum length of prompt and completion, if `max_new_tokens` is not set"
     )
-    min_new_tokens: NewTokens = Field(0, description="no end of text before this many new tokens")
-    min_length: Count = Field(0, description="the same, prompt counted; `min_new_tokens` wins")
+    min_new_tokens: NewTokens = Field(0, description="the text does not end before this many new tokens")
+    min_length: Count = Field(0, description="as `min_new_tokens`, prompt included; `min_new_tokens` overrides it")
     max_time: Annotated[Number, Field(gt=0, le=3600)] | None = Field(
         None, description="seconds after which the answer ends with `length`"
     )
     do_sample: Annotated[Flag | None, About(default="true when temperature > 0")] = Field(
-        None, description="sample; false takes the likeliest token"
+        None, description="sample; false: always take the likeliest token"
     )
     temperature: Annotated[Annotated[Number, Field(ge=0, le=100)], SAMPLING] = Field(
-        0.1, description="lower is more certain; 0 (or below 1e-6) is greedy"
+        0.1, description="lower values are less random; 0 (or below 1e-6) is greedy"
     )
-    top_k: Annotated[Count, SAMPLING] = Field(40, description="sample among the k likeliest; 0 is off")
-    top_p: Annotated[PositiveFraction, SAMPLING] = Field(0.75, description="sample among the likeliest with this mass")
+    top_k: Annotated[Count, SAMPLING] = Field(40, description="sample among this many likeliest tokens; 0 is off")
+    top_p: Annotated[PositiveFraction, SAMPLING] = Field(
+        0.75, description="sample among the likeliest tokens whose probabilities add up to this"
+    )
     min_p: Annotated[Probability | None, SAMPLING] = Field(
-        None, description="least probability, relative to the likeliest"
+        None, description="minimum probability, relative to the likeliest token"
     )
     top_h: Annotated[PositiveFraction | None, SAMPLING] = Field(
-        None, description="share of the distribution's entropy kept"
+        None, description="share of the distribution's entropy to keep"
     )
-    typical_p: Annotated[PositiveFraction, SAMPLING] = Field(1, description="mass of the most typical tokens kept")
-    epsilon_cutoff: Annotated[Cutoff, SAMPLING] = Field(0, description="least probability; 0 is off")
-    eta_cutoff: Annotated[Cutoff, SAMPLING] = Field(0, description="least probability, adapted to entropy; 0 is off")
+    typical_p: Annotated[PositiveFraction, SAMPLING] = Field(
+        1, description="sample among the most typical tokens whose probabilities add up to this"
+    )
+    epsilon_cutoff: Annotated[Cutoff, SAMPLING] = Field(0, description="minimum probability; 0 is off")
+    eta_cutoff: Annotated[Cutoff, SAMPLING] = Field(
+        0, description="minimum probability, adapted to the entropy; 0 is off"
+    )
     repetition_penalty: Penalty = Field(1, description="above 1 makes tokens already seen less likely")
     encoder_repetition_penalty: Penalty = Field(1, description="above 1 makes the prompt's tokens likelier")
-    no_repeat_ngram_size: NgramSize = Field(0, description="n-grams of this size occur once; 0 is off")
-    encoder_no_repeat_ngram_size: NgramSize = Field(0, description="n-grams of the prompt do not occur; 0 is off")
+    no_repeat_ngram_size: NgramSize = Field(0, description="n-grams of this size occur only once; 0 is off")
+    encoder_no_repeat_ngram_size: NgramSize = Field(
+        0, description="n-grams of this size in the prompt do not occur again; 0 is off"
+    )
     bad_words_ids: Annotated[list[TokenSequence], Field(min_length=1, max_length=MAX_LIST, fail_fast=True)] | None = (
         Field(None, description="token sequences that are never generated")
     )
@@ -147,23 +155,23 @@ class GenerateParameters(BaseModel):
         None, description="pairs [token ids, bias]: added to the logit of the sequence's last token"
     )
     suppress_tokens: TokenIds | None = Field(None, description="tokens that are never generated")
-    begin_suppress_tokens: TokenIds | None = Field(None, description="tokens that do not come first")
+    begin_suppress_tokens: TokenIds | None = Field(None, description="tokens that are not generated first")
     forced_bos_token_id: TokenId | None = Field(None, description="the first new token, after a prompt of one token")
     forced_eos_token_id: FewTokenIds | None = Field(None, description="the last token when the length is used up")
     exponential_decay_length_penalty: Decay | None = Field(
-        None, description="a pair [start, factor]: n tokens after `start` the end is likelier by factor^n"
+        None, description="a pair [start, factor]: n tokens after `start` the end is factor^n times likelier"
     )
     eos_token_id: Annotated[FewTokenIds | None, OF_MODEL] = Field(None, description="tokens that end the text")
     pad_token_id: Annotated[TokenId | None, OF_MODEL] = Field(
-        None, description="fills finished beams; never in the text"
+        None, description="fills finished beams; does not appear in the text"
     )
     bos_token_id: Annotated[TokenId | None, OF_MODEL] = Field(
-        None, description="accepted; the tokenizer begins the prompt"
+        None, description="accepted without effect; the tokenizer adds the first token"
     )
-    remove_invalid_values: Flag = Field(False, description="replace NaN and infinite logits")
-    renormalize_logits: Flag = Field(False, description="normalize after all processors")
+    remove_invalid_values: Flag = Field(False, description="replace NaN and infinite logits by finite numbers")
+    renormalize_logits: Flag = Field(False, description="normalize the logits after all logits processors")
     watermarking_config: Annotated[Watermarking | None, About(batched='not with `seeding_scheme` "selfhash"')] = Field(
-        None, description="favour a keyed set of tokens"
+        None, description="watermark: make a keyed set of tokens likelier"
     )
     num_return_sequences: FewSequences = Field(
         1, description="answers for each prompt; sampled ones use seed, seed + 1, ..."
@@ -172,27 +180,29 @@ class GenerateParameters(BaseModel):
         1, description="beam search; cannot stream"
     )
     length_penalty: Annotated[Number, Field(ge=-10, le=10)] = Field(
-        1, description="with beams: above 0 favours longer texts"
+        1, description="with beams: values above 0 favour longer texts"
     )
     early_stopping: Flag | Literal["never"] = Field(
-        False, title='true, false or "never"', description="with beams: when to stop looking"
+        False, title='true, false or "never"', description="with beams: when to end the search"
     )
     guidance_scale: Annotated[Annotated[Number, Field(ge=0, le=100)] | None, About(batched="only 1")] = Field(
         None, description="classifier-free guidance; 1 is off"
     )
     negative_prompt_ids: Annotated[TokenIds | None, About(batched="no")] = Field(
-        None, description="with guidance: what to move away from"
+        None, description="with guidance: tokens of the prompt to move away from"
     )
     prompt_lookup_num_tokens: Annotated[Int, Field(ge=1, le=64), WHOLE] | None = Field(
         None, description="guess up to this many tokens a step from the text so far; the answer stays the same"
     )
     max_matching_ngram_size: Annotated[Int, Field(ge=1, le=128), WHOLE] = Field(
-        2, description="with prompt lookup: longest n-gram looked up"
+        2, description="with prompt lookup: size of the longest n-gram to search for"
     )
     token_healing: Annotated[Flag, About(batched="not when true")] = Field(
-        False, description="let the prompt's last token grow"
+        False, description="the prompt's last token may become a longer one"
     )
-    use_cache: Annotated[Flag, About(batched="not when false")] = Field(True, description="keep the keys and values")
+    use_cache: Annotated[Flag, About(batched="not when false")] = Field(
+        True, description="keep the keys and values of earlier tokens"
+    )
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -203,9 +213,9 @@ class GenerateParameters(BaseModel):
 class TrussParameters(GenerateParameters):
     """The parameters of the Truss routes: those of predict, and one of `tokenizer.decode`."""
 
-    return_full_text: Annotated[Flag, OF_SERVER] = Field(True, description="the prompt in front of the text")
+    return_full_text: Annotated[Flag, OF_SERVER] = Field(True, description="put the prompt before the generated text")
     skip_special_tokens: Annotated[Flag, OF_SERVER] = Field(
-        False, description="leave out special tokens, as in `tokenizer.decode`"
+        False, description="leave special tokens out of the text, as in `tokenizer.decode`"
     )
 
 
@@ -231,8 +241,8 @@ def about(model: type[GenerateParameters]) -> dict[str, About]:
 
 _CODE = "it would run code that is not part of this server"
 _ENGINE = "it changes how the server computes, not what is generated"
-_ASSISTANT = "it belongs to a second, assisting model, and this server loads one"
-_TENSORS = "it returns tensors, which the answer has no place for"
+_ASSISTANT = "it needs a second, assisting model, and this server loads only one"
+_TENSORS = "it returns tensors, which a JSON answer cannot contain"
 _REMOTE = "Transformers 5 runs it only with code from the hub"
 _OBJECT = "it is a Python object, which JSON cannot carry"
 _INPUT = 'the input is "prompt", "messages" or "instances"'
@@ -248,9 +258,9 @@ _NAMES_BY_REASON = {
     _REMOTE: "penalty_alpha dola_layers constraints force_words_ids num_beam_groups diversity_penalty",
     _OBJECT: "streamer logits_processor stopping_criteria prefix_allowed_tokens_fn tokenizer",
     _INPUT: "inputs input_ids inputs_embeds attention_mask position_ids",
-    "all of negative_prompt_ids is attended to": "negative_prompt_attention_mask",
+    "the server attends to all of negative_prompt_ids": "negative_prompt_attention_mask",
     "it belongs to encoder-decoder models": "decoder_start_token_id",
-    "its fields are given one by one, beside the prompt": "generation_config",
+    "send its fields as parameters of the request": "generation_config",
     "it describes a file, not a request": "transformers_version",
 }
 UNSUPPORTED = {name: reason for reason, names in _NAMES_BY_REASON.items() for name in names.split()}

@@ -23,7 +23,7 @@ from tests.support.scripted_server import (
          "top_k is too odd. (400, request r-7)"),
         (answer_json({"detail": "<b>not</b> markup"}, 404), "<b>not</b> markup (404)"),
         (stream(event("Hel"), error_event("The engine died.")), "The engine died."),
-        (stream(event("Hel"), last_event(1)), "ended before it was whole"),
+        (stream(event("Hel"), last_event(1)), "ended before it was complete"),
         (stream(event("Hel"), b"request timeout"), "request timeout ended the answer"),
         (stream(event("Hel"), whole=False), "The connection broke"),
     ],

@@ -107,8 +107,8 @@ def test_a_host_that_does_not_resolve_here_cannot_be_judged(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "Give one of --chart and --file."),
-        (["--chart", "charts/mistral-7b", "--file", "x.yaml"], "Give one of --chart and --file."),
+        ([], "Pass one of --chart and --file, and not both."),
+        (["--chart", "charts/mistral-7b", "--file", "x.yaml"], "Pass one of --chart and --file, and not both."),
         (["--file", "x.yaml", "--set", "a=b"], "--values and --set go with --chart."),
         (["--file", "absent.yaml"], "--file absent.yaml cannot be read"),
         (["--chart", "charts/mistral-7b"], "Helm refuses: execution error"),
