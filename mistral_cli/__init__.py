@@ -1,4 +1,4 @@
-"""The `mistral` command: ask a running model from a terminal or a script. Knows the wire, not the server."""
+"""The `mistral` command: sends requests to a server from a terminal or a script. Knows HTTP, not the server's code."""
 
 from .app import main
 

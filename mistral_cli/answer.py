@@ -18,7 +18,7 @@ from .exit_codes import Incomplete, Refused
 MAX_SENTENCE_CHARS = 600
 """Characters shown of an error body that is not JSON: a proxy's page can be long."""
 TAIL_CHARS = 64
-"""Characters kept of a stream's end; `request timeout` is the longest text looked for."""
+"""Characters kept of a stream's end; the longest text to search for is `request timeout`."""
 
 
 def check(response: httpx.Response) -> None:
@@ -107,7 +107,7 @@ def _cut_sentence(tail: str) -> str:
 
 
 def _sentence(body: str) -> str:
-    """Find the sentence in an error body: this server's, OpenAI's, FastAPI's, or a proxy's text."""
+    """Return the error message of a body in this server's, OpenAI's or FastAPI's form, or a proxy's text."""
     try:
         parsed = json.loads(body)
     except ValueError:

@@ -19,7 +19,7 @@ import yaml
 from mistral_cli.objects import Object
 
 RETRIED = (429, 500, 502, 503, 504)
-"""500 among them: the API server answers it while a webhook restarts."""
+"""Statuses to retry. The API server answers 500 while a webhook restarts."""
 
 
 NO_CLIENT = "The Python package `kubernetes` is missing: pip install '.[rollout]' in the project's directory."

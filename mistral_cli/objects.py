@@ -16,7 +16,7 @@ SUFFIXES: dict[str, Decimal | int] = {
 
 
 def dig(tree: Any, *keys: str) -> Any:
-    """Return what lies under these keys, or None where one of them is missing."""
+    """Return the value under these keys, or None if one of them is missing."""
     for key in keys:
         if not isinstance(tree, Mapping):
             return None

@@ -25,7 +25,7 @@ from .exit_codes import GaveUp, Unreachable
 CONNECT_S = 30.0
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 8.0
 MIN_DELAY_S = 0.1
-"""Used even for `Retry-After: 0`: a client must not become the load that it waits for."""
+"""The minimum delay, even for `Retry-After: 0`, so that clients that wait do not become a load themselves."""
 
 RETRY_STATUSES = frozenset({429, 502, 503})
 """Queue full, no server behind the gateway yet, not ready."""

@@ -14,7 +14,7 @@ COLUMNS = (
 
 
 class Status(StrEnum):
-    """Where a request stands."""
+    """The status of a request."""
 
     QUEUED = "QUEUED"
     IN_PROGRESS = "IN_PROGRESS"
@@ -25,7 +25,7 @@ class Status(StrEnum):
 
 
 class WebhookStatus(StrEnum):
-    """Where its webhook stands."""
+    """The status of a request's webhook."""
 
     PENDING = "PENDING"
     SUCCEEDED = "SUCCEEDED"
@@ -36,7 +36,7 @@ class WebhookStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One request, as the database has it."""
+    """One request, as stored in the database."""
 
     id: str
     path: str

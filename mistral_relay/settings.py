@@ -28,16 +28,16 @@ class Settings:
     concurrency: int = 32
     """Requests sent to the model at once."""
     max_queue_size: int = 10_000
-    """Requests that may wait; one more gets 429."""
+    """Requests that may wait; the next one gets 429."""
     max_request_bytes: int = 256 * 1024
     upstream_timeout_s: int = 3600
-    """For one answer of the model, a cold start included."""
+    """Time limit of one answer of the model, cold start included."""
     retention_s: int = 86_400
-    """How long a finished request can be looked up."""
+    """How long a finished request is kept."""
     api_key_file: Path | None = None
     """One key a line; without it every caller is served."""
     upstream_key_file: Path | None = None
-    """The key for the model's server, first line."""
+    """The key for the model's server, in the first line of the file."""
     webhook_hosts: tuple[str, ...] = ()
     """Host names that webhooks may go to; without any, requests with a webhook are refused."""
     webhook_secret_file: Path | None = None

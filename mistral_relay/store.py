@@ -25,11 +25,11 @@ from mistral_relay.record import COLUMNS, Record, Status, WebhookStatus, from_ro
 
 
 class QueueFull(Exception):
-    """The queue has as many waiting requests as it may hold."""
+    """The maximum number of requests is waiting."""
 
 
 class KeyReused(Exception):
-    """An Idempotency-Key came with another request."""
+    """An Idempotency-Key was used for another request."""
 
 
 _SCHEMA = """
@@ -74,7 +74,7 @@ class Store:
         return self._monotonic() - self._start_s
 
     def tick(self) -> None:
-        """Put the clock on disk; called every few seconds."""
+        """Write the clock to disk; called every few seconds."""
         with self._transaction() as db:
             db.execute("UPDATE clock SET elapsed_s = ?", (self.now_s,))
 
@@ -173,7 +173,7 @@ class Store:
             )  # fmt: skip
 
     def expire(self) -> int:
-        """Expire what has waited too long; return how many."""
+        """Expire requests that have waited too long; return their number."""
         error = json.dumps(
             [{"code": "expired", "message": "The request waited longer than max_time_in_queue_seconds."}]
         )

@@ -14,7 +14,7 @@ from mistral_relay.record import Record
 
 TIMEOUT_S = 10.0
 MAX_ATTEMPTS = 8
-"""With delays that double from 5 s to 10 min: about 20 minutes in all."""
+"""With delays that double from 5 s: about 11 minutes in all."""
 
 
 def refusal(url: str, hosts: Sequence[str]) -> str | None:

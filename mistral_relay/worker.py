@@ -25,14 +25,14 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.25
 TICK_S = 5.0
-"""How often the clock is put on disk: a crash sets it back by no more."""
+"""How often the clock is written to disk; a crash sets it back by at most this time."""
 RETRY_LATER_S = 5.0
-"""After a refusal that names no `Retry-After`."""
+"""Delay after a refusal without `Retry-After`."""
 NOT_NOW = frozenset({408, 425, 429, 502, 503})
 
 
 class Worker:
-    """Sends what the store holds; `wake` it when something was added."""
+    """Sends the requests of the store; call `wake` after adding one."""
 
     def __init__(
         self,
@@ -52,17 +52,17 @@ class Worker:
         self._sending: set[str] = set()
 
     def wake(self) -> None:
-        """Look at the queue now."""
+        """Read the queue now."""
         self._added.set()
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Send requests and webhooks until cancelled."""
         async with anyio.create_task_group() as group:
             group.start_soon(self._keep_house)
             while True:
                 try:
                     await self._dispatch(group)
-                except sqlite3.Error:  # a full disk: what is queued stays queued
+                except sqlite3.Error:  # a full disk: queued requests stay queued
                     log.exception("the database cannot be used; trying again")
                     await anyio.sleep(RETRY_LATER_S)
 
@@ -132,7 +132,7 @@ class Worker:
             await anyio.to_thread.run_sync(partial(change, *args, **named))
 
     async def _keep_house(self) -> None:
-        """Expire, deliver webhooks and forget, four times a second; note the clock from time to time."""
+        """Expire requests, deliver webhooks and delete old requests, four times a second; store the clock regularly."""
         noted_s = self._store.now_s
         async with anyio.create_task_group() as group:
             while True:

@@ -1,4 +1,4 @@
-"""Who sent the HTTP call at hand: the middleware sets it, and it goes with the call's requests into the engine."""
+"""The caller of the current HTTP call. The middleware sets it, and the call's requests carry it into the engine."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class CallTrace(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Where a call comes from."""
+    """The sender of a call."""
 
     key: str | None = None
-    """The name of its API key; None if the server asks for no key."""
+    """The name of the caller's API key; None if the server needs no key."""
     trace: CallTrace | None = None
-    """Its trace; None if traces are off."""
+    """The call's trace; None if traces are off."""
 
 
 caller: ContextVar[Caller] = ContextVar("caller", default=Caller())  # noqa: B039 - it is immutable

@@ -2,7 +2,7 @@
 
 ServeError                     the root: an HTTP status, a code word, one sentence
  ├─ BadRequest          400    bad_request          a field is wrong; the sentence names it
- │   └─ GrammarTooComplex 400  grammar_too_complex  a grammar passed its limits in the middle of an answer
+ │   └─ GrammarTooComplex 400  grammar_too_complex  a grammar exceeded its limits during an answer
  ├─ Unauthorized        401    unauthorized         no key, or an unknown one
  ├─ UnknownRoute        404    not_found            no such path
  │   └─ UnknownModel    404    model_not_found      no such model here
@@ -10,7 +10,7 @@ ServeError                     the root: an HTTP status, a code word, one senten
  ├─ TooSlow             408    too_slow             the body arrives too slowly
  ├─ BodyTooLarge        413    body_too_large       larger than --max_request_bytes
  ├─ QueueFull           429    queue_full           the queue is full; try again later
- │   └─ KeyBusy         429    key_busy             as many requests of this key run or wait as may
+ │   └─ KeyBusy         429    key_busy             the limit of requests for this key is reached
  ├─ HeadersTooLarge     431    headers_too_large    too many headers, or too long ones
  ├─ Unavailable         503    unavailable          the request is valid, but cannot be served now
  │   ├─ NotReady        503    not_ready            still loading
@@ -30,7 +30,7 @@ from __future__ import annotations
 
 
 class ServeError(Exception):
-    """Base of the errors that a client gets: `str(error)` is the sentence it reads."""
+    """Base of the errors that a client gets; `str(error)` is the message."""
 
     status: int = 500
     code: str = "internal"
@@ -38,7 +38,7 @@ class ServeError(Exception):
     def __init__(self, message: str, *, field: str | None = None, retry_after_s: int | None = None) -> None:
         super().__init__(message)
         self.field = field
-        """Name of the request field at fault, for error shapes that have a place for it (OpenAI's `param`)."""
+        """Name of the wrong request field, for error formats that contain it (OpenAI's `param`)."""
         self.retry_after_s = retry_after_s
         """Seconds for the `Retry-After` header; None sends none."""
 
@@ -99,7 +99,7 @@ class HeadersTooLarge(ServeError):
 
 
 class Unavailable(ServeError):
-    """A 503: always answered with `Retry-After` (5 s unless something better is known)."""
+    """A 503, which always has `Retry-After` (by default 5 s)."""
 
     status, code = 503, "unavailable"
 

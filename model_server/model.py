@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 AnyCall = TypeVar("AnyCall", bound=Call)
 
 MAX_PREFILL_TOKENS_WHEN_IDLE = 512
-"""Prompt tokens of a step while few streams would wait, for prompts that it completes: together they are faster."""
+"""Maximum prompt tokens of a step while few streams decode, if the step completes the prompts."""
 
 
 class MistralModel(kserve.Model):
@@ -106,7 +106,7 @@ class MistralModel(kserve.Model):
         return await (plain_text(call) if accepts_plain_text(headers) else sse(call))
 
     async def submit(self, parse: Callable[[float], AnyCall]) -> AnyCall:
-        """Parse a body, given its deadline, and have its requests generated.
+        """Parse a body, given its deadline, and submit its requests to the engine.
 
         Raises:
             ServeError: no request is accepted at the moment, or the body is wrong.
@@ -131,7 +131,7 @@ class MistralModel(kserve.Model):
 
     @property
     def degraded(self) -> list[str]:
-        """What the GPU should use and cannot, at the cost of speed."""
+        """GPU features that do not work, which makes the server slower."""
         return self.llm_engine.runner.missing_features if self.llm_engine else []
 
     async def drain(self, seconds: float) -> None:

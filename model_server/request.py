@@ -20,7 +20,7 @@ from model_server.errors import ServeError
 
 
 class FinishReason(enum.StrEnum):
-    """Why generation ended."""
+    """The reason why generation ended."""
 
     STOP = "stop"
     """An end-of-sequence token or one of the request's stop strings."""
@@ -38,7 +38,7 @@ class SamplingParams:
     """Maximum number of new tokens; prompt and new tokens together fit into `--max_model_len`."""
     seed: int | None = None
     stop: tuple[str, ...] = ()
-    """The text ends before the first of these."""
+    """The text ends before the first of these strings."""
     num_choices: int = 1
     """Sequences to return from one `generate` call; more than 1 only with beam search."""
     logprobs: int | None = None
@@ -63,7 +63,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """The text that one choice has gained."""
+    """New text of one choice."""
 
     text: str
     index: int = 0
@@ -108,7 +108,7 @@ class Detokenizer(Protocol):
 
 
 class TokenMatcher(Protocol):
-    """Where the answer of one sequence stands in its grammar; `text.grammar.Matcher` implements it."""
+    """The position of one sequence's answer in its grammar; `text.grammar.Matcher` implements it."""
 
     @property
     def field(self) -> str:
@@ -121,7 +121,7 @@ class TokenMatcher(Protocol):
         ...
 
     def accept(self, token_id: int) -> None:
-        """Go on by a token of the answer.
+        """Advance by a token of the answer.
 
         Raises:
             ServeError: the grammar cannot go on; it ends this sequence alone.
@@ -150,11 +150,11 @@ class Request:
     detokenizers: list[Detokenizer]
     """One for each choice."""
     matcher: TokenMatcher | None = None
-    """Keeps the answer to a grammar. Only for requests of one choice that can be batched."""
+    """Restricts the answer to a grammar. Only for requests of one choice that can be batched."""
     group: object = None
     """Requests of one HTTP call share a group; the scheduler is fair between groups."""
     caller: Caller = field(default_factory=Caller)
-    """Who sent it; the scheduler is fair between API keys, and then between the groups of one key."""
+    """The caller; the scheduler alternates between API keys, and then between the groups of one key."""
     counts_prompt: bool = True
     """Whether `usage` counts its prompt tokens: not for a further choice of the same prompt."""
     counts_output: bool = True

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 5
-"""How long slow clients have for their last bytes after the drain."""
+"""Time for slow clients to read their last bytes after the drain."""
 
 
 class Server(ModelServer):

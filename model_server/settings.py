@@ -20,7 +20,7 @@ from model_server.flag_types import boolean, filesystem_path, integer, nonempty,
 
 PREFIX = "MISTRAL_"
 CLIENT_VARIABLES = frozenset({"MISTRAL_API_KEY", "MISTRAL_URL"})
-"""Settings of the command line, which a shell may export for both."""
+"""Settings of the `mistral` command, which a shell may export as well."""
 SERVICE_LINK = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 """Variables that Kubernetes injects for every Service of the namespace; a Service `mistral-7b` has this prefix too."""
 
@@ -35,7 +35,7 @@ def flag(convert: Callable[[str], Any], default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings; nothing writes to them later."""
+    """All settings; they do not change after the start."""
 
     model_dir: Path | None = flag(  # noqa: RUF009 - a dataclass field, as `field` itself
         filesystem_path,

@@ -1,4 +1,4 @@
-"""From the fields of a request that ask for structured output to the grammar of its answer."""
+"""Reads the fields of a request for structured output, and returns the grammar of its answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Given = tuple[GrammarKind, Any, str]
 
 
 def one_grammar(given: Iterable[Given]) -> GrammarSpec | None:
-    """Return the grammar of a request, not compiled, or None if its answer is free.
+    """Return the grammar of a request, not compiled, or None without one.
 
     Raises:
         BadRequest: there are several, or it is malformed.

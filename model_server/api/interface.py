@@ -25,7 +25,7 @@ class Model(Protocol):
 
     @property
     def degraded(self) -> list[str]:
-        """What the GPU should use and cannot, at the cost of speed."""
+        """GPU features that do not work, which makes the server slower."""
         ...
 
     async def healthy(self) -> bool:
@@ -37,5 +37,5 @@ class Model(Protocol):
         ...
 
     async def submit(self, parse: Callable[[float], AnyCall]) -> AnyCall:
-        """Parse a body, with the deadline it is given, and have its requests generated."""
+        """Parse a body, given its deadline, and submit its requests to the engine."""
         ...

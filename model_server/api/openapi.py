@@ -40,7 +40,7 @@ def _tree(cls: type[ServeError]) -> Iterator[type[ServeError]]:
 
 
 class Error(BaseModel):
-    """What was wrong."""
+    """The error message."""
 
     model_config = ConfigDict(extra="forbid")
     error: str = Field(description="one sentence for people")
@@ -48,7 +48,7 @@ class Error(BaseModel):
 
 
 class OpenAIErrorDetail(BaseModel):
-    """What was wrong, as OpenAI says it."""
+    """The error in OpenAI's form."""
 
     model_config = ConfigDict(extra="forbid")
     message: str
@@ -58,7 +58,7 @@ class OpenAIErrorDetail(BaseModel):
 
 
 class OpenAIError(BaseModel):
-    """The same below `/openai/`."""
+    """The error object of the routes under `/openai/`."""
 
     model_config = ConfigDict(extra="forbid")
     error: OpenAIErrorDetail

@@ -94,13 +94,13 @@ class ServedModel:
 
     @cached_property
     def grammars(self) -> GrammarCompiler:
-        """Compiles what an answer must match."""
+        """Compiles grammars."""
         return GrammarCompiler(
             self.text.tokenizer_json, vocab_size=self.limits.vocab_size, eos_token_ids=self.limits.eos_token_ids
         )
 
     def matcher(self, grammar: GrammarSpec | None, *, wake_token_id: int | None = None) -> Matcher | None:
-        """Return what keeps one answer to a grammar; None for a free answer.
+        """Return a matcher that restricts one answer to a grammar; None without a grammar.
 
         With `wake_token_id` the answer is free until that token.
 
@@ -182,7 +182,7 @@ def nth_seed(seed: int | None, index: int) -> int | None:
 
 
 def _check_chars(num_chars: int, model: ServedModel, label: str) -> None:
-    """Refuse a text that cannot fit before the work of tokenizing it."""
+    """Refuse a text that is too long, before tokenizing it."""
     max_tokens = model.limits.max_model_len
     max_chars = model.text.max_prompt_chars(max_tokens)
     if num_chars > max_chars:

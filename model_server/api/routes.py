@@ -34,7 +34,7 @@ class Live(TypedDict):
 class Ready(TypedDict):
     ready: Literal[True]
     degraded: NotRequired[list[str]]
-    """What the GPU should use and cannot, at the cost of speed: flash_attention, cuda_graphs. Absent if nothing."""
+    """GPU features that do not work (flash_attention, cuda_graphs); absent if all work."""
 
 
 class ModelReady(Ready):

@@ -1,4 +1,4 @@
-"""The device and the number format that a start resolves to, each with its reason, and the memory that is free."""
+"""Chooses the device and the number format at the start, each with a reason, and measures the free memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def resolve_device(environ: Mapping[str, str] = os.environ) -> tuple[torch.devic
             CPU in its place would look healthy and be a hundred times slower.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch warns of a driver that is too old; the error below says the same
+        warnings.simplefilter(
+            "ignore"
+        )  # PyTorch warns of a driver that is too old; the error below has the same message
         available = torch.cuda.is_available()
     if available:
         return torch.device("cuda:0"), torch.cuda.get_device_name(0)
@@ -39,7 +41,7 @@ def resolve_device(environ: Mapping[str, str] = os.environ) -> tuple[torch.devic
 
 
 def _gpu_expected(environ: Mapping[str, str]) -> str | None:
-    """Return what shows that this process was given a GPU, or None."""
+    """Return the evidence that this process should have a GPU, or None."""
     if environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):  # the operator has hidden it
         return None
     # The device plugin and NVIDIA's container runtime set it; "void" and "none" mean no GPU.

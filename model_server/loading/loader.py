@@ -1,4 +1,4 @@
-"""Settings to a model that can compute: weights, number of sequences, KV cache, CUDA graphs."""
+"""Makes a model from the settings: weights, number of sequences, KV cache, CUDA graphs."""
 
 from __future__ import annotations
 

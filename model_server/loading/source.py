@@ -13,7 +13,7 @@ from model_server.settings import Settings
 log = logging.getLogger(__name__)
 
 MOUNT_TIMEOUT_S = 600.0
-"""How long a modelcar may take to be pulled and to link its files."""
+"""Time limit for a modelcar to be pulled and to link its files."""
 POLL_S = 0.2
 
 
@@ -21,7 +21,7 @@ def resolve(settings: Settings) -> Path:
     """Return the directory of the model: configured, mounted by KServe, or downloaded from the hub.
 
     Raises:
-        StartupError: no model is named, or it cannot be had.
+        StartupError: no model is named, or it cannot be downloaded or found.
     """
     if settings.model_dir is not None:
         if settings.model_dir_appears_late:

@@ -1,4 +1,4 @@
-"""A model from disk to memory, once it is known to fit.
+"""Reads a model from disk to memory, after checking that it fits.
 
 Owns the checks before reading (length, memory, tokenizer) and the model's tensors. Code that lies beside the weights is
 never run. The checks of the files are in `checkpoint`, the device in `device`, the reading in `safetensors`.
@@ -29,7 +29,7 @@ Targets = dict[str, tuple[StoredTensor, Tensor]]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to generate, and what the start resolved."""
+    """A model that can generate, and the values chosen at the start."""
 
     model: MistralForCausalLM
     text: Text
@@ -41,7 +41,7 @@ class LoadedModel:
     weight_bytes: int
     load_seconds: float
     reasons: tuple[str, ...]
-    """One sentence for each thing resolved, for the log."""
+    """One sentence for each chosen value, for the log."""
 
 
 def load(directory: Path, settings: Settings) -> LoadedModel:

@@ -63,7 +63,7 @@ def test_the_text_of_tokens_has_its_special_tokens(server: ServerProcess) -> Non
     [
         ("/tokenize", {}, 400, "prompt"),
         ("/tokenize", {"prompt": 3}, 400, "prompt must be"),
-        ("/tokenize", {"prompt": "a", "messages": MESSAGES}, 400, "give one of them"),
+        ("/tokenize", {"prompt": "a", "messages": MESSAGES}, 400, "send only one of them"),
         ("/tokenize", {"messages": []}, 400, "messages"),
         ("/tokenize", {"messages": MESSAGES, "add_generation_prompt": False}, 400, "add_generation_prompt"),
         ("/tokenize", {"messages": MESSAGES, "chat_template": "{{ 1 }}"}, 400, "chat_template"),

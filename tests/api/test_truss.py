@@ -202,7 +202,7 @@ def test_a_model_of_the_containers_name_keeps_its_own_answer() -> None:
         ({"prompt": "a", "instances": ["a"]}, "instances is not supported here: send prompt"),
         ({"prompt": "a", "skip_special_tokens": 1}, "skip_special_tokens must be true or false, not 1."),
         ({"prompt": "a", "top_p": 1.5}, "top_p must be a number above 0 and at most 1, not 1.5."),
-        ({"prompt": "a", "num_return_sequences": 2}, "num_return_sequences must be 1 here"),
+        ({"prompt": "a", "num_return_sequences": 2}, "num_return_sequences must be 1 on this route"),
         ({"prompt": "a", "num_beams": 2, "stream": True}, "stream must be false with num_beams above 1"),
         ({"prompt": "a" * 5000}, "prompt is 5001 tokens; the maximum context length is 4096"),
     ],

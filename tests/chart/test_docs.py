@@ -157,7 +157,7 @@ def test_the_notes_warn_of_a_pod_monitor_that_may_not_be_selected() -> None:
 
 
 def test_the_notes_warn_of_an_image_named_by_tag() -> None:
-    assert "install by image.digest" in notes()
+    assert "so set image.digest" in notes()
     assert "install by image.digest" not in notes({"image.digest": f"sha256:{'0' * 64}"})
 
 

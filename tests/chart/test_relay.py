@@ -103,11 +103,17 @@ def test_callers_of_the_relay_may_have_keys_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"relay.webhookHosts": ["hooks.example.com"]}, "relay.webhookSecretName is not: webhooks are signed"),
-        ({"apiKeys.secretName": "keys"}, "relay.upstreamKeySecretName is not set, so it would refuse the relay"),
+        (
+            {"relay.webhookHosts": ["hooks.example.com"]},
+            "relay.webhookSecretName is not, but the relay must sign webhooks",
+        ),
+        (
+            {"apiKeys.secretName": "keys"},
+            "relay.upstreamKeySecretName is not set, so the server would refuse the relay",
+        ),
         (
             {"server.apiKeyFile": "/etc/keys", "relay.upstreamKeySecretName": "upstream"},
-            "it would answer everyone with the server's key. Set relay.apiKeysSecretName",
+            "would accept requests without a key. Set relay.apiKeysSecretName",
         ),
         ({"relay.webhookHosts": ["https://hooks.example.com"]}, "relay"),
         ({"relay.storage.size": "0Gi"}, "relay.storage.size 0Gi must be more than zero"),

@@ -4,16 +4,16 @@
 {{- $v := .Values -}}
 {{- $name := include "mistral.fullname" . -}}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) }}
-- {{ printf "%q" $name }} cannot be the name of an InferenceService, which has lower case letters, digits and dashes and starts with a letter; choose another release name, or set fullnameOverride.
+- {{ printf "%q" $name }} cannot be the name of an InferenceService, which must have lower case letters, digits and dashes only and begin with a letter; choose another release name, or set fullnameOverride.
 {{- end }}
 {{- if has $name (list "true" "false" "null" "yes" "no" "on" "off" "y" "n") }}
-- {{ printf "%q" $name }} as a name would be read as something else than text in YAML; choose another release name, or set fullnameOverride.
+- {{ printf "%q" $name }} cannot be a name, because YAML would not read it as text; choose another release name, or set fullnameOverride.
 {{- end }}
 {{- if ne $v.inferenceService.mode "Knative" }}
 {{- range $predictor := uniq (list "" $v.rollout.standard.predictorName $v.rollout.standard.canary.name) }}
 {{- $host := printf "%s-%spredictor-%s" $name (empty $predictor | ternary "" (printf "%s-" $predictor)) $.Release.Namespace }}
 {{- if gt (len $host) 63 }}
-- In Standard mode KServe makes the host name {{ $host }}, which has {{ len $host }} characters of 63; shorten the namespace or the release name, or set fullnameOverride.
+- In Standard mode KServe creates the host name {{ $host }}, which has {{ len $host }} characters, more than the maximum of 63; shorten the namespace or the release name, or set fullnameOverride.
 {{- end }}
 {{- end }}
 {{- end }}
@@ -32,7 +32,7 @@
 {{- end }}
 {{- range $at, $repository := dict "image.repository" $v.image.repository "rollout.standard.canary.image.repository" $v.rollout.standard.canary.image.repository }}
 {{- if and $repository (not (regexMatch (printf "^%s$" $pattern) $repository)) }}
-- {{ $at }} {{ printf "%q" $repository }} must be registry/path/name in lower case; the tag and the digest have values of their own.
+- {{ $at }} {{ printf "%q" $repository }} must be registry/path/name in lower case; set the tag and the digest in their own values.
 {{- end }}
 {{- end }}
 {{- if not (regexMatch (printf "^%s(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?$" $pattern) $v.storage.initializer.image) }}
@@ -64,7 +64,7 @@
 {{- else if and $toPods (or (regexMatch "^(internal\\.)?serving\\.(kserve\\.io|knative\\.dev)/" $key) (has $key (list "app" "component"))) }}
 - {{ $at }} sets {{ $key }}, which KServe or Knative sets itself.
 {{- else if and $toPods (eq $key "networking.knative.dev/visibility") (ne $value "cluster-local") }}
-- {{ $at }} sets {{ $key }} to {{ printf "%q" $value }}; Knative knows cluster-local only.
+- {{ $at }} sets {{ $key }} to {{ printf "%q" $value }}; Knative accepts only cluster-local.
 {{- else if and (ne $at "commonLabels") (hasKey $v.commonLabels $key) }}
 - {{ $at }} and commonLabels both set {{ $key }}; set it in one of them.
 {{- end }}
@@ -83,7 +83,7 @@
   "serving.kserve.io/deploymentMode" "inferenceService.mode"
   "serving.kserve.io/enable-tag-routing" "rollout.tagRouting"
   "serving.kserve.io/autoscalerClass" "scaling.standard.autoscaler"
-  "features.knative.dev/http-full-duplex" "nothing: it keeps streams whole"
+  "features.knative.dev/http-full-duplex" "no other value: the chart sets it to keep streams complete"
   "autoscaling.knative.dev/window" "scaling.windowSeconds"
   "autoscaling.knative.dev/target-utilization-percentage" "scaling.target"
   "autoscaling.knative.dev/targetUtilizationPercentage" "scaling.target"
@@ -116,7 +116,7 @@
 {{- range $at, $annotations := dict "inferenceService.annotations" $v.inferenceService.annotations "podAnnotations" $v.podAnnotations }}
 {{- range $key, $value := $annotations }}
 {{- if hasKey $values $key }}
-- {{ $at }} sets {{ $key }}; its one place is {{ get $values $key }}.
+- {{ $at }} sets {{ $key }}; set {{ get $values $key }} instead.
 {{- else if and (hasKey $checked $key) (or (eq $key "serving.knative.dev/rollout-duration" | ternary (ne $at "inferenceService.annotations") (ne $at "podAnnotations"))) }}
 - {{ $at }} sets {{ $key }}, which Knative takes from {{ eq $at "podAnnotations" | ternary "inferenceService.annotations" "podAnnotations" }} only.
 {{- else if hasKey $checked $key }}
@@ -124,9 +124,9 @@
 - {{ $at }} sets {{ $key }} to {{ printf "%q" $value }}, which Knative refuses{{ if hasSuffix "/initial-scale" $key }} (0 needs allow-zero-initial-scale in config-autoscaler and cluster.allowZeroInitialScale here){{ end }}.
 {{- end }}
 {{- else if regexMatch "^(autoscaling|serving|features)\\.knative\\.dev/|^internal\\.serving\\.kserve\\.io/" $key }}
-- {{ $at }} sets {{ $key }}, which Knative or KServe does not take from users here.
+- {{ $at }} sets {{ $key }}, which only Knative or KServe may set.
 {{- else if and (hasPrefix "queue.sidecar.serving.knative.dev/" $key) (not (regexMatch "^[0-9]+(\\.[0-9]+)?(m|k|M|G|Ki|Mi|Gi)?$" $value)) }}
-- {{ $at }} sets {{ $key }} to {{ printf "%q" $value }}, which is no quantity.
+- {{ $at }} sets {{ $key }} to {{ printf "%q" $value }}, which is not a quantity.
 {{- end }}
 {{- end }}
 {{- end }}

@@ -13,7 +13,7 @@
 {{- end }}
 {{- $seen = append $seen .name }}
 {{- if hasPrefix "MISTRAL_" .name }}
-- env sets {{ .name }}; settings of the server have one place, the value server.{{ .name | trimPrefix "MISTRAL_" | lower | camelcase | untitle }}.
+- env sets {{ .name }}; set the value server.{{ .name | trimPrefix "MISTRAL_" | lower | camelcase | untitle }}.
 {{- end }}
 {{- if hasKey $chart .name }}
 - env sets {{ .name }}, which the chart sets from {{ get $chart .name }}.
@@ -25,7 +25,7 @@
 - env sets PROTOCOL to something else than v1 or v2, which KServe refuses.
 {{- end }}
 {{- if or (has .name (list "PORT" "INFERENCE_SERVICE_NAME")) (hasPrefix "K_" .name) }}
-- env sets {{ .name }}, which Knative or KServe sets itself and refuses from anyone else.
+- env sets {{ .name }}, which only Knative or KServe may set.
 {{- end }}
 {{- end }}
 {{- $seen = list "STORAGE_IGNORE_PATTERNS" }}
@@ -50,7 +50,7 @@
 {{- if ne $name "cpu" }}
 {{- $_ := set $sizes (printf "%s.%s.%s" $at $half $name) $quantity }}
 {{- else if not (regexMatch "^([0-9]{1,7}m|[0-9]{1,4}(\\.[0-9]{1,3})?)$" (include "mistral.quantityText" $quantity)) }}
-- {{ $at }}.{{ $half }}.cpu {{ $quantity }} must be CPUs or thousandths of one, such as 4, 0.5 or 500m.
+- {{ $at }}.{{ $half }}.cpu {{ $quantity }} must be a number of CPUs or of thousandths of a CPU, such as 4, 0.5 or 500m.
 {{- else if le (include "mistral.quantity" $quantity | float64) 0.0 }}
 - {{ $at }}.{{ $half }}.cpu {{ $quantity }} must be more than zero.
 {{- end }}
@@ -75,7 +75,7 @@
 {{- range $name := list "cpu" "memory" }}
 {{- range $half, $quantities := dict "requests" $requests "limits" $limits }}
 {{- if not (hasKey $quantities $name) }}
-- {{ $at }}.{{ $half }}.{{ $name }} is missing: KServe would add its own default (cpu 1, memory 2Gi), and a request above it gets no pod; set it.
+- {{ $at }}.{{ $half }}.{{ $name }} is missing: KServe would add its own default (cpu 1, memory 2Gi), and a request above that limit creates no pod; set it.
 {{- end }}
 {{- end }}
 {{- end }}
@@ -173,7 +173,7 @@
 - extraVolumeMounts mounts {{ .name }}, which is not in extraVolumes.
 {{- end }}
 {{- if has (clean .mountPath) $paths }}
-- extraVolumeMounts mounts {{ .name }} at {{ .mountPath }}, which is taken or is there already.
+- extraVolumeMounts mounts {{ .name }} at {{ .mountPath }}, which is already in use.
 {{- end }}
 {{- $paths = append $paths (clean .mountPath) }}
 {{- end }}

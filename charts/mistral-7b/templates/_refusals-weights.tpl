@@ -5,17 +5,17 @@
 {{- $uri := $v.storage.uri -}}
 {{- $image := "[a-z0-9][a-z0-9.-]*(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+(:[A-Za-z0-9_][A-Za-z0-9._-]*)?(@sha256:[0-9a-f]{64})?" -}}
 {{- if and $uri (or $v.server.modelId $v.server.modelDir) }}
-- storage.uri and server.modelId or server.modelDir both say which weights to serve; empty one of them (storage.uri: "").
+- storage.uri and server.modelId or server.modelDir both name weights to serve; empty one of them (storage.uri: "").
 {{- end }}
 {{- if not (or $uri $v.server.modelId $v.server.modelDir) }}
-- Nothing says which weights to serve: set storage.uri, or server.modelId, or server.modelDir.
+- No value names the weights to serve: set storage.uri, or server.modelId, or server.modelDir.
 {{- end }}
 {{- if and $v.server.modelRevision (not $v.server.modelId) }}
 - server.modelRevision belongs to server.modelId, which is not set; the revision of storage.uri is its last part (hf://owner/model:revision).
 {{- end }}
 {{- range $at, $uri := dict "storage.uri" $uri "rollout.standard.canary.storageUri" $v.rollout.standard.canary.storageUri }}
 {{- if and (hasPrefix "hf://" $uri) (not (regexMatch "^hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(:[A-Za-z0-9][A-Za-z0-9._-]*)?$" $uri)) }}
-- {{ $at }} {{ printf "%q" $uri }} must be hf://owner/model or hf://owner/model:revision, nothing more.
+- {{ $at }} {{ printf "%q" $uri }} must be hf://owner/model or hf://owner/model:revision.
 {{- end }}
 {{- if and (hasPrefix "pvc://" $uri) (not (regexMatch "^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^/]+)*/?$" $uri)) }}
 - {{ $at }} {{ printf "%q" $uri }} must be pvc://claim or pvc://claim/path.
@@ -27,21 +27,21 @@
 - {{ $at }} {{ printf "%q" $uri }} names no file or directory after the host or bucket.
 {{- end }}
 {{- if regexMatch "/\\.\\.?(/|$)" $uri }}
-- {{ $at }} {{ printf "%q" $uri }} has a . or .. among its parts.
+- {{ $at }} {{ printf "%q" $uri }} must not have . or .. in its path.
 {{- end }}
 {{- end }}
 {{- $ownDownload := $v.server.modelId | default "" }}
 {{- range $at, $uri := dict "storage.uri" $uri "rollout.standard.canary.storageUri" $v.rollout.standard.canary.storageUri "server.modelId" $ownDownload }}
 {{- if and (regexMatch "^(hf://)?mistralai/" $uri) $v.hfToken.required (not (include "mistral.hfSecretName" $)) }}
-- {{ $at }} {{ $uri }} is gated and no token is set: accept its terms on its page, make a Secret (kubectl create secret generic hf-token -n {{ $.Release.Namespace }} --from-literal=HF_TOKEN=...) and set hfToken.secretName, or hfToken.required to false where a mirror asks for none.
+- {{ $at }} {{ $uri }} is gated and no token is set: accept its terms on its page, make a Secret (kubectl create secret generic hf-token -n {{ $.Release.Namespace }} --from-literal=HF_TOKEN=...) and set hfToken.secretName, or set hfToken.required to false if a mirror needs no token.
 {{- end }}
 {{- end }}
 {{- with $v.storage.initializer }}
 {{- if and .create (eq .name "default") }}
-- storage.initializer.name is default, which is KServe's own ClusterStorageContainer; take another name, or set storage.initializer.create to false.
+- storage.initializer.name is default, the name of KServe's own ClusterStorageContainer; choose another name, or set storage.initializer.create to false.
 {{- end }}
 {{- if and (not .create) (not $v.storage.cache.enabled) (or .env .envFrom .uriPrefixes) }}
-- storage.initializer.create is false, so another ClusterStorageContainer downloads, and env, envFrom and uriPrefixes would be lost; empty them, or create it.
+- storage.initializer.create is false, so another ClusterStorageContainer downloads, and env, envFrom and uriPrefixes have no effect; empty them, or set create to true.
 {{- end }}
 {{- end }}
 {{- end }}
@@ -50,13 +50,13 @@
 {{- $v := .Values -}}
 {{- if $v.storage.cache.enabled }}
 {{- if not (include "mistral.isDownload" $v.storage.uri) }}
-- storage.cache.enabled keeps what storage.uri downloads, and storage.uri names nothing to download; name hf://, s3://, gs:// or https://, or turn the cache off.
+- storage.cache.enabled keeps the download of storage.uri, but storage.uri needs no download; use hf://, s3://, gs:// or https://, or turn the cache off.
 {{- end }}
 {{- if and (has "ReadWriteOnce" $v.storage.cache.accessModes) (gt (int64 $v.scaling.maxReplicas) 1) }}
 - storage.cache.accessModes has ReadWriteOnce, a volume for one node, but scaling.maxReplicas is above 1; use ReadWriteMany, or one replica.
 {{- end }}
 {{- if $v.serviceAccount.secrets }}
-- storage.cache.enabled downloads in a Job, where KServe does not read serviceAccount.secrets; give the keys by storage.initializer.envFrom, or a cloud role by serviceAccount.annotations.
+- storage.cache.enabled downloads in a Job, where KServe does not read serviceAccount.secrets; set the keys in storage.initializer.envFrom, or a cloud role in serviceAccount.annotations.
 {{- end }}
 {{- if $v.rollout.standard.canary.storageUri }}
 - rollout.standard.canary.storageUri is another model, and storage.cache holds one model at a time; turn the cache off, or use the same model.
@@ -67,16 +67,16 @@
 {{- define "mistral.refusals.secrets" -}}
 {{- $v := .Values -}}
 {{- if and $v.hfToken.secretName $v.hfToken.token }}
-- hfToken.secretName and hfToken.token both give the token; set one.
+- hfToken.secretName and hfToken.token both set the token; set only one of them.
 {{- end }}
 {{- if and $v.apiKeys.secretName $v.apiKeys.keys }}
-- apiKeys.secretName and apiKeys.keys both give the API keys; set one.
+- apiKeys.secretName and apiKeys.keys both set the API keys; set only one of them.
 {{- end }}
 {{- if and $v.server.apiKeyFile (include "mistral.apiKeysSecretName" .) }}
-- server.apiKeyFile and apiKeys both say where the API keys are; set one.
+- server.apiKeyFile and apiKeys both set the file of the API keys; set only one of them.
 {{- end }}
 {{- if and $v.server.maxRequestsPerKey (not (include "mistral.apiKeyFile" .)) }}
-- server.maxRequestsPerKey limits the requests of an API key, and no keys are asked for; set apiKeys.secretName.
+- server.maxRequestsPerKey limits the requests of an API key, but the server needs no keys; set apiKeys.secretName.
 {{- end }}
 {{- if not $v.serviceAccount.create }}
 {{- if not $v.serviceAccount.name }}

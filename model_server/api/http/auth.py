@@ -29,11 +29,11 @@ SCHEMES = ("bearer", "api-key")
 CHALLENGE = 'Bearer realm="model", Api-Key realm="model"'
 """The `WWW-Authenticate` of a refusal. A browser knows neither scheme: it shows the body and asks for no password."""
 SENDABLE = re.compile(rb"[\x21-\x7e]+")
-"""What a header carries unchanged: visible ASCII, without a space."""
+"""Characters that a header carries unchanged: visible ASCII without spaces."""
 NAMED = re.compile(rb"([A-Za-z0-9._-]{1,64}):[ \t]+([\x21-\x7e]+)")
-"""A line `name: key`. The space makes the difference: a key may have a colon."""
+"""A line `name: key`. The space is required, because a key may contain a colon."""
 DEFAULT_NAME = "default"
-"""The name of the keys that stand alone on their line."""
+"""The name of the keys on a line without a name."""
 
 
 class ApiKeys:

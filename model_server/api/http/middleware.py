@@ -49,7 +49,7 @@ OPENAI_ROOT = "/openai/"
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024
 LEAST_BYTES_PER_S = 8 * 1024
-"""A body may take a second longer for as many bytes as have come: slower than any link worth having."""
+"""A body gets one second more for each of these bytes received; every usable connection is faster."""
 
 
 def wrap(
@@ -76,7 +76,7 @@ def wrap(
         app.add_middleware(TraceMiddleware, tracer=tracer)
     app.add_middleware(RequestIdMiddleware)
     if cors_origins:
-        # Outermost: a browser's preflight has no key, and the page must be able to read errors.
+        # Outermost, because a browser's preflight request has no key, and the page must be able to read errors.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=cors_origins,

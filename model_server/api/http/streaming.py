@@ -25,7 +25,7 @@ def frame(data: Mapping[str, Any]) -> bytes:
 
 
 async def after_first(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-    """Wait for the first item, so that a failure before it is raised here; return an iterator over all of them."""
+    """Wait for the first item, so that an earlier failure is raised here; return an iterator over all items."""
     first = await anext(items)
 
     async def all_items() -> AsyncGenerator[T, None]:

@@ -22,7 +22,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Piece:
-    """What one event adds to a choice."""
+    """The changes of a choice by one event."""
 
     deltas: tuple[Delta, ...]
     tokens: tuple[Token, ...]

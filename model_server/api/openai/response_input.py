@@ -33,7 +33,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "top_logprobs": ((0,), "log-probabilities are answered to chats and completions"),
     "truncation": (("disabled",), "a prompt that is too long is refused"),
 }
-"""Fields of OpenAI's that are not supported: the values that ask for nothing, and the reason."""
+"""OpenAI's fields that are not supported, each with its values without effect and the reason."""
 IGNORED = frozenset({"prompt_cache_key", "safety_identifier", "user"})
 TEXT_PARTS = ("input_text", "output_text", "text")
 
@@ -43,7 +43,7 @@ class _Strict(BaseModel):
 
 
 class TextFormat(_Strict):
-    """What the text must be: any text, any JSON object, or JSON that fits a schema."""
+    """The form of the text: any text, any JSON object, or JSON that fits a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = Field(None, min_length=1, max_length=64)

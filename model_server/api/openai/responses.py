@@ -75,7 +75,7 @@ async def _merged(requests: tuple[Request, ...]) -> AsyncGenerator[tuple[int, Ev
         try:
             async for event in request.answer():
                 ready.put_nowait((index, event))
-        except Exception as error:  # whatever it is, the reader must not wait for more
+        except Exception as error:  # after any error, the reader must not wait for more
             ready.put_nowait((index, error))
 
     tasks = [asyncio.create_task(pump(index, request)) for index, request in enumerate(requests)]

@@ -23,7 +23,7 @@ MAX_CHOICES = 128
 """Answers of one call, all prompts together."""
 
 IGNORED_FIELDS = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "user"})
-"""For OpenAI's own records: no answer depends on them, so they are accepted and ignored."""
+"""Fields for OpenAI's records. No answer depends on them, so they are accepted and ignored."""
 
 NO_OP_VALUES: dict[str, tuple[Any, ...]] = {
     "audio": (),
@@ -41,7 +41,7 @@ NO_OP_VALUES: dict[str, tuple[Any, ...]] = {
     "verbosity": (),
     "web_search_options": (),
 }
-"""Fields of OpenAI's that are not supported, and the values with which they change nothing."""
+"""OpenAI's fields that are not supported, each with its values without effect."""
 
 Item = TypeVar("Item")
 NotEmpty = Annotated[list[Item], Field(min_length=1)]
@@ -54,7 +54,7 @@ class _Strict(BaseModel):
 
 
 class StreamOptions(_Strict):
-    """What is said besides the text of a stream."""
+    """The contents of a stream besides its text."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
@@ -70,14 +70,14 @@ class NamedSchema(_Strict):
 
 
 class ResponseFormat(_Strict):
-    """What the answer must be: any text, any JSON object, or JSON that fits a schema."""
+    """The form of the answer: any text, any JSON object, or JSON that fits a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = None
 
 
 class StructuredOutputs(_Strict):
-    """vLLM's field: what the answer must match, by one of these."""
+    """vLLM's field for structured output: one of these grammars."""
 
     json_: dict[str, Any] | str | None = Field(None, alias="json", title="a JSON schema, as an object or as its text")
     regex: Grammar | None = None
@@ -86,7 +86,7 @@ class StructuredOutputs(_Strict):
 
 
 class Body(_Strict):
-    """What completions and chats share."""
+    """The fields that completions and chats share."""
 
     model: str
     frequency_penalty: float = Field(0, ge=-2, le=2)

@@ -20,7 +20,7 @@ ANY_OBJECT = {"type": "object"}
 
 
 def matchers(body: Body, model: ServedModel, count: int, tools: ToolUse | None = None) -> Sequence[TokenMatcher | None]:
-    """Return what keeps each of so many answers to the grammar and the tools of a body; None for free answers.
+    """Return a matcher for each answer, by the grammar and the tools of a body; None without them.
 
     Raises:
         BadRequest: the grammar is wrong or too large, or the body asks for several.

@@ -1,1 +1,1 @@
-"""Tools: what a request may say about them, and what an answer says of their calls."""
+"""Tools: the fields of requests, and the calls in answers."""

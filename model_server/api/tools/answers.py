@@ -7,7 +7,7 @@ from typing import Any
 from model_server.text.tool_calls import ToolCall, ToolCallDelta
 
 FINISH_REASON = "tool_calls"
-"""Why an answer with tool calls ended, unless it was cut."""
+"""The finish reason of an answer with tool calls, unless it reached a limit."""
 
 
 def written(call: ToolCall) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The messages of a conversation: their form, and what they must be to one another.
+"""The messages of a conversation: their form, and the rules between them.
 
 `conversation` returns them as chat templates take them (`text/chat.py`). Which roles there are is the template's rule.
 """

@@ -47,7 +47,7 @@ CHOICE_RULE = '"none", "auto", "required" or {"type": "function", "function": {"
 
 
 class ToolFields(BaseModel):
-    """What a body with messages may say about tools."""
+    """The fields of a body with messages that concern tools."""
 
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] = []
     tool_choice: Annotated[Literal["none", "auto", "required"] | NamedTool | None, Field(title=CHOICE_RULE)] = None

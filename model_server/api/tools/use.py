@@ -1,4 +1,4 @@
-"""What a request's tools mean for its prompt, its grammar and its detokenizer.
+"""Applies a request's tools to its prompt, its grammar and its detokenizer.
 
 `tool_use` reads the fields; a `ToolUse` is what the parsers of both APIs need. Leaves out how calls are written in an
 answer (`answers.py`).
@@ -36,7 +36,7 @@ class ToolUse:
     """The token that begins the calls."""
 
     def matcher(self, model: ServedModel, answer: GrammarSpec | None = None) -> TokenMatcher | None:
-        """Return what keeps one answer to its tools, and to the grammar of an answer without a call.
+        """Return a matcher that restricts one answer to its tools, or to the grammar of an answer without a call.
 
         Raises:
             BadRequest: a schema is wrong or too large, or the grammar does not work with tools.

@@ -1,4 +1,4 @@
-"""From the fields a client sent to `Parameters` that `generate` cannot choke on, and to `SamplingParams`.
+"""Turns the fields of a client into valid `Parameters`, and then into `SamplingParams`.
 
 Each field is validated by its declaration in `parameters.py`, then all of them together: whatever would crash or stall
 a generation (every token forbidden, lengths that contradict, a rule that grows without end) is a `BadRequest` before
@@ -91,7 +91,7 @@ class Parameters:
         )
 
     def _check_tokens_left(self, num_prompt_tokens: int, max_new_tokens: int) -> None:
-        """Refuse lengths at which every token can become forbidden, which sampling cannot survive."""
+        """Refuse lengths at which every token can become forbidden, because sampling would then fail."""
         given, vocab_size = self.generate, self.limits.vocab_size
         begins_late = num_prompt_tokens == 1 and "forced_bos_token_id" in given
         if max_new_tokens == 1 + begins_late and "begin_suppress_tokens" in given:
@@ -220,7 +220,7 @@ def _for_generate(values: GenerateParameters, given: Given, labels: Labels) -> d
 
 
 def _check_together(given: Given, labels: Labels, limits: ModelLimits, do_sample: bool) -> None:
-    """Refuse fields that are right alone and wrong together, as Transformers does or would have to."""
+    """Refuse fields that are valid alone but not together, as Transformers does or should."""
     beams, sequences = given.get("num_beams", 1), given.get("num_return_sequences", 1)
     guided = given.get("guidance_scale", 1) != 1
     ends = _as_set(given.get("eos_token_id", limits.eos_token_ids))

@@ -26,7 +26,7 @@ LARGEST_SEED = 2**63 - 1
 
 @dataclass(frozen=True)
 class About:
-    """What the docs and the code need to know of a parameter besides what it may be."""
+    """Facts about a parameter for the docs and the code, besides its type and bounds."""
 
     default: str = ""
     """The default in words, where the declared one does not say it."""
@@ -47,7 +47,7 @@ Item = TypeVar("Item")
 Flag = Annotated[bool, Strict()]
 Int = Annotated[int, Strict()]
 WHOLE = BeforeValidator(_whole)
-"""Comes after the bounds: what is outside of it is not in the JSON schema."""
+"""Placed after the bounds, because what follows it is not in the JSON schema."""
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Count = Annotated[Int, Field(ge=0, le=2**31 - 1), WHOLE]
 NewTokens = Annotated[Int, Field(ge=0, le=MAX_NEW_TOKENS), WHOLE]
@@ -86,7 +86,7 @@ class Watermarking(BaseModel):
 
 
 class GenerateParameters(BaseModel):
-    """What a request may say of how its text is generated."""
+    """The parameters that control how a request's text is generated."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -232,7 +232,7 @@ OUR_DEFAULTS = ("temperature", "top_k", "top_p")
 
 @cache
 def about(model: type[GenerateParameters]) -> dict[str, About]:
-    """Return what is known of each parameter."""
+    """Return the facts about each parameter."""
     return {
         name: next((item for item in field.metadata if isinstance(item, About)), About())
         for name, field in model.model_fields.items()

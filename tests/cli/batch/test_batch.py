@@ -120,7 +120,7 @@ def test_a_server_that_does_not_come_ends_the_batch_and_loses_nothing(tmp_path):
         ("{", "not JSON"),
         ("[]", "not a JSON object"),
         ("{}", "custom_id must be a text of 1 to 512 characters"),
-        (request(custom_id="\ud800"), "half a surrogate pair"),
+        (request(custom_id="\ud800"), "half of a surrogate pair"),
         (request(method="GET"), "method must be POST, not 'GET'"),
         (request(url="http://elsewhere/v1"), "url must be a path of the server"),
         (request(url="/v1 x"), "url must be a path of the server"),
