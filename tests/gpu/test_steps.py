@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import threading
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -46,6 +49,17 @@ def make_runner(device: torch.device, *, flash: bool) -> Runner:
     return runner
 
 
+@contextlib.contextmanager
+def sync_debug_mode(mode: str) -> Iterator[None]:
+    with warnings.catch_warnings():  # PyTorch warns that the mode is a prototype, and warnings are errors here
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 def test_admission_steps_and_sampling_wait_for_nothing_but_tokens(
     device: torch.device, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -61,13 +75,10 @@ def test_admission_steps_and_sampling_wait_for_nothing_but_tokens(
         requests = [request(6, range(5, 30 + 20 * i), sampling=kind) for i, kind in enumerate(KINDS)]
         for one in requests:
             loop.scheduler.waiting.append(one)
-        torch.cuda.set_sync_debug_mode(mode)
-        try:
+        with sync_debug_mode(mode):
             loop.admit(lock)
             while loop.scheduler.sequences:
                 loop.step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
         assert [one.num_output_tokens for one in requests] == [6] * len(KINDS)
     assert [record.getMessage() for record in caplog.records if record.levelno != logging.INFO] == []
