@@ -135,5 +135,6 @@ class FakeCuda:
             "graph_pool_handle": lambda: (0, 1),
             "set_sync_debug_mode": _set_sync_debug_mode,
             "current_device": lambda: 0,
+            "_sleep": lambda cycles: None,
         }.items():
             monkeypatch.setattr(torch.cuda, name, double)
