@@ -94,7 +94,7 @@ def test_kernel_that_cannot_split_is_left_to_itself(monkeypatch: pytest.MonkeyPa
 
 
 def test_order_in_which_a_gpu_writes_tokens_changes_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`index_put_` with an index that occurs twice keeps any of its values on a GPU; here the first call keeps another."""
+    """On a GPU `index_put_` keeps any value of an index that occurs twice; here the first call keeps another."""
     kernel = Kernel()
     monkeypatch.setattr(contiguous, "varlen_attn", kernel)
     in_order, write = itertools.chain([True], itertools.repeat(False)), torch.Tensor.index_put_

@@ -28,7 +28,7 @@ MIN_GAIN = 0.03
 """A split must be faster by this share than FlashAttention's own choice."""
 WARM_UP_CALLS, TIMED_CALLS = 3, 20
 HEAD_START_CYCLES = 10**7
-"""The device sleeps 5 to 6 ms while the host launches the timed calls: Python launches them more slowly than they run."""
+"""The device sleeps for 5 to 6 ms, while the host launches the timed calls, which takes longer than running them."""
 
 
 def choose_num_splits(
