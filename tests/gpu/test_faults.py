@@ -1,0 +1,20 @@
+"""A broken device ends the engine, and Kubernetes restarts the container: nothing more can run in the process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import torch
+
+
+def test_device_side_assert_ends_the_engine_and_answers_its_requests(device: torch.device) -> None:
+    """A step that fails on the device is not tried again in halves, as a step with one bad sequence is."""
+    command = [sys.executable, "-m", "tests.gpu.device_assert", device.type]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    result = json.loads(ended.stdout)
+    assert result["dead"].startswith("the batch thread died: AcceleratorError: CUDA error: device-side assert triggered")
+    assert result["answers"] == ["The engine stopped while it worked on the request; send it again."] * 2
