@@ -16,5 +16,7 @@ def test_device_side_assert_ends_the_engine_and_answers_its_requests(device: tor
 
     assert ended.returncode == 0, ended.stderr[-2000:]
     result = json.loads(ended.stdout)
-    assert result["dead"].startswith("the batch thread died: AcceleratorError: CUDA error: device-side assert triggered")
+    assert result["dead"].startswith(
+        "the batch thread died: AcceleratorError: CUDA error: device-side assert triggered"
+    )
     assert result["answers"] == ["The engine stopped while it worked on the request; send it again."] * 2
