@@ -127,6 +127,7 @@ def measure(plan: Plan) -> list[Figure]:
 
 def _decode(model: Any, context: int, plan: Plan, weight_bytes: int, bandwidth: dict[str, float]) -> Iterator[Figure]:
     """Yield the rate of each batch size whose keys and values fit into memory."""
+    torch.cuda.empty_cache()  # the allocator keeps the last KV cache, and the device calls that memory used
     max_len = context + plan.steps + 8
     token_bytes = kv_bytes_per_token(model.config, model.dtype)
     fits = [n for n in plan.batch_sizes if n * max_len * token_bytes < 0.85 * free_bytes(model.device)]
