@@ -187,11 +187,11 @@ def steps(*, on_card: bool) -> dict[str, Callable[[], Any]]:
     # The suite runs all tests with stand-ins; the rehearsal needs one that is quick.
     tests = TESTS if on_card else {"tests": ("test_attention.py", "prompt_chunks")}
     others: dict[str, Callable[..., Any]] = {
-        "9. memcheck": check_memory,
         "decode limits": decode_limits,
         "serve ours": serve_ours,
         "serve ours, 8 arenas": serve_arenas,
         "serve vLLM": serve_vllm,
+        "memcheck": check_memory,  # last: it takes minutes
     }
     return {
         **{title: functools.partial(run_tests, *tests[title], on_card=on_card) for title in tests},
