@@ -111,6 +111,7 @@ def measure(plan: Plan) -> list[Figure]:
     report.progress.print(f"roofline: {plan.shape} on {plan.device}")
     bandwidth = _bytes_per_s(plan.device)
     torch.set_grad_enabled(False)
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False  # as the server does
     model: Any = random_mistral(plan.shape, getattr(torch, plan.dtype), plan.device)
     # Counted before `pack`, which turns parameters into oneDNN's own format.
     weight_bytes = sum(p.nbytes for p in model.parameters()) - model.model.embed_tokens.weight.nbytes
