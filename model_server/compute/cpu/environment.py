@@ -11,6 +11,9 @@ DEFAULTS = {
     "LRU_CACHE_CAPACITY": "256",
     # Weights in pages of 2 MB: a page fault for each 4 KB took half of the loading time.
     "THP_MEM_ALLOC_ENABLE": "1",
+    # Freeing pinned memory records events. After an error of the GPU that fails, in a destructor, and would abort the
+    # process before its requests have an answer.
+    "PYTORCH_ALLOC_CONF": "pinned_free_catch_all:True",
 }
 
 
