@@ -1,6 +1,6 @@
 """The first minutes with a card: what could be wrong there is tested, then Mistral 7B's shape is measured.
 
-    python -m benchmarks.gpu                       # about 9 minutes on an H100; nothing is downloaded
+    python -m benchmarks.gpu                       # about 9 minutes on an H100 and memcheck; no download
     python -m benchmarks.gpu --device cpu --tiny   # a rehearsal without a card: the same code on a tiny model
 
 Writes build/gpu.json and build/gpu.md after every step. A step that fails is recorded, the others run, and the exit
