@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
-from model_server.compute.cpu.environment import DEFAULTS, set_defaults
+from model_server.compute.cpu.environment import ALLOC_CONF, set_defaults
 
 
 def test_device_side_assert_ends_the_engine_and_answers_its_requests(device: torch.device) -> None:
@@ -29,4 +30,13 @@ def test_device_side_assert_ends_the_engine_and_answers_its_requests(device: tor
 
 def test_setting_that_lets_the_process_live_on_is_one_that_pytorch_knows() -> None:
     """An unknown one raises a ValueError; "True" is the only spelling."""
-    torch._C._accelerator_setAllocatorSettings(DEFAULTS["PYTORCH_ALLOC_CONF"])
+    torch._C._accelerator_setAllocatorSettings(ALLOC_CONF)
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_allocator_settings_of_the_operator_stay_as_they_are(name: str) -> None:
+    environ = {name: "expandable_segments:True"}
+
+    set_defaults(environ)
+
+    assert {key: value for key, value in environ.items() if "ALLOC_CONF" in key} == {name: "expandable_segments:True"}
