@@ -122,7 +122,9 @@ class BatchLoop:
         prompt_logprobs = launch_prompt_logprobs(batch, logits)
         mask = None if masks is None else masks.result()
         sampled = sample(logits[: len(samplers)], samplers, self._generator, mask)
-        return InFlightStep(batch, sampled, prompt_logprobs, logits[len(logits) - batch.num_drafted :])
+        # A view, also an empty one, would keep all logits on the device while the next step runs.
+        drafted = logits[-batch.num_drafted :] if batch.num_drafted else logits.new_empty((0, logits.shape[-1]))
+        return InFlightStep(batch, sampled, prompt_logprobs, drafted)
 
     def advance_prefill(self, batch: Batch) -> None:
         """Note that a step's prompt chunks are computed, or will be before whatever is launched later."""
