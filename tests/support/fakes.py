@@ -137,6 +137,7 @@ class OnlyTokens:
     """A matcher whose grammar allows the same tokens at every step; it may fail as a grammar does."""
 
     field = "grammar"
+    first_mask = None
 
     def __init__(
         self,
