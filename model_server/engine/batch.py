@@ -112,6 +112,7 @@ class BatchLoop:
         drafting = {draft.sequence for draft in drafts}
         batch = Batch([s for s in decoding if s not in drafting], prefill, drafts)
         if not batch:
+            self.flush_output()
             self._masks.wait(self.scheduler.sequences)
         return batch
 
