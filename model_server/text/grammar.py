@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 
+from model_server import thread_priority
 from model_server.errors import BadRequest, GrammarTooComplex, ServeError
 from model_server.text.json_schema import check_bounds
 
@@ -26,6 +27,11 @@ MAX_SOURCE_CHARS = 64 * 1024
 MAX_CHOICES = 1000
 CACHE_SIZE = 64
 """Compiled grammars kept, the least recently used one dropped first."""
+
+MAX_COMPILATIONS = 2
+"""Grammars compiled at once: while one takes long, another compiles."""
+ORDINARY_COMPILE_S = 0.005
+"""An ordinary schema takes 1 to 2 ms. What takes longer goes on at a low priority, so that steps are not delayed."""
 
 WHITESPACE = r"[ \t\r\n]{0,64}"
 """Between the tokens of JSON. Bounded, because some models write white space without end."""
@@ -160,6 +166,7 @@ class GrammarCompiler:
         self._tokenizer: LLTokenizer | None = None
         self._compiled: OrderedDict[GrammarSpec, tuple[LLMatcher, bytes]] = OrderedDict()
         self._lock = threading.Lock()
+        self._building = threading.Semaphore(MAX_COMPILATIONS)
 
     def compile(self, spec: GrammarSpec, *, wake_token_id: int | None = None) -> Matcher:
         """Return a matcher at the start of the grammar.
@@ -180,11 +187,17 @@ class GrammarCompiler:
                 self._compiled.move_to_end(spec)
                 return Matcher(compiled[0].deep_copy(), field, wake_token_id, compiled[1])
             tokenizer = self._tokenizer or self._read_tokenizer()
-        matcher = LLMatcher(tokenizer, _source(spec), log_level=0, limits=_LIMITS)
-        first_mask = b"" if matcher.is_error() else matcher.compute_bitmask()[: (self._vocab_size + 31) // 32 * 4]
+
+        def build() -> tuple[LLMatcher, bytes]:
+            matcher = LLMatcher(tokenizer, _source(spec), log_level=0, limits=_LIMITS)
+            return matcher, b"" if matcher.is_error() else matcher.compute_bitmask()
+
+        with self._building:
+            matcher, first_mask = thread_priority.run_lowered(build, after_s=ORDINARY_COMPILE_S)
         if matcher.is_error():  # a grammar that no text fits fails at its first mask
             raise BadRequest(f"{field}: {_reason(matcher)}", field=field)
         with self._lock:
+            first_mask = first_mask[: (self._vocab_size + 31) // 32 * 4]
             self._compiled[spec] = matcher, first_mask
             if len(self._compiled) > CACHE_SIZE:
                 self._compiled.popitem(last=False)

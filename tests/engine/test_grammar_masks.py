@@ -146,7 +146,7 @@ async def test_a_late_mask_that_fails_ends_its_sequence_alone(
     [failed] = await events(late)
 
     assert isinstance(failed, GrammarTooComplex if isinstance(error, ServeError) else InternalError)
-    assert (engine.dead, engine.running, engine.kv_usage) == (None, 0, 0)
+    await until(lambda: (engine.dead, engine.running, engine.kv_usage) == (None, 0, 0))
 
 
 @both_loops

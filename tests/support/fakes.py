@@ -137,7 +137,6 @@ class OnlyTokens:
     """A matcher whose grammar allows the same tokens at every step; it may fail as a grammar does."""
 
     field = "grammar"
-    first_mask = None
 
     def __init__(
         self,
@@ -152,6 +151,10 @@ class OnlyTokens:
         self.accepted: list[int] = []
         self._fill_error = fill_error
         self._accept_error_after = accept_error_after
+
+    @property
+    def first_mask(self) -> bytes | None:
+        return None
 
     def accept(self, token_id: int) -> None:
         self.accepted.append(token_id)
