@@ -16,7 +16,9 @@ from model_server.engine.sequence import Sequence
 from model_server.engine.step import Batch
 
 LIMIT_S = 0.005
-"""How long a step waits for masks after its forward: 32 ordinary masks take less than this, most of it before."""
+"""How long a step waits for masks after its forward, beside `LIMIT_PER_MASK_S` for each that is missing."""
+LIMIT_PER_MASK_S = 0.0005
+"""An ordinary mask takes a tenth of this, and is started before the forward: it is not late on a busy machine either."""
 SLOW_MASK_S = 0.002
 """CPU time of a mask that is filled apart from the others: an ordinary one takes at most 0.5 ms, a hostile one 38."""
 IDLE_WAIT_S = 0.002
@@ -57,7 +59,7 @@ class GrammarMasks:
         if not pending:
             return set()
         concurrent.futures.wait({filled for s, filled in pending.items() if not s.decoding})
-        concurrent.futures.wait(set(pending.values()), timeout=LIMIT_S)
+        concurrent.futures.wait(set(pending.values()), timeout=LIMIT_S + LIMIT_PER_MASK_S * len(pending))
         late = {s for s, filled in pending.items() if not filled.done()}
         for sequence in late:
             sequence.mask_is_slow = True
