@@ -18,7 +18,7 @@ from model_server.engine.step import Batch
 LIMIT_S = 0.005
 """How long a step waits for masks after its forward, beside `LIMIT_PER_MASK_S` for each that is missing."""
 LIMIT_PER_MASK_S = 0.0005
-"""An ordinary mask takes a tenth of this, and is started before the forward: it is not late on a busy machine either."""
+"""An ordinary mask takes a tenth of this, and starts before the forward: it is not late on a busy machine either."""
 SLOW_MASK_S = 0.002
 """CPU time of a mask that is filled apart from the others: an ordinary one takes at most 0.5 ms, a hostile one 38."""
 IDLE_WAIT_S = 0.002

@@ -15,12 +15,10 @@ from model_server.engine.grammar_masks import GrammarMasks
 from model_server.errors import GrammarTooComplex, InternalError, ServeError
 from model_server.request import Request
 from tests.engine.test_constrained import same_answers
-from tests.engine.test_verification import LOOKUP, drafted, repeating_model
 from tests.support.engine_requests import GREEDY, Gate, MakeEngine, events, request, until
 from tests.support.fakes import OnlyTokens
+from tests.support.prompt_lookup import LOOKUP, drafted
 from tests.support.tiny_model import VOCAB_SIZE
-
-__all__ = ["repeating_model"]
 
 ALL_TOKENS = range(VOCAB_SIZE)
 both_loops = pytest.mark.parametrize("overlap", [False, True], ids=["plain", "overlapped"])
