@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from model_server import thread_priority
 from model_server.compute.gpu.host_device import to_device
 from model_server.errors import InternalError, ServeError
 from model_server.request import TokenMatcher
@@ -107,14 +106,14 @@ class TokenMaskFiller:
         self._num_words = _num_words(vocab_size)
         self._pin = device.type == "cuda"
         self._together = ThreadPoolExecutor(1, thread_name_prefix="token-mask")
-        self._apart = ThreadPoolExecutor(1, thread_name_prefix="slow-token-mask", initializer=thread_priority.lower)
+        self._apart = ThreadPoolExecutor(1, thread_name_prefix="slow-token-mask")
 
     def start(self, matchers: Sequence[TokenMatcher]) -> list[PendingMask]:
         """Start to fill the masks of several matchers in one call. They must not be used until it is done."""
         return self._start(matchers, self._together)
 
     def start_apart(self, matcher: TokenMatcher) -> PendingMask:
-        """Start to fill one mask in a call of its own, at a low priority: neither `start` nor a forward waits."""
+        """Start to fill one mask in a call of its own, so that those of `start` do not wait for it."""
         return self._start([matcher], self._apart)[0]
 
     def join(self, masks: Mapping[int, PendingMask]) -> TokenMask | None:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 
-from model_server import thread_priority
 from model_server.errors import BadRequest, GrammarTooComplex, ServeError
 from model_server.text.json_schema import check_bounds
 
@@ -29,9 +28,7 @@ CACHE_SIZE = 64
 """Compiled grammars kept, the least recently used one dropped first."""
 
 MAX_COMPILATIONS = 2
-"""Grammars compiled at once: while one takes long, another compiles."""
-ORDINARY_COMPILE_S = 0.005
-"""An ordinary schema takes 1 to 2 ms. What takes longer goes on at a low priority, so that steps are not delayed."""
+"""Grammars compiled at once, each in one thread: while one takes long, another compiles."""
 
 WHITESPACE = r"[ \t\r\n]{0,64}"
 """Between the tokens of JSON. Bounded, because some models write white space without end."""
@@ -187,13 +184,9 @@ class GrammarCompiler:
                 self._compiled.move_to_end(spec)
                 return Matcher(compiled[0].deep_copy(), field, wake_token_id, compiled[1])
             tokenizer = self._tokenizer or self._read_tokenizer()
-
-        def build() -> tuple[LLMatcher, bytes]:
-            matcher = LLMatcher(tokenizer, _source(spec), log_level=0, limits=_LIMITS)
-            return matcher, b"" if matcher.is_error() else matcher.compute_bitmask()
-
         with self._building:
-            matcher, first_mask = thread_priority.run_lowered(build, after_s=ORDINARY_COMPILE_S)
+            matcher = LLMatcher(tokenizer, _source(spec), log_level=0, limits=_LIMITS)
+            first_mask = b"" if matcher.is_error() else matcher.compute_bitmask()
         if matcher.is_error():  # a grammar that no text fits fails at its first mask
             raise BadRequest(f"{field}: {_reason(matcher)}", field=field)
         with self._lock:
