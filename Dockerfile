@@ -28,10 +28,12 @@ FROM ${PYTHON_IMAGE}${PYTHON_DIGEST} AS server
 RUN useradd --uid 1000 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin mistral
 COPY --from=dependencies /opt/venv /opt/venv
 # /tmp is the one place the server writes to; everything that looks for a home or a cache finds it there.
+# GKE mounts the GPU's driver into /usr/local/nvidia; elsewhere NVIDIA's container toolkit puts it where the loader looks.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
     HF_HOME=/tmp/hf \
     PYTHONUNBUFFERED=1 \
+    LD_LIBRARY_PATH=/usr/local/nvidia/lib64 \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /app
 COPY model_server model_server

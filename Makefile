@@ -74,7 +74,7 @@ load: .venv/installed ## test a server under load and faults: 15 minutes on a qu
 soak: .venv/installed ## twenty minutes at full load with clients that disconnect
 	SOAK_MINUTES=20 $(BIN)/python -m pytest -m load tests/load -k memory_stays_flat -o timeout=3000
 
-gpu: .venv/installed ## the tests and figures that need a CUDA device: about 8 minutes on an H100; writes build/gpu.json and .md
+gpu: .venv/installed ## the tests and figures that need a CUDA device: about 9 minutes on an H100 and memcheck; writes build/gpu.json and .md
 	$(BIN)/python -m benchmarks.gpu
 
 deploy: .venv/installed ## install or upgrade the release with Helm and wait: CONTEXT=... VALUES=... [RELEASE= NAMESPACE=]

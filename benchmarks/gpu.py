@@ -1,10 +1,11 @@
 """The first minutes with a card: what could be wrong there is tested, then Mistral 7B's shape is measured.
 
-    python -m benchmarks.gpu                       # about 8 minutes on an H100; nothing is downloaded
+    python -m benchmarks.gpu                       # about 9 minutes on an H100 and memcheck; no download
     python -m benchmarks.gpu --device cpu --tiny   # a rehearsal without a card: the same code on a tiny model
 
-Writes build/gpu.json and build/gpu.md. A step that fails is recorded, the others run, and the exit code is 1. Each step
-of tests is a process of its own: after an illegal access nothing more runs on the card in that process.
+Writes build/gpu.json and build/gpu.md after every step. A step that fails is recorded, the others run, and the exit
+code is 1. Each step of tests is a process of its own: after an illegal access nothing more runs on the card in that
+process.
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ import itertools
 import json
 import re
 import shutil
-import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -44,9 +44,13 @@ TESTS = {
     "5. a short prompt beside a long one": ("test_7b.py", "short_prompt"),
     "6. memory at the limits": ("test_7b.py", "full_batch"),
     "7. kernels of a step": ("test_7b.py", "few_kernels"),
+    "8. a device-side assert": ("test_faults.py", ""),
 }
-SANITIZER = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9")
-TEST_LIMIT_S = 180
+SANITIZER = ("compute-sanitizer", "--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode", "9")
+"""Without the errors of CUDA's API: PyTorch and cuBLAS ask the driver for functions that it may not have."""
+UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+"""Every tensor is an allocation of its own, so that an access beside it is seen. A graph cannot be captured so."""
+TEST_LIMIT_S, SANITIZER_LIMIT_S = 180, 300
 LENGTHS, CLIENTS, MAX_LEN, NEW_TOKENS = (128, 1024, 4096), (1, 8, 32, 64), 4352, 64
 VLLM = "vllm"
 VLLM_FLAGS = (
@@ -60,33 +64,47 @@ class Skipped(Exception):
     """A step cannot run here; the message says why."""
 
 
-def run_tests(file: str, keywords: str, *, on_card: bool, prefix: Sequence[str] = ()) -> Figure:
+def run_tests(
+    file: str,
+    keywords: str,
+    *,
+    on_card: bool,
+    prefix: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    limit_s: float = TEST_LIMIT_S,
+) -> Figure:
     """Run tests in a process of their own; return the figures that they record.
 
     Raises:
-        RuntimeError: tests failed, or their process died; the message has the reasons.
+        RuntimeError: tests failed, or their process died or took too long; the message has the reasons.
     """
     xml = OUT / "gpu-tests.xml"
     xml.unlink(missing_ok=True)
     selected = " and ".join(filter(None, (keywords, "" if on_card else "stand")))
     command = [*prefix, sys.executable, "-m", "pytest", "-q", f"tests/gpu/{file}", "-k", selected, f"--junitxml={xml}"]
-    command += ["-p", "no:cacheprovider", "-o", "junit_family=xunit1", *(["-m", "gpu"] if on_card else [])]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=TEST_LIMIT_S, check=False)
+    command += ["-p", "no:cacheprovider", "-o", "junit_family=xunit1", "-o", f"timeout={limit_s - 10}"]
+    with Program([*command, *(["-m", "gpu"] if on_card else [])], environment) as tests:
+        code, output = tests.exit_code(limit_s), tests.log().strip()
     if not xml.exists():
-        raise RuntimeError(f"exit code {ended.returncode}: {(ended.stdout + ended.stderr).strip()[-400:]}")
+        raise RuntimeError(f"exit code {code}: {output[-400:]}")
     cases = ElementTree.parse(xml).findall(".//testcase")  # noqa: S314 - this program's own pytest wrote it
     figures = {p.attrib["name"]: json.loads(p.attrib["value"]) for case in cases for p in case.iter("property")}
     bad = [(case, child) for case in cases for child in case if child.tag in ("failure", "error")]
-    if bad or ended.returncode:
+    if bad or code:
         reasons = [f"{case.attrib['name']}: {child.attrib['message'][:200]}" for case, child in bad]
-        raise RuntimeError("; ".join(reasons) or f"exit code {ended.returncode}: {ended.stdout.strip()[-400:]}")
+        raise RuntimeError("; ".join(reasons) or f"exit code {code}: {output[-400:]}")
     return {"tests": len(cases), **figures}
 
 
 def check_memory(*, on_card: bool) -> Figure:
     if not shutil.which(SANITIZER[0]):
         raise Skipped("compute-sanitizer is not installed (it comes with the CUDA toolkit)")
-    return run_tests("test_kernels.py", "float16 and graphs", on_card=on_card, prefix=SANITIZER)
+    check = functools.partial(
+        run_tests, "test_kernels.py", on_card=on_card, prefix=SANITIZER, limit_s=SANITIZER_LIMIT_S
+    )
+    of_type = "give_what_plain_attention_gives and not bfloat16"
+    each_tensor, graphs = check(f"{of_type} and False", environment=UNCACHED), check(f"{of_type} and True")
+    return {"tests": each_tensor["tests"] + graphs["tests"]}
 
 
 def decode_limits(*, on_card: bool) -> list[Figure]:
@@ -110,7 +128,7 @@ def served(system: System, model_dir: Path, lengths: Sequence[int], plan: Plan) 
     target = dataclasses.replace(
         system.target(model_dir, port, plan.max_new_tokens), extra={"ignore_eos": True} if system.title == VLLM else {}
     )
-    with Program(system.command_for(model_dir, port)) as server:
+    with system.program(model_dir, port) as server:
         server.wait_until_ready(port, system.ready_path, START_LIMIT_S)
         for length in lengths:
             prompts = itertools.cycle(prompts_for(model_dir, length, count=max(64, 2**18 // length)))
@@ -126,11 +144,26 @@ def served(system: System, model_dir: Path, lengths: Sequence[int], plan: Plan) 
 
 
 def serve_ours(*, on_card: bool) -> list[Figure]:
-    shape, dtype = ("7b", "float16") if on_card else ("tiny", "float32")
-    flags = ("--max_batch_size", str(max(CLIENTS)), "--max_model_len", str(MAX_LEN), "--dtype", dtype)
-    system = dataclasses.replace(SYSTEMS[OURS], command=(*SYSTEMS[OURS].command, *flags))
-    model_dir = checkpoint(shape, dtype, CACHE_DIR, device="cuda" if on_card else "cpu")
-    return served(system, model_dir, *_load(on_card=on_card))
+    return served(_ours(on_card=on_card), _checkpoint(on_card=on_card), *_load(on_card=on_card))
+
+
+def _ours(*, on_card: bool) -> System:
+    flags = ("--max_batch_size", str(max(CLIENTS)), "--max_model_len", str(MAX_LEN))
+    command = (*SYSTEMS[OURS].command, *flags, "--dtype", "float16" if on_card else "float32")
+    return dataclasses.replace(SYSTEMS[OURS], command=command)
+
+
+def _checkpoint(*, on_card: bool) -> Path:
+    shape, dtype, device = ("7b", "float16", "cuda") if on_card else ("tiny", "float32", "cpu")
+    return checkpoint(shape, dtype, CACHE_DIR, device=device)
+
+
+def serve_arenas(*, on_card: bool) -> list[Figure]:
+    """Serve with an arena of the C library's allocator for each thread, as a GPU's server without ADR 0010 would."""
+    plain = _ours(on_card=on_card)
+    arenas = dataclasses.replace(plain, title="this server, 8 arenas", environment={"MALLOC_ARENA_MAX": "8"})
+    lengths, plan = _load(on_card=on_card)
+    return served(arenas, _checkpoint(on_card=on_card), lengths[:1], plan)
 
 
 def serve_vllm(*, on_card: bool) -> list[Figure]:
@@ -138,8 +171,8 @@ def serve_vllm(*, on_card: bool) -> list[Figure]:
     command = str(beside_python) if beside_python.exists() else shutil.which("vllm")
     if command is None or not on_card:
         raise Skipped("vLLM is not installed" if command is None else "vLLM is measured on a card only")
-    model_dir = checkpoint("7b", "float16", CACHE_DIR, device="cuda")
-    return served(System(VLLM, (command, *VLLM_FLAGS), "/health", "/v1/completions"), model_dir, *_load(on_card=True))
+    vllm = System(VLLM, (command, *VLLM_FLAGS), "/health", "/v1/completions", environment={"VLLM_NO_USAGE_STATS": "1"})
+    return served(vllm, _checkpoint(on_card=True), *_load(on_card=True))
 
 
 def _load(*, on_card: bool) -> tuple[Sequence[int], Plan]:
@@ -154,10 +187,11 @@ def steps(*, on_card: bool) -> dict[str, Callable[[], Any]]:
     # The suite runs all tests with stand-ins; the rehearsal needs one that is quick.
     tests = TESTS if on_card else {"tests": ("test_attention.py", "prompt_chunks")}
     others: dict[str, Callable[..., Any]] = {
-        "8. memcheck": check_memory,
         "decode limits": decode_limits,
         "serve ours": serve_ours,
+        "serve ours, 8 arenas": serve_arenas,
         "serve vLLM": serve_vllm,
+        "memcheck": check_memory,  # last: it takes minutes
     }
     return {
         **{title: functools.partial(run_tests, *tests[title], on_card=on_card) for title in tests},
@@ -165,9 +199,13 @@ def steps(*, on_card: bool) -> dict[str, Callable[[], Any]]:
     }
 
 
-def run(all_steps: dict[str, Callable[[], Any]]) -> list[Figure]:
-    """Run each step; return for each its outcome, seconds and figures, or why it failed or was skipped."""
-    done = []
+def run(all_steps: dict[str, Callable[[], Any]], write: Callable[[Sequence[Figure]], None]) -> list[Figure]:
+    """Run each step; return for each its outcome, seconds and figures, or why it failed or was skipped.
+
+    Args:
+        write: writes the results so far: a machine that is lent for minutes may be taken back before the last step.
+    """
+    done: list[Figure] = []
     for title, work in all_steps.items():
         report.progress.print(title)
         began_s, result = time.monotonic(), {}
@@ -179,6 +217,7 @@ def run(all_steps: dict[str, Callable[[], Any]]) -> list[Figure]:
             outcome, result = "failed", {"reason": f"{type(error).__name__}: {error}"}
         done.append({"step": title, "outcome": outcome, "seconds": round(time.monotonic() - began_s, 1), **result})
         report.progress.print(f"  {outcome} {result.get('reason', '')}", markup=False)
+        write(done)
     return done
 
 
@@ -241,10 +280,13 @@ def main() -> int:
     stop_children_on_sigterm()
     OUT.mkdir(exist_ok=True)
     machine = report.machine()
-    done = run(steps(on_card=on_card))
-    (OUT / "gpu.json").write_text(json.dumps({"machine": machine, "steps": report.rounded(done)}, indent=1) + "\n")
-    (OUT / "gpu.md").write_text(text := markdown(machine, done))
-    print(text)
+
+    def write(done: Sequence[Figure]) -> None:
+        (OUT / "gpu.json").write_text(json.dumps({"machine": machine, "steps": report.rounded(done)}, indent=1) + "\n")
+        (OUT / "gpu.md").write_text(markdown(machine, done))
+
+    done = run(steps(on_card=on_card), write)
+    print((OUT / "gpu.md").read_text())
     return int(any(step["outcome"] == "failed" for step in done))
 
 

@@ -83,12 +83,16 @@ class Program:
             time.sleep(0.01)
         raise StartFailed(f"No 200 on {path} within {limit_s:.0f} s. {self.log_end()}")
 
-    def wait_for_exit(self, limit_s: float) -> float:
-        """Return the seconds until it exited by itself; another exit code than 0 is an error."""
+    def exit_code(self, limit_s: float) -> int:
+        """Wait until it has exited by itself."""
         try:
-            code = self._process.wait(timeout=limit_s)
+            return self._process.wait(timeout=limit_s)
         except subprocess.TimeoutExpired:
             raise StartFailed(f"Still running after {limit_s:.0f} s. {self.log_end()}") from None
+
+    def wait_for_exit(self, limit_s: float) -> float:
+        """Return the seconds until it exited by itself; another exit code than 0 is an error."""
+        code = self.exit_code(limit_s)
         if code != 0:
             raise StartFailed(f"Exited with {code}. {self.log_end()}")
         return time.perf_counter() - self.started_s

@@ -111,6 +111,7 @@ def measure(plan: Plan) -> list[Figure]:
     report.progress.print(f"roofline: {plan.shape} on {plan.device}")
     bandwidth = _bytes_per_s(plan.device)
     torch.set_grad_enabled(False)
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False  # as the server does
     model: Any = random_mistral(plan.shape, getattr(torch, plan.dtype), plan.device)
     # Counted before `pack`, which turns parameters into oneDNN's own format.
     weight_bytes = sum(p.nbytes for p in model.parameters()) - model.model.embed_tokens.weight.nbytes
@@ -127,6 +128,7 @@ def measure(plan: Plan) -> list[Figure]:
 
 def _decode(model: Any, context: int, plan: Plan, weight_bytes: int, bandwidth: dict[str, float]) -> Iterator[Figure]:
     """Yield the rate of each batch size whose keys and values fit into memory."""
+    torch.cuda.empty_cache()  # the allocator keeps the last KV cache, and the device calls that memory used
     max_len = context + plan.steps + 8
     token_bytes = kv_bytes_per_token(model.config, model.dtype)
     fits = [n for n in plan.batch_sizes if n * max_len * token_bytes < 0.85 * free_bytes(model.device)]

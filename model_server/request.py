@@ -120,6 +120,11 @@ class TokenMatcher(Protocol):
         """False while every token is allowed."""
         ...
 
+    @property
+    def first_mask(self) -> bytes | None:
+        """The mask of the grammar's first token, as `fill_all` writes it; None behind it or if it is not known."""
+        ...
+
     def accept(self, token_id: int) -> None:
         """Advance by a token of the answer.
 

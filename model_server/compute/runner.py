@@ -78,9 +78,9 @@ class Runner:
             )
             graphs = DecodeGraphs(self.decoder, self.kv_cache, max_batch_size, num_splits)
             graphs.capture()
-        except torch.AcceleratorError:
-            raise
         except RuntimeError as error:
+            if isinstance(error, torch.AcceleratorError):  # also raised by what a capture does not permit
+                torch.cuda.synchronize()  # raises the error again if the device is broken
             log.warning("decode steps run without CUDA graphs, more slowly: %s", str(error).strip().splitlines()[0])
             self.missing_features.append("cuda_graphs")
             return

@@ -1,13 +1,15 @@
 """Which tokens the sequences with a grammar may take in a step.
 
-A worker thread fills the masks while the batch's thread computes the forward. Leaves out how a grammar is compiled and
-matched (`text/grammar.py`) and how a token is chosen (`sampling.py`).
+Worker threads fill the masks while the batch's thread computes the forward. Leaves out how a grammar is compiled and
+matched (`text/grammar.py`), which sequences wait for their mask (`engine/grammar_masks.py`) and how a token is chosen
+(`sampling.py`).
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -71,29 +73,77 @@ def only_allowed(scores: Tensor, masked_logits: Tensor) -> Tensor:
     return torch.where(has_token, scores, masked_logits)
 
 
+@dataclass(frozen=True, slots=True)
+class FilledMasks:
+    """The end of one call that fills masks."""
+
+    errors: Mapping[int, ServeError]
+    """The masks that could not be computed, by position in the call; every token is allowed there."""
+    cpu_s: float
+    """What the call took the thread that made it."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PendingMask:
+    """The mask of one sequence for its next token; it may not be filled yet."""
+
+    words: Tensor
+    """A row of 32-bit words on the host."""
+    filled: Future[FilledMasks]
+    """The call that fills it, perhaps together with others."""
+    position: int = 0
+    """Its position in the call."""
+
+    @property
+    def done(self) -> bool:
+        return self.filled.done()
+
+
 class TokenMaskFiller:
-    """Fills the masks of a step in a thread beside the forward."""
+    """Fills masks in threads beside the forward."""
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self._num_words = _num_words(vocab_size)
         self._pin = device.type == "cuda"
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="token-mask")
+        self._together = ThreadPoolExecutor(1, thread_name_prefix="token-mask")
+        self._apart = ThreadPoolExecutor(1, thread_name_prefix="slow-token-mask")
 
-    def start(self, matchers: Sequence[TokenMatcher | None]) -> Future[TokenMask] | None:
-        """Start to fill the masks of a step's sequences; return None if all of them may take every token.
+    def start(self, matchers: Sequence[TokenMatcher]) -> list[PendingMask]:
+        """Start to fill the masks of several matchers in one call. They must not be used until it is done."""
+        return self._start(matchers, self._together)
 
-        The matchers must not be used until the result is there.
-        """
-        constrained = {i: m for i, m in enumerate(matchers) if m is not None and m.active}
-        return self._worker.submit(self._fill, constrained) if constrained else None
+    def start_apart(self, matcher: TokenMatcher) -> PendingMask:
+        """Start to fill one mask in a call of its own, so that those of `start` do not wait for it."""
+        return self._start([matcher], self._apart)[0]
 
-    def _fill(self, matchers: Mapping[int, TokenMatcher]) -> TokenMask:
-        words = _words(len(matchers), self._num_words, pin=self._pin)
-        failures = _fill_all([*matchers.values()], words)
-        words[[*failures]] = -1
-        indices = [*matchers]
-        errors = {indices[position]: error for position, error in failures.items()}
-        return TokenMask(indices, words.view(torch.uint8), errors)
+    def join(self, masks: Mapping[int, PendingMask]) -> TokenMask | None:
+        """Wait for the masks of a step, by index into its sampled sequences, and return them together."""
+        if not masks:
+            return None
+        calls = {i: mask.filled.result() for i, mask in masks.items()}
+        words = _words(len(masks), self._num_words, pin=self._pin)
+        torch.stack([mask.words for mask in masks.values()], out=words)
+        errors = {i: call.errors[masks[i].position] for i, call in calls.items() if masks[i].position in call.errors}
+        return TokenMask([*masks], words.view(torch.uint8), errors)
+
+    def _start(self, matchers: Sequence[TokenMatcher], worker: ThreadPoolExecutor) -> list[PendingMask]:
+        words = _words(len(matchers), self._num_words)
+        filled = worker.submit(_fill, matchers, words)
+        return [PendingMask(row, filled, i) for i, row in enumerate(words)]
+
+
+def known_mask(words: bytes) -> PendingMask:
+    """Return a mask that is filled already."""
+    filled: Future[FilledMasks] = Future()
+    filled.set_result(FilledMasks({}, cpu_s=0))
+    return PendingMask(torch.frombuffer(bytearray(words), dtype=torch.int32), filled)
+
+
+def _fill(matchers: Sequence[TokenMatcher], words: Tensor) -> FilledMasks:
+    began_s = time.thread_time()
+    errors = _fill_all(matchers, words)
+    words[[*errors]] = -1
+    return FilledMasks(errors, time.thread_time() - began_s)
 
 
 def _fill_all(matchers: Sequence[TokenMatcher], words: Tensor) -> Mapping[int, ServeError]:
@@ -112,5 +162,5 @@ def _num_words(vocab_size: int) -> int:
     return (vocab_size + 31) // 32
 
 
-def _words(num_sequences: int, num_words: int, *, pin: bool) -> Tensor:
+def _words(num_sequences: int, num_words: int, *, pin: bool = False) -> Tensor:
     return torch.empty((num_sequences, num_words), dtype=torch.int32, pin_memory=pin)

@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Sized
-from concurrent.futures import Future
 from contextlib import AbstractContextManager
 
 import torch
@@ -20,9 +19,10 @@ from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.runner import Runner
 from model_server.compute.sampling import sample
 from model_server.compute.sequence_sampler import sequence_sampler
-from model_server.compute.token_mask import TokenMask, TokenMaskFiller
+from model_server.compute.token_mask import TokenMaskFiller
 from model_server.engine.config import EngineConfig
 from model_server.engine.fault_isolation import OUT_OF_MEMORY, isolate_faults
+from model_server.engine.grammar_masks import GrammarMasks
 from model_server.engine.outputs.output import finish_reason, finish_with_error
 from model_server.engine.outputs.output_queue import OutputQueue, PendingToken
 from model_server.engine.outputs.prompt_logprobs import launch_prompt_logprobs, read_prompt_logprobs
@@ -69,7 +69,7 @@ class BatchLoop:
         self._wake = wake
         self._on_release = on_release
         self._clock = clock
-        self._masks = TokenMaskFiller(runner.model.config.vocab_size, runner.model.device)
+        self._masks = GrammarMasks(TokenMaskFiller(runner.model.config.vocab_size, runner.model.device))
         self._generator = torch.Generator(runner.model.device)
         self._generator.seed()
 
@@ -87,6 +87,8 @@ class BatchLoop:
     def step(self) -> None:
         """Run one step for all sequences."""
         batch = self.plan()
+        if not batch:
+            return
         try:
             for _, (step, tokens) in isolate_faults(batch, self._compute, self._fail_in_step):
                 self.advance_prefill(step.batch)
@@ -96,8 +98,11 @@ class BatchLoop:
         self.flush_output()
 
     def plan(self) -> Batch:
-        """Plan a step: every sequence that has its prompt decodes, the others prefill by the scheduler's policy."""
-        decoding = [s for s in self.scheduler.sequences if s.decoding]
+        """Plan a step: every sequence that has its prompt decodes, the others prefill by the scheduler's policy.
+
+        It is empty if every sequence of the batch waits for the mask of its grammar.
+        """
+        decoding = [s for s in self.scheduler.sequences if s.decoding and not s.sits_out]
         prefill = self._prefill.plan()
         drafts = plan_drafts(
             decoding,
@@ -105,24 +110,32 @@ class BatchLoop:
             max_tokens=self.scheduler.max_prefill_tokens_per_step - sum(chunk.num_tokens for chunk in prefill),
         )
         drafting = {draft.sequence for draft in drafts}
-        return Batch([s for s in decoding if s not in drafting], prefill, drafts)
+        batch = Batch([s for s in decoding if s not in drafting], prefill, drafts)
+        if not batch:
+            self.flush_output()
+            self._masks.wait(self.scheduler.sequences)
+        return batch
 
     def launch(self, batch: Batch) -> InFlightStep:
         """Launch a step whose tokens are all known on the host."""
-        masks = self._start_masks(batch)
+        self._masks.start(batch.sampled)
         decode = [TokenRange(s.kv_offset, s.kv_len, s.output_ids[-1:]) for s in batch.decode]
         logits = self.runner.forward(decode, batch.ranges, batch.logit_indices)
         self.flush_output()  # on an accelerator, while the forward runs
-        return self.sample(batch, logits, masks)
+        return self.sample(batch, logits)
 
-    def sample(self, batch: Batch, logits: Tensor, masks: Future[TokenMask] | None = None) -> InFlightStep:
-        """Sample a token for each of `batch.sampled` from the logits of a forward."""
+    def sample(self, batch: Batch, logits: Tensor) -> InFlightStep:
+        """Sample a token for each of `batch.sampled` from the logits of a forward; leave out those that sit out."""
+        late = self._masks.late(batch)
+        if late:
+            batch, logits = batch.without(late, logits)
         samplers = [sequence.sampler for sequence in batch.sampled]
         # Sampling comes last: it appends to histories, and a step that fails before can be run again.
         prompt_logprobs = launch_prompt_logprobs(batch, logits)
-        mask = None if masks is None else masks.result()
-        sampled = sample(logits[: len(samplers)], samplers, self._generator, mask)
-        return InFlightStep(batch, sampled, prompt_logprobs, logits[len(logits) - batch.num_drafted :])
+        sampled = sample(logits[: len(samplers)], samplers, self._generator, self._masks.of(batch.sampled))
+        # A view, also an empty one, would keep all logits on the device while the next step runs.
+        drafted = logits[-batch.num_drafted :] if batch.num_drafted else logits.new_empty((0, logits.shape[-1]))
+        return InFlightStep(batch, sampled, prompt_logprobs, drafted)
 
     def advance_prefill(self, batch: Batch) -> None:
         """Note that a step's prompt chunks are computed, or will be before whatever is launched later."""
@@ -148,6 +161,7 @@ class BatchLoop:
                 self.fail(sequence, error)
         if batch.drafts:
             verify_drafts(step, self._sample_and_read, self.process_outputs)
+        self._masks.start(batch.sampled)
 
     def flush_output(self) -> None:
         """Write the pending tokens' output and release the sequences that it ends."""
@@ -199,11 +213,9 @@ class BatchLoop:
         if self.runner.kv_cache.release_unused():
             self._prefill.clear()
 
-    def _start_masks(self, batch: Batch) -> Future[TokenMask] | None:
-        return self._masks.start([sequence.request.matcher for sequence in batch.sampled])
-
     def _sample_and_read(self, batch: Batch, logits: Tensor) -> tuple[InFlightStep, list[int | ServeError]]:
-        step = self.sample(batch, logits, self._start_masks(batch))
+        self._masks.start(batch.sampled)
+        step = self.sample(batch, logits)
         return step, step.sampled.read()
 
     def _compute(self, batch: Batch) -> tuple[InFlightStep, list[int | ServeError]]:

@@ -61,6 +61,8 @@ class OverlappedBatchLoop(BatchLoop):
 
     def _step_synchronously(self) -> None:
         whole = self.plan()
+        if not whole:
+            return
 
         def compute(batch: Batch) -> tuple[InFlightStep, list[int | ServeError]] | None:
             """Return a step and its tokens, or None if it is left in flight."""

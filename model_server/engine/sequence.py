@@ -12,6 +12,7 @@ from model_server.request import Request
 
 if TYPE_CHECKING:
     from model_server.compute.sequence_sampler import SequenceSampler
+    from model_server.compute.token_mask import PendingMask
 
 
 class SequenceStatus(enum.Enum):
@@ -39,6 +40,10 @@ class Sequence:
     sampler: SequenceSampler = field(init=False)
     lookup: PromptLookup | None = None
     """Guesses its next tokens, if the request asks for it."""
+    mask: PendingMask | None = None
+    """Which tokens its grammar allows next; None if it has no grammar, or its mask is not started."""
+    mask_is_slow: bool = False
+    """Its mask was late or took long: it is filled apart from those of others, and steps go on without it."""
     writer: OutputWriter = field(init=False)
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0
@@ -77,6 +82,11 @@ class Sequence:
         return self.request.matcher is not None or (self.lookup is not None and self.lookup.is_confident)
 
     @property
+    def sits_out(self) -> bool:
+        """No step is planned with it before its mask is filled."""
+        return self.mask_is_slow and self.mask is not None and not self.mask.done
+
+    @property
     def cached_ids(self) -> list[int]:
         """The tokens whose keys and values are in the KV cache."""
         return [*self.request.prompt_ids[: self.num_computed_tokens], *self.output_ids[:-1]]
@@ -109,6 +119,7 @@ class Sequence:
             ServeError: the sequence's grammar cannot go on.
         """
         self.output_ids.append(token_id)
+        self.mask = None
         if self.request.matcher is not None:
             self.request.matcher.accept(token_id)
         if self.lookup is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Sized
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from model_server.compute.gpu.host_device import to_device
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.logprobs import TokenLogprobs
 from model_server.compute.sampling import SampledTokens
@@ -105,6 +107,19 @@ class Batch:
             if chunk.completes_prompt:
                 sampled.append(end - 1)
         return sampled + prompt_logprobs + drafted
+
+    def without(self, late: Collection[Sequence], logits: Tensor) -> tuple[Batch, Tensor]:
+        """Return the step without some of its decoding sequences, and its logits without theirs."""
+        kept = Batch(
+            [s for s in self.decode if s not in late], self.prefill, [d for d in self.drafts if d.sequence not in late]
+        )
+        num_sampled, first_drafted = len(self.sampled), len(logits) - self.num_drafted
+        rows = [i for i, s in enumerate(self.sampled) if s not in late] + [*range(num_sampled, first_drafted)]
+        for draft in self.drafts:
+            drafted = range(first_drafted, first_drafted + len(draft.token_ids))
+            rows += drafted if draft.sequence not in late else ()
+            first_drafted = drafted.stop
+        return kept, logits[to_device(rows, logits.device, torch.long)]
 
     def halves(self) -> tuple[Batch, Batch]:
         """Return two batches that compute the same."""

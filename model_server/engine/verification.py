@@ -51,3 +51,5 @@ def verify_drafts(
             logger.warning("guessed tokens could not be verified", exc_info=True)
             return
         process_outputs(following, tokens)
+        sampled = set(following.batch.sampled)  # the others sit out: the mask of their next token is late
+        right = [(draft, index) for draft, index in right if draft.sequence in sampled]

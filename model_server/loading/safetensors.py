@@ -108,6 +108,8 @@ def _read_one(fd: int, stored: StoredTensor, target: Tensor) -> Iterator[int]:
         yield _read_bytes(fd, part.view(torch.uint8), stored.start + first * stored.dtype.itemsize)
         if between is not None and stored.dtype.itemsize == 2:
             part = between[: len(part)].copy_(part)
+        elif not on_cpu and stored.dtype != target.dtype:  # converted there: `copy_` would convert it on the host
+            part = part.to(target.device)
         flat[first : first + len(part)].copy_(part)
 
 

@@ -27,6 +27,9 @@ MAX_CHOICES = 1000
 CACHE_SIZE = 64
 """Compiled grammars kept, the least recently used one dropped first."""
 
+MAX_COMPILATIONS = 2
+"""Grammars compiled at once, each in one thread: while one takes long, another compiles."""
+
 WHITESPACE = r"[ \t\r\n]{0,64}"
 """Between the tokens of JSON. Bounded, because some models write white space without end."""
 
@@ -90,9 +93,13 @@ class GrammarSpec:
 class Matcher:
     """Where one sequence stands in its grammar. Used by one thread at a time."""
 
-    def __init__(self, matcher: LLMatcher, field: str, wake_token_id: int | None = None) -> None:
+    def __init__(
+        self, matcher: LLMatcher, field: str, wake_token_id: int | None = None, first_mask: bytes | None = None
+    ) -> None:
         self.field = field
         """The request field that the grammar came in."""
+        self.first_mask = first_mask
+        """The mask at the start of the grammar; None behind it."""
         self._matcher = matcher
         self._wake_token_id = wake_token_id
 
@@ -111,6 +118,7 @@ class Matcher:
             if token_id == self._wake_token_id:
                 self._wake_token_id = None
             return
+        self.first_mask = None
         if not self._matcher.is_stopped() and not self._matcher.consume_token(token_id):
             raise self._too_complex()
 
@@ -153,8 +161,9 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._eos_token_ids = list(eos_token_ids)
         self._tokenizer: LLTokenizer | None = None
-        self._compiled: OrderedDict[GrammarSpec, LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[GrammarSpec, tuple[LLMatcher, bytes]] = OrderedDict()
         self._lock = threading.Lock()
+        self._building = threading.Semaphore(MAX_COMPILATIONS)
 
     def compile(self, spec: GrammarSpec, *, wake_token_id: int | None = None) -> Matcher:
         """Return a matcher at the start of the grammar.
@@ -173,18 +182,19 @@ class GrammarCompiler:
             compiled = self._compiled.get(spec)
             if compiled is not None:
                 self._compiled.move_to_end(spec)
-                return Matcher(compiled.deep_copy(), field, wake_token_id)
+                return Matcher(compiled[0].deep_copy(), field, wake_token_id, compiled[1])
             tokenizer = self._tokenizer or self._read_tokenizer()
-        compiled = LLMatcher(tokenizer, _source(spec), log_level=0, limits=_LIMITS)
-        if not compiled.is_error():
-            compiled.compute_bitmask()  # a grammar that no text fits fails here
-        if compiled.is_error():
-            raise BadRequest(f"{field}: {_reason(compiled)}", field=field)
+        with self._building:
+            matcher = LLMatcher(tokenizer, _source(spec), log_level=0, limits=_LIMITS)
+            first_mask = b"" if matcher.is_error() else matcher.compute_bitmask()
+        if matcher.is_error():  # a grammar that no text fits fails at its first mask
+            raise BadRequest(f"{field}: {_reason(matcher)}", field=field)
         with self._lock:
-            self._compiled[spec] = compiled
+            first_mask = first_mask[: (self._vocab_size + 31) // 32 * 4]
+            self._compiled[spec] = matcher, first_mask
             if len(self._compiled) > CACHE_SIZE:
                 self._compiled.popitem(last=False)
-            return Matcher(compiled.deep_copy(), field, wake_token_id)
+            return Matcher(matcher.deep_copy(), field, wake_token_id, first_mask)
 
     def _read_tokenizer(self) -> LLTokenizer:
         self._tokenizer = LLTokenizer(

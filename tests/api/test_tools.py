@@ -128,11 +128,17 @@ def test_a_stream_put_together_is_the_whole_answer(client: openai.OpenAI, logpro
         assert tokens[0] == "[TOOL_CALLS]"
 
 
-def test_openais_own_stream_helper_reads_the_calls(client: openai.OpenAI) -> None:
+def test_openais_own_stream_helper_reads_the_calls_and_sends_them_back(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(
         model=MODEL, messages=MESSAGES, tools=TOOLS, tool_choice=NAMED, seed=4
     ) as stream:
-        check(stream.get_final_completion().choices[0].message.tool_calls)
+        message = stream.get_final_completion().choices[0].message
+    check(message.tool_calls)
+
+    results = [{"role": "tool", "tool_call_id": call.id, "content": "20 degrees"} for call in message.tool_calls]
+    again = chat(client, messages=[*MESSAGES, message, *results], max_tokens=4)
+
+    assert again.choices[0].finish_reason in ("stop", "length", "tool_calls")
 
 
 def test_a_cut_call_says_length_and_keeps_what_there_is(client: openai.OpenAI) -> None:

@@ -56,6 +56,13 @@ def test_the_base_is_the_official_slim_python_and_can_be_pinned_by_digest() -> N
     assert stages()["server"].base == stages()["dependencies"].base == "${PYTHON_IMAGE}${PYTHON_DIGEST}"
 
 
+def test_the_gpus_driver_is_found_where_gke_mounts_it() -> None:
+    """`/usr/local/nvidia/lib64` is not where the loader looks, and GKE has no NVIDIA container toolkit that adds it."""
+    (environment,) = stages()["server"].all("ENV")
+
+    assert "LD_LIBRARY_PATH=/usr/local/nvidia/lib64" in environment.split()
+
+
 def test_dependencies_have_a_layer_that_a_change_of_the_code_leaves_alone() -> None:
     assert stages()["dependencies"].all("COPY") == ["requirements.lock ./"]
     words = [f"{word} {rest}" for word, rest in stages()["server"].instructions]

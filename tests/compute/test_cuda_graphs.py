@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from model_server.compute.fused_linear import fuse
-from model_server.compute.gpu.cuda_graphs import DecodeGraphs, batch_sizes
+from model_server.compute.gpu.cuda_graphs import DecodeGraphs, StaticStep, batch_sizes
+from model_server.compute.gpu.streams import HIGH_PRIORITY
 from model_server.compute.kv_cache import contiguous
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.kv_cache.contiguous import ContiguousKVCache
@@ -61,6 +62,14 @@ def test_all_graphs_are_captured_on_one_side_stream(runner: Runner) -> None:
     assert cuda.Stream.made == 1
 
 
+def test_graphs_have_the_priority_of_the_batchs_stream(runner: Runner) -> None:
+    """A graph on the batch's stream would else be scheduled as the fallback's kernels are."""
+    runner.capture_graphs(2)
+
+    assert runner.graphs is not None
+    assert [step._graph.priority for step in runner.graphs.steps] == [HIGH_PRIORITY] * 2
+
+
 def test_replays_of_different_sizes_equal_plain_attention(runner: Runner) -> None:
     plain = make_runner(flash=False)
     runner.capture_graphs(8)
@@ -82,16 +91,18 @@ def test_tokens_on_the_device_replace_those_of_the_host(runner: Runner) -> None:
 
 
 def failing(error: Exception) -> Any:
-    def capture(graphs: DecodeGraphs) -> None:
+    def capture(*args: object) -> None:
         raise error
 
     return capture
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, torch.AcceleratorError])
 def test_failed_capture_is_a_warning_and_steps_run_without_graphs(
-    runner: Runner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: type[RuntimeError]
 ) -> None:
-    monkeypatch.setattr(DecodeGraphs, "capture", failing(RuntimeError("operation not permitted\nmore")))
+    """PyTorch raises an AcceleratorError for every error of CUDA, whether the device goes on or not."""
+    monkeypatch.setattr(DecodeGraphs, "capture", failing(kind("operation not permitted\nmore")))
 
     runner.capture_graphs(4)
 
@@ -101,8 +112,24 @@ def test_failed_capture_is_a_warning_and_steps_run_without_graphs(
     assert runner.missing_features == ["cuda_graphs"]
 
 
+def test_allocator_is_told_that_a_failed_capture_has_ended(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`CUDAGraph.capture_end` raises before it tells the allocator, which then fails when it has to free memory."""
+    ended: list[tuple[int, tuple[int, int]]] = []
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *args: ended.append(args))
+    monkeypatch.setattr(StaticStep, "capture", failing(torch.AcceleratorError("operation not permitted")))
+
+    runner.capture_graphs(4)
+
+    assert runner.graphs is None
+    assert ended == [(0, (0, 1))]
+
+
 def test_broken_device_stops_the_start(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise torch.AcceleratorError("illegal memory access")
+
     monkeypatch.setattr(DecodeGraphs, "capture", failing(torch.AcceleratorError("illegal memory access")))
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
 
     with pytest.raises(torch.AcceleratorError):
         runner.capture_graphs(4)

@@ -31,4 +31,4 @@ def test_a_value_that_the_operator_has_set_stays() -> None:
 
     environment.set_defaults(environ)
 
-    assert environ == {**environment.DEFAULTS, "GOMP_SPINCOUNT": "7"}
+    assert environ["GOMP_SPINCOUNT"] == "7"

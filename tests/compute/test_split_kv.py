@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,20 +16,23 @@ from model_server.compute.gpu.cuda_graphs import DecodeGraphs
 from model_server.compute.kv_cache import contiguous
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.kv_cache.contiguous import ContiguousKVCache
-from model_server.compute.kv_cache.split_kv import choose_num_splits
+from model_server.compute.kv_cache.split_kv import choose_num_splits, measure_on_gpu
+from tests.support.cuda import Event, FakeCuda
 from tests.support.flash_attention import documented_varlen_attn
 from tests.support.tiny_model import tiny_mistral
 
 
 class Kernel:
-    """The documented kernel; remembers its last number of splits, and can be wrong for one."""
+    """The documented kernel; remembers its numbers of splits and its offsets, and can be wrong for one number."""
 
     def __init__(self, wrong: int | None = None) -> None:
         self.num_splits: list[int | None] = []
+        self.offsets: list[int] = []
         self.wrong = wrong
 
     def __call__(self, *args: Any, num_splits: int | None = None, **options: Any) -> Tensor:
         self.num_splits.append(num_splits)
+        self.offsets = args[4][:-1].tolist()
         out = documented_varlen_attn(*args, num_splits=num_splits, **options)
         return out + 1 if num_splits is not None and num_splits == self.wrong else out
 
@@ -87,6 +91,45 @@ def test_kernel_that_cannot_split_is_left_to_itself(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(contiguous, "varlen_attn", refusing)
 
     assert choose_num_splits(make_cache(), [2], 4, measure_ms=lambda call: 1.0) == {2: None}
+
+
+def test_order_in_which_a_gpu_writes_tokens_changes_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU `index_put_` keeps any value of an index that occurs twice; here the first call keeps another."""
+    kernel = Kernel()
+    monkeypatch.setattr(contiguous, "varlen_attn", kernel)
+    in_order, write = itertools.chain([True], itertools.repeat(False)), torch.Tensor.index_put_
+
+    def unordered(memory: Tensor, indices: tuple[Tensor], values: Tensor) -> Tensor:
+        if next(in_order):
+            return write(memory, indices, values)
+        return write(memory, (indices[0].flip(0),), values.flip(0))
+
+    monkeypatch.setattr(torch.Tensor, "index_put_", unordered)
+    times_ms = {None: 1.0, 2: 0.9, 4: 0.1, 8: 1.2}
+
+    assert choose_num_splits(make_cache(), [4], 4, measure_ms=timed(kernel, times_ms)) == {4: 4}
+
+
+def test_sequences_that_are_measured_read_keys_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel()
+    monkeypatch.setattr(contiguous, "varlen_attn", kernel)
+
+    choose_num_splits(make_cache(), [4], 4, measure_ms=timed(kernel, dict.fromkeys((None, 2, 4, 8), 1.0)))
+
+    assert len(set(kernel.offsets)) == 4
+
+
+def test_timed_calls_are_launched_while_the_device_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCuda(monkeypatch)
+    order: list[str] = []
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: order.append("sleep"))
+    monkeypatch.setattr(Event, "record", lambda event: order.append("record"))
+    monkeypatch.setattr(Event, "synchronize", lambda event: order.append("wait"))
+
+    measure_on_gpu(lambda: order.append("call"))
+
+    timed_part = order[order.index("sleep") :]
+    assert timed_part == ["sleep", "record", *["call"] * 20, "record", "wait"]
 
 
 def test_sliding_window_is_never_split(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,3 +106,14 @@ def test_batch_of_every_kind_waits_only_for_its_tokens(loop: OverlappedBatchLoop
 
     assert [one.num_output_tokens for one in requests] == [6] * len(kinds)
     assert longest_run_of_launches(happened) == 2
+
+
+def test_step_in_flight_holds_no_logits_on_the_device(loop: OverlappedBatchLoop) -> None:
+    """The largest step is measured alone: those of the step before, 32,000 numbers a token, would come on top."""
+    loop.scheduler.waiting.append(request(4, range(100), sampling={"generate": GREEDY, "prompt_logprobs": True}))
+    loop.admit(threading.Lock())
+
+    loop.step()
+
+    assert loop.in_flight is not None
+    assert loop.in_flight.drafted_logits.untyped_storage().nbytes() == 0

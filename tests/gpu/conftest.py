@@ -21,6 +21,7 @@ from model_server.loading import loader
 from tests.support.cuda import FakeCuda
 from tests.support.flash_attention import documented_varlen_attn
 
+A10G_BYTES, CONTEXT_BYTES = 22_731 * 2**20, 450 * 2**20
 NO_CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
 
@@ -40,6 +41,24 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 def figure(record_property: Callable[[str, object], None]) -> Callable[[str, Any], None]:
     """Record a measured value, by name: `make gpu` writes it into its results."""
     return lambda name, value: record_property(name, json.dumps(value))
+
+
+@pytest.fixture
+def memory(request: pytest.FixtureRequest, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """All of the card's memory, or no more than an A10G has beside a CUDA context, with its size of prompt chunks."""
+    name: str = request.param
+    if name == "the card's memory" or device.type == "cpu":
+        yield name
+        return
+    torch.cuda.reset_peak_memory_stats()
+    num_bytes, total_bytes = A10G_BYTES - CONTEXT_BYTES, torch.cuda.mem_get_info()[1]
+    if total_bytes < A10G_BYTES:
+        pytest.skip("this card has less memory than an A10G")
+    torch.cuda.set_per_process_memory_fraction(num_bytes / total_bytes)
+    monkeypatch.setattr(loader, "free_bytes", lambda device: num_bytes - torch.cuda.memory_reserved(device))
+    monkeypatch.setattr(loader, "max_prefill_tokens", lambda device: 512)
+    yield name
+    torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import asyncio
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -21,13 +22,14 @@ from model_server.compute.kv_cache.budget import KVCacheBudget
 from model_server.compute.runner import Runner
 from model_server.engine.config import EngineConfig
 from model_server.engine.overlap import OverlappedBatchLoop
-from model_server.loading.loader import max_prefill_tokens
+from model_server.loading import loader
 from model_server.request import Request
 from tests.support.engine_requests import GREEDY, SLOW_BEAMS, MakeEngine, events, request
 
 LoadRunner = Callable[[int, int], tuple[Runner, KVCacheBudget]]
 Figure = Callable[[str, Any], None]
-KERNELS_OF_A_LAYER, OTHER_KERNELS = 18, 30
+KERNELS_OF_A_LAYER, OTHER_KERNELS = 13 + 4 * 2, 30
+"""A matmul of few rows may take cuBLAS two kernels: one for parts of the sum and one that adds them."""
 MAX_LAG_S = 0.02
 
 
@@ -36,7 +38,7 @@ def prompt(runner: Runner, num_tokens: int) -> list[int]:
 
 
 def sizes(runner: Runner) -> dict[str, int]:
-    chunk = max_prefill_tokens(runner.model.device)
+    chunk = loader.max_prefill_tokens(runner.model.device)
     return {"max_prefill_tokens_per_step": chunk, "max_prefill_tokens_when_idle": max(512, chunk)}
 
 
@@ -90,8 +92,9 @@ async def events_of(engine: Any, *requests: Request) -> None:
         assert isinstance(answer, list), answer
 
 
+@pytest.mark.parametrize("memory", ["the card's memory", "an A10G's memory"], indirect=True)
 async def test_full_batch_beside_a_prompt_and_the_fallback_at_its_limit_fits_into_memory(
-    device: torch.device, load_runner: LoadRunner, make_engine: MakeEngine, figure: Figure
+    device: torch.device, memory: str, load_runner: LoadRunner, make_engine: MakeEngine, figure: Figure
 ) -> None:
     max_model_len = 4096 if device.type == "cuda" else 256
     batch_size = 32 if device.type == "cuda" else 4
@@ -109,11 +112,18 @@ async def test_full_batch_beside_a_prompt_and_the_fallback_at_its_limit_fits_int
     beam_tokens = min(max_model_len, budget.max_fallback_tokens // 4)
     beams = request(8, prompt(runner, beam_tokens - 8), sampling={"generate": SLOW_BEAMS})
 
+    failed_before = failed_allocations(device)
     await events_of(engine, *batch, beams)
 
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+    figure(f"peak of {memory}, GB", round(peak / 1e9, 2))
+    figure(f"KV cache in {memory}, tokens", budget.num_tokens)
+    assert failed_allocations(device) == failed_before
+
+
+def failed_allocations(device: torch.device) -> list[int]:
     stats = torch.cuda.memory_stats() if device.type == "cuda" else {}
-    figure("peak memory, GB", round(stats.get("allocated_bytes.all.peak", 0) / 1e9, 2))
-    assert [stats.get(name, 0) for name in ("num_ooms", "num_alloc_retries")] == [0, 0]
+    return [stats.get(name, 0) for name in ("num_ooms", "num_alloc_retries")]
 
 
 @pytest.mark.parametrize("batch_size", [1, 32])
@@ -137,17 +147,18 @@ def test_decode_step_launches_few_kernels_and_leaves_the_device_busy(
         for _ in range(4):
             loop.step()
         torch.cuda.synchronize()
-    kernels = sorted(
-        (e.time_range.start, e.time_range.end) for e in profiled.events() if e.device_type == DeviceType.CUDA
-    )
-    num_kernels = len(kernels) / 4
-    busy_us = sum(end - start for start, end in kernels)
-    total_us = max(end for _, end in kernels) - kernels[0][0] if kernels else 1
+    on_device = [e for e in profiled.events() if e.device_type == DeviceType.CUDA]
+    times = sorted((e.time_range.start, e.time_range.end) for e in on_device)
+    busy_us = sum(end - start for start, end in times)
+    total_us = max(end for _, end in times) - times[0][0] if times else 1
+    kernels = Counter(e.name for e in on_device if not e.name.startswith(("Memcpy", "Memset")))
+    num_kernels = kernels.total() / 4
     weight_bytes = sum(p.nbytes for p in runner.model.parameters()) - runner.model.model.embed_tokens.weight.nbytes
     figure(
         f"decode step, {batch_size} sequences",
         {
             "kernels": num_kernels,
+            "by name": {name[:60]: count / 4 for name, count in kernels.most_common(25)},
             "idle": round(1 - busy_us / total_us, 3),
             "weights, GB/s": round(4 * weight_bytes / total_us / 1e3, 1),
         },

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import threading
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from model_server.compute.runner import Runner
 from model_server.engine.config import EngineConfig
 from model_server.engine.overlap import OverlappedBatchLoop
 from model_server.request import Request, TextDelta
+from model_server.telemetry import metrics
 from tests.support.engine_requests import GREEDY, MakeEngine, beams, events, request
 from tests.support.tiny_model import tiny_mistral
 
@@ -25,6 +29,7 @@ KINDS: list[dict[str, Any]] = [
     {"generate": GREEDY},
     {"generate": GREEDY | {"eos_token_id": 200}},
     {"generate": GREEDY | {"repetition_penalty": 1.3}},
+    {"generate": GREEDY | {"prompt_lookup_num_tokens": 6, "repetition_penalty": 0.1}},
     {"generate": GREEDY, "logprobs": 3, "prompt_logprobs": True},
     {"generate": SAMPLED | {"top_k": 0}, "seed": 1},
     {"generate": SAMPLED | {"top_k": 40, "top_p": 0.9}, "seed": 2},
@@ -46,6 +51,17 @@ def make_runner(device: torch.device, *, flash: bool) -> Runner:
     return runner
 
 
+@contextlib.contextmanager
+def sync_debug_mode(mode: str) -> Iterator[None]:
+    with warnings.catch_warnings():  # PyTorch warns that the mode is a prototype, and warnings are errors here
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 def test_admission_steps_and_sampling_wait_for_nothing_but_tokens(
     device: torch.device, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -58,18 +74,17 @@ def test_admission_steps_and_sampling_wait_for_nothing_but_tokens(
     loop = OverlappedBatchLoop(make_runner(device, flash=True), config, wake=lambda requests: None)
     lock = threading.Lock()
     for mode in ("default", "error"):  # the first round loads kernels
-        requests = [request(6, range(5, 30 + 20 * i), sampling=kind) for i, kind in enumerate(KINDS)]
+        drafted = metrics.drafted_tokens_total._value.get()
+        requests = [request(16, [5 + i, 6 + i, 7 + i] * (8 + 6 * i), sampling=kind) for i, kind in enumerate(KINDS)]
         for one in requests:
             loop.scheduler.waiting.append(one)
-        torch.cuda.set_sync_debug_mode(mode)
-        try:
+        with sync_debug_mode(mode):
             loop.admit(lock)
             while loop.scheduler.sequences:
                 loop.step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
-        assert [one.num_output_tokens for one in requests] == [6] * len(KINDS)
+        assert [one.num_output_tokens for one in requests] == [16] * len(KINDS)
+        assert metrics.drafted_tokens_total._value.get() > drafted
     assert [record.getMessage() for record in caplog.records if record.levelno != logging.INFO] == []
 
 
@@ -79,7 +94,8 @@ async def generated(make_engine: MakeEngine, runner: Runner, kinds: list[dict[st
     engine = make_engine(runner.model, runner=runner, max_batch_size=8, max_queue_size=count)
     requests: list[Request] = []
     for i in range(count):
-        prompt = [*range(5, 5 + 20 * draw.randrange(3)), *draw.choices(range(5, 290), k=draw.randrange(1, 90))]
+        words = range(5, draw.choice((8, 290)))  # of three words some follow each other again and again
+        prompt = [*range(5, 5 + 20 * draw.randrange(3)), *draw.choices(words, k=draw.randrange(1, 90))]
         requests.append(request(draw.randrange(1, 24), prompt, sampling=draw.choice(kinds)) if i % 20 else beams(8))
     reading = []
     for one in requests:

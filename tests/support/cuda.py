@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -68,9 +69,12 @@ class _Recorder(TorchDispatchMode):
 
 
 class CUDAGraph:
+    """Its kernels keep the priority of the stream that they were captured on: torch instantiates it so."""
+
     def __init__(self) -> None:
         self.compute: Callable[[], None] | None = None
         self.num_replays = 0
+        self.priority: int
 
     def replay(self) -> None:
         assert self.compute is not None, "this graph was never captured"
@@ -93,6 +97,11 @@ def _tensors(value: Any) -> list[torch.Tensor]:
     return [t for v in value for t in _tensors(v)] if isinstance(value, list | tuple) else []
 
 
+def _set_sync_debug_mode(mode: str) -> None:
+    """Warn as `torch._C._cuda_set_sync_debug_mode` does."""
+    warnings.warn("Synchronization debug mode is a prototype feature", UserWarning, stacklevel=2)
+
+
 class FakeCuda:
     """Replaces what `cuda_graphs` and `host_device` use of `torch.cuda`."""
 
@@ -112,6 +121,7 @@ class FakeCuda:
             with recorder:
                 yield
             bound["cuda_graph"].compute = types.MethodType(_replay, recorder.calls)
+            bound["cuda_graph"].priority = bound["stream"].priority
 
         for name, double in {
             "Stream": Stream,
@@ -123,6 +133,8 @@ class FakeCuda:
             "set_stream": lambda stream: None,
             "synchronize": lambda device=None: None,
             "graph_pool_handle": lambda: (0, 1),
-            "set_sync_debug_mode": lambda mode: None,
+            "set_sync_debug_mode": _set_sync_debug_mode,
+            "current_device": lambda: 0,
+            "_sleep": lambda cycles: None,
         }.items():
             monkeypatch.setattr(torch.cuda, name, double)

@@ -152,6 +152,10 @@ class OnlyTokens:
         self._fill_error = fill_error
         self._accept_error_after = accept_error_after
 
+    @property
+    def first_mask(self) -> bytes | None:
+        return None
+
     def accept(self, token_id: int) -> None:
         self.accepted.append(token_id)
         if len(self.accepted) == self._accept_error_after:

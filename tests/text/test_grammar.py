@@ -141,6 +141,19 @@ def test_a_grammar_that_wakes_allows_everything_before_its_token():
     assert {TEXT.decode([token]) for token in allowed(matcher)} <= {"x"}
 
 
+def test_the_first_mask_is_known_from_the_compilation_until_a_token_is_accepted():
+    matcher = COMPILER.compile(regex("xy"), wake_token_id=7)
+    matcher.accept(100)
+    matcher.accept(7)
+    num_bytes = (VOCAB_SIZE + 31) // 32 * 4
+    memory = (ctypes.c_uint8 * num_bytes)()
+    Matcher.fill_all([matcher], ctypes.addressof(memory), num_bytes)
+
+    assert matcher.first_mask == bytes(memory)
+    matcher.accept(allowed(matcher)[0])
+    assert matcher.first_mask is None
+
+
 def test_equal_grammars_are_compiled_once_and_matched_apart():
     first, second = (COMPILER.compile(GrammarSpec.choice(["ab", "b"])) for _ in range(2))
     first.accept(next(token for token in allowed(first) if TEXT.decode([token]) == "a"))

@@ -41,6 +41,7 @@ class CalledFunction(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
     name: str
     arguments: str
+    parsed_arguments: Any = Field(None, description="as the `openai` client adds it to a streamed answer; ignored")
 
 
 class MessageToolCall(BaseModel):

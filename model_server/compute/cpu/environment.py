@@ -18,7 +18,14 @@ DEFAULTS = {
 }
 
 
+ALLOC_CONF = "pinned_free_catch_all:True"
+"""Freeing pinned memory records events. After an error of the GPU that fails, in a destructor, and would abort the
+process before its requests have an answer."""
+
+
 def set_defaults(environ: MutableMapping[str, str]) -> None:
     """Set what the operator has not set; call before torch is imported."""
     for name, value in DEFAULTS.items():
         environ.setdefault(name, value)
+    if "PYTORCH_CUDA_ALLOC_CONF" not in environ:  # the older name of the same variable
+        environ.setdefault("PYTORCH_ALLOC_CONF", ALLOC_CONF)

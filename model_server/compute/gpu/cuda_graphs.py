@@ -6,6 +6,7 @@ prefill run without graphs: they are long, and no two are alike.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from model_server.compute.decoder import Decoder
 from model_server.compute.gpu.host_device import on_host, to_device
+from model_server.compute.gpu.streams import HIGH_PRIORITY
 from model_server.compute.kv_cache.base import TokenRange
 from model_server.compute.kv_cache.contiguous import ContiguousKVCache, ContiguousStep, StepMetadata
 
@@ -101,12 +103,19 @@ class DecodeGraphs:
         """Capture all sizes, the largest first, so that the others reuse its memory in the pool.
 
         On one side stream: cuBLAS keeps a workspace for every stream that it has been used on (8 MB on Ampere, 32 MB on
-        Hopper) and never frees it.
+        Hopper) and never frees it. The stream has the priority of the batch's: a graph's kernels keep the priority of
+        the stream that they were captured on, whatever stream the graph is replayed on.
         """
-        current, pool, stream = torch.cuda.current_stream(), torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        current, pool = torch.cuda.current_stream(), torch.cuda.graph_pool_handle()
+        stream = torch.cuda.Stream(priority=HIGH_PRIORITY)
         try:
             for step in reversed(self.steps):
                 step.capture(pool, stream)
+        except RuntimeError:
+            # PyTorch's allocator is not told of a capture that fails: it would refuse to free memory from then on.
+            with contextlib.suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            raise
         finally:
             torch.cuda.set_stream(current)  # a capture that fails leaves its own stream current
 

@@ -40,6 +40,6 @@ def varlen_attn(
         window_size_left=window_size[0],
         window_size_right=window_size[1],
         seqused_k=seqused_k,
-        num_splits=num_splits,
+        **({} if num_splits is None else {"num_splits": num_splits}),  # PyTorch 2.11 has no such argument
     )[0]
     return out
