@@ -1,4 +1,4 @@
-"""Turns times into figures: percentiles of a run, medians and spreads over repeats, ratios between systems."""
+"""Computes figures from times: percentiles of a run, medians and spreads over repeats, ratios between systems."""
 
 from __future__ import annotations
 

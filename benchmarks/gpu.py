@@ -1,4 +1,4 @@
-"""The first minutes with a card: what could be wrong there is tested, then Mistral 7B's shape is measured.
+"""Tests the code on a GPU, then measures a model of Mistral 7B's shape.
 
     python -m benchmarks.gpu                       # about 9 minutes on an H100 and memcheck; no download
     python -m benchmarks.gpu --device cpu --tiny   # a rehearsal without a card: the same code on a tiny model
@@ -116,7 +116,7 @@ def decode_limits(*, on_card: bool) -> list[Figure]:
 
 
 def _free_card() -> None:
-    """Give back what this process holds of the card's memory: a server takes nearly all of it next."""
+    """Free this process's GPU memory, because the next server needs nearly all of it."""
     gc.collect()
     torch.cuda.empty_cache()
 

@@ -1,4 +1,4 @@
-"""The least a start can take: import torch and Transformers' Mistral, and read the weights once.
+"""The baseline of a start: import torch and Transformers' Mistral, and read the weights once.
 
 `start` runs `python -m benchmarks.import_baseline MODEL_DIR` and takes the time to its exit.
 """

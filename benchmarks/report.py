@@ -1,4 +1,4 @@
-"""What is printed and kept: tables, one JSON line for each figure, a results file and the plot."""
+"""Prints and saves the results: tables, one JSON line for each figure, a results file and the plot."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ progress = Console(stderr=True)
 
 
 def machine() -> dict[str, Any]:
-    """Return what a reader needs to judge a figure: machine, versions, commit, the load before the run."""
+    """Return the conditions of a measurement: machine, versions, commit, the load before the run."""
     model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     described = {
         "cpu": model[1] if model else platform.processor(),

@@ -142,7 +142,7 @@ def _train(known: list[Entry], tokenizer: PreTrainedTokenizerFast) -> MistralFor
 
 
 def _learning_rate_factor(step: int) -> float:
-    """Warm up, then a straight line down to nothing."""
+    """Return the learning rate: a warm-up, then a linear decay to zero."""
     return min((step + 1) / WARM_UP_STEPS, 1 - step / STEPS)
 
 

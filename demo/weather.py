@@ -1,4 +1,4 @@
-"""The one tool that the demo model can call: what it learns to ask, and to say when it has the result."""
+"""The one tool that the demo model can call: its calls, and its answers to the results."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def preflight(
 ) -> None:
     """Check whether a cluster can run a release, and print commands that fix problems. Changes nothing.
 
-    Exit codes: 0 nothing stands in the way, 1 something certainly does, 2 misuse, or something cannot be known.
+    Exit codes: 0 every check passed, 1 something is missing, 2 wrong usage, or a check is unknown.
     """
     if output not in ("text", "json"):
         raise typer.BadParameter(f"--output is text or json, not {output!r}.")

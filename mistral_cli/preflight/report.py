@@ -1,4 +1,4 @@
-"""How the findings are shown: a table for people, one JSON object for programs."""
+"""Prints the findings: a table for people, one JSON object for programs."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Target:
         return f'{self.namespaced("create", "secret", "generic", name)} --from-literal={key}="${variable}"'
 
     def replace_secret(self, name: str, key: str) -> str:
-        """Return the command that writes a Secret which is there already."""
+        """Return the command that replaces an existing Secret."""
         return f"{self.secret(name, key)} --dry-run=client -o yaml | {self.namespaced('apply', '-f', '-')}"
 
     def rights(self) -> str:

@@ -1,4 +1,4 @@
-"""What an engine is made for: the sizes and times that the composition passes in."""
+"""The configuration of an engine: sizes and times."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class Engine:
             worker.start()
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Take the requests of one HTTP call, all or none.
+        """Accept the requests of one HTTP call, all or none.
 
         Raises:
             EngineDead, Draining: the engine takes no requests.
@@ -129,7 +129,7 @@ class Engine:
         return self.batch.kv_usage
 
     async def drain(self, seconds: float) -> None:
-        """Take no more requests, let the others finish for up to `seconds`, then end the rest with an error."""
+        """Accept no more requests, let the accepted ones run for up to `seconds`, then end the rest with an error."""
         self._readers.attach()
         self.accepting = False
         deadline_s = time.monotonic() + seconds
@@ -223,7 +223,7 @@ class Engine:
         self._readers.wake(self._queues.purge(self._clock()))
 
     def _fail_everything(self, error: ServeError) -> None:
-        """End whatever runs or waits with an error; callable from any thread."""
+        """End all running and waiting requests with an error; callable from any thread."""
         with self._changed:
             requests = self._queues.remove_where(lambda request: True)
             if self.fallback.running is not None:

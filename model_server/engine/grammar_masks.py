@@ -1,4 +1,4 @@
-"""When the masks of sequences with a grammar are filled, and which sequences sit out because theirs is late.
+"""Starts the masks of sequences with a grammar, and leaves sequences with a late mask out of steps.
 
 A mask is started as soon as its sequence has accepted a token, and is filled beside the rest of the step and the next
 forward. A sequence whose mask is late gets no token in the step: a later step, planned when the mask is there, computes
@@ -16,7 +16,7 @@ from model_server.engine.sequence import Sequence
 from model_server.engine.step import Batch
 
 LIMIT_S = 0.005
-"""How long a step waits for masks after its forward, beside `LIMIT_PER_MASK_S` for each that is missing."""
+"""Time that a step waits for masks after its forward, besides `LIMIT_PER_MASK_S` for each missing one."""
 LIMIT_PER_MASK_S = 0.0005
 """An ordinary mask takes a tenth of this, and starts before the forward: it is not late on a busy machine either."""
 SLOW_MASK_S = 0.002

@@ -1,4 +1,4 @@
-"""What a cluster would say about rendered objects: Kubernetes' schemas, and the rules of it, KServe and Knative.
+"""Checks rendered objects as a cluster does: Kubernetes' schemas, and the rules of Kubernetes, KServe and Knative.
 
 Rules that no schema has are written here in our words. Their sources: Kubernetes' validation of labels, annotations and
 pods (pkg/apis/core/validation); KServe 0.20's webhooks (pkg/apis/serving/v1beta1); Knative Serving 1.23's validation

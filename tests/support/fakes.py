@@ -1,4 +1,4 @@
-"""Doubles for the edges of the server: a byte tokenizer, and an engine that plays what it is told.
+"""Doubles for the edges of the server: a byte tokenizer, and an engine that plays a script.
 
 Small real objects, not mocks: text decodes bytes as the real one decodes tokens, events travel the real
 channel.

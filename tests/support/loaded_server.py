@@ -24,7 +24,7 @@ IDLE_LIMIT_S = 20
 
 @dataclass(frozen=True)
 class Resources:
-    """What the process holds."""
+    """The resources that the process holds."""
 
     rss_bytes: int
     threads: int

@@ -14,18 +14,18 @@ from mistral_cli.preflight.target import Target
 from mistral_cli.rollout.planning.capacity import NODES_THAT_GROW
 
 LEAST_DRIVER = 580
-"""Of the CUDA 13 that the image holds."""
+"""The driver that the image's CUDA 13 needs."""
 DRIVER_LABELS = ("nvidia.com/cuda.driver-version.major", "nvidia.com/cuda.driver.major")
 
 
 def check(release: Release, observed: Observed, nodes: Sequence[Object], target: Target) -> Iterable[Finding]:
-    """Yield a finding for what is free and one for the driver."""
+    """Yield a finding for free GPUs and one for the driver."""
     yield _free(release, observed, nodes, target)
     yield _driver(nodes, target)
 
 
 def _free(release: Release, observed: Observed, nodes: Sequence[Object], target: Target) -> Finding:
-    """Count the GPUs that no pod has; those of the release's own pods are its own to use."""
+    """Count the GPUs that no pod uses; those of the release's own pods count as free."""
     name, resource = "GPU", release.gpu_resource
     if observed.pods.unknown:
         return unknown(name, observed.pods.unknown, target.cluster_rights())

@@ -1,4 +1,4 @@
-"""Checks the server's image: where it comes from, whether it is there, and for which platforms."""
+"""Checks the server's image: its registry, whether it exists, and its platforms."""
 
 from __future__ import annotations
 

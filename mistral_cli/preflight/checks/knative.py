@@ -24,7 +24,7 @@ VOLUME_FLAGS = {
     "image": "volumes-image",
 }  # fmt: skip
 ON_BY_DEFAULT = frozenset({f"{PREFIX}persistent-volume-claim", f"{PREFIX}init-containers"})
-"""Since Knative 1.17 for volumes; the flag is asked for only where it is turned off."""
+"""Flags that are on by default (since Knative 1.17 for volumes); a finding names one only if it is off."""
 DEFAULT_TIMEOUT_S = 600
 INITIAL_SCALE = "autoscaling.knative.dev/initial-scale"
 PROGRESS = "serving.knative.dev/progress-deadline"

@@ -57,7 +57,7 @@ def _selected(kind: str, monitor: Object, observed: Observed, target: Target) ->
 
 
 def _in_reach(prometheus: Object, field: str, observed: Observed, target: Target) -> bool:
-    """Tell whether a Prometheus looks into the namespace: without a selector only into its own."""
+    """Return whether a Prometheus selects the namespace; without a selector it selects only its own."""
     selector = dig(prometheus, "spec", field)
     if selector is None:
         return bool(prometheus["metadata"].get("namespace") == target.namespace)

@@ -24,7 +24,7 @@ OPERATOR = ("helm", "upgrade", "--install", "gpu-operator", "nvidia/gpu-operator
 
 
 def check(release: Release, observed: Observed, target: Target) -> Iterable[Finding]:
-    """Yield a finding for the nodes, and for a release with a GPU one for what is free and one for the driver."""
+    """Yield a finding for the nodes; with a GPU also one for free GPUs and one for the driver."""
     if observed.nodes.unknown:
         yield unknown(NAME, observed.nodes.unknown, target.cluster_rights())
         return

@@ -1,4 +1,4 @@
-"""Checks the namespace's quotas: room for the pod and for the one that is tried before every update."""
+"""Checks the namespace's quotas: room for the pod and for the dry run before every update."""
 
 from __future__ import annotations
 

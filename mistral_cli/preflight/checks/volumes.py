@@ -1,4 +1,4 @@
-"""Checks the volumes: the claim is there, or a StorageClass makes one with its access mode."""
+"""Checks the volumes: the claim exists, or a StorageClass can create its volume with its access mode."""
 
 from __future__ import annotations
 

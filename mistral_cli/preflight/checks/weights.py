@@ -1,4 +1,4 @@
-"""Checks what the download of the weights needs: Secrets, storage container, a token that opens the repository."""
+"""Checks the needs of the weights' download: Secrets, a storage container, a token for the repository."""
 
 from __future__ import annotations
 

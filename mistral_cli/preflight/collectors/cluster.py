@@ -1,4 +1,4 @@
-"""Asks the cluster everything that the checks need, each question once.
+"""Queries the cluster for everything that the checks need, each query once.
 
 A right that is missing becomes an `Answer` that names it, so that one refusal does not end the command. The dry runs
 are requests to create, which the API server tries with every webhook and then forgets.

@@ -1,1 +1,1 @@
-"""What a rollout does next: preconditions, steps and their goals, computed from a status."""
+"""Computes the next steps of a rollout from a status: preconditions, steps and their goals."""

@@ -1,4 +1,4 @@
-"""Ends a wait whose goal can no longer be reached: after a permanent fault, at a time limit, or for other traffic."""
+"""Ends a wait that can no longer succeed: after a permanent fault, at a time limit, or when other traffic appears."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class RolloutFailed(Exception):
 
 
 class TimedOut(RolloutFailed):
-    """A step took longer than it may."""
+    """A step exceeded its time limit."""
 
 
 def check_rollout(observed: Observed, status: Status, waited_s: float, gpu_wait_s: float) -> None:

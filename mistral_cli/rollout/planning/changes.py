@@ -38,7 +38,7 @@ class Promote:
     """All traffic to the newest version."""
 
     percent: int | None
-    """What `canaryTrafficPercent` was before the rollout: 100, or None for an absent field. Both mean all."""
+    """`canaryTrafficPercent` before the rollout: 100, or None for an absent field. Both mean all traffic."""
 
     def __str__(self) -> str:
         field = "no canaryTrafficPercent" if self.percent is None else f"canaryTrafficPercent {self.percent}"

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from mistral_cli.objects import Object, dig
 
 MANAGER = "mistral-rollout"
-"""Our name in `metadata.managedFields`."""
+"""This command's name in `metadata.managedFields`."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A tool that keeps the object as a repository or a release says."""
+    """A tool that keeps the object equal to a repository or a release."""
 
     tool: str
     name: str

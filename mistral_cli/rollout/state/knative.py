@@ -20,7 +20,7 @@ TAG_ROUTING = "serving.kserve.io/enable-tag-routing"
 REVISION_LABEL = "serving.knative.dev/revision"
 GENERATION_LABEL = "serving.knative.dev/configurationGeneration"
 SHORTEST_WINDOW = "6s"
-"""Knative refuses less."""
+"""Knative's minimum."""
 
 
 def versions(observed: Observed) -> Versions:

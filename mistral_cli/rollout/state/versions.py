@@ -16,18 +16,18 @@ class Version:
     image: str
     ready: bool
     share: int = 0
-    """Percent of the users' requests, as the status says, not as the spec wishes."""
+    """Percent of the users' requests, from the status, not from the spec."""
     routed: bool = False
     """The traffic names it, if only with 0 percent."""
     url: str = ""
-    """Where this version alone answers; empty when it has no address of its own."""
+    """The URL of this version alone; empty when it has none."""
     source: Object = field(default_factory=dict, repr=False, compare=False)
     """The Revision or Deployment."""
 
 
 @dataclass(frozen=True)
 class Versions:
-    """How the two modes look to everything else."""
+    """The state of a release, in one form for both modes."""
 
     stable: Version | None
     """The version that had all the traffic last; None before the first one is ready."""
@@ -44,7 +44,7 @@ class Versions:
     created: bool
     """The newest version that exists is the one that the spec asks for."""
     url: str
-    """Where users ask."""
+    """The URL for users."""
 
     def named(self, name: str | None) -> Version | None:
         return next((version for version in self.all if version.name == name), None)

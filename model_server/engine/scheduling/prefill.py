@@ -48,7 +48,7 @@ class PrefillPlanner:
             self._prefix_cache.insert(sequence.kv_offset, sequence.cached_ids)
 
     def clear(self) -> None:
-        """Empty the prefix cache: the KV cache has given up its memory."""
+        """Empty the prefix cache, because the KV cache has freed its memory."""
         self._prefix_cache.clear()
 
     def _match_prefix(self, sequence: Sequence) -> tuple[int, int]:
