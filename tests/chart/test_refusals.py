@@ -184,6 +184,6 @@ def test_every_sentence_has_its_test(sentence: str) -> None:
 
 def test_all_problems_are_told_at_once() -> None:
     found = refusal({"storage.uri": "", "gpu.count": 0, "scaling.metric": "cpu"})
-    assert "which weights" in found
+    assert "the weights to serve" in found
     assert "gpu.preset" in found
     assert "scaling.metric" in found
