@@ -57,9 +57,12 @@ class Server(ModelServer):
         self.start([self._model])
 
     def setup_event_loop(self) -> None:
-        """Choose the event loop: KServe accepts the flag but always runs asyncio's own."""
+        """Choose the event loop: KServe accepts the flag but always runs asyncio's own.
+
+        KServe calls `asyncio.run` itself, and `uvloop.install` is deprecated from Python 3.12 on.
+        """
         if self.event_loop != "asyncio":
-            uvloop.install()
+            asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
     def register_signal_handler(self) -> None:
         """Configure the HTTP server that KServe has made and not yet started."""
