@@ -1,1 +1,1 @@
-"""Requests in, tokens out: the queue, the scheduler, the step loop, the fallback. Never the wire format."""
+"""Generates tokens for requests: the queue, the scheduler, the step loop and the fallback. Knows no wire format."""

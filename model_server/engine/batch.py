@@ -1,6 +1,6 @@
 """The step loop of continuous batching: plan, forward, sample, process the outputs.
 
-One thread runs the loop. Admission, prefill planning, fault isolation and output are modules of their own;
+One thread runs the loop. Admission, prefill planning, fault isolation and output are in their own modules.
 `overlap.py` has the loop for accelerators.
 """
 
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 class BatchLoop:
-    """Generates for all sequences of the batch at once, a step at a time."""
+    """Generates tokens for all sequences of the batch, one step at a time."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class BatchLoop:
 
         Args:
             wake: wakes the readers of requests.
-            on_release: is called when a sequence has left the batch.
+            on_release: is called after a sequence has left the batch.
         """
         self.runner = runner
         self.scheduler = Scheduler(
@@ -75,7 +75,7 @@ class BatchLoop:
 
     @property
     def requests(self) -> list[Request]:
-        """The admitted requests whose end is not sent; callable from any thread."""
+        """The admitted requests whose last event is not yet sent; callable from any thread."""
         return list(dict.fromkeys([*(s.request for s in [*self.scheduler.sequences]), *self.output.requests]))
 
     @property
@@ -98,9 +98,9 @@ class BatchLoop:
         self.flush_output()
 
     def plan(self) -> Batch:
-        """Plan a step: every sequence that has its prompt decodes, the others prefill by the scheduler's policy.
+        """Plan a step: sequences with a computed prompt decode, and the scheduler chooses the prompt tokens to prefill.
 
-        It is empty if every sequence of the batch waits for the mask of its grammar.
+        The plan is empty if every sequence of the batch waits for its grammar mask.
         """
         decoding = [s for s in self.scheduler.sequences if s.decoding and not s.sits_out]
         prefill = self._prefill.plan()
@@ -125,26 +125,26 @@ class BatchLoop:
         return self.sample(batch, logits)
 
     def sample(self, batch: Batch, logits: Tensor) -> InFlightStep:
-        """Sample a token for each of `batch.sampled` from the logits of a forward; leave out those that sit out."""
+        """Sample a token for each of `batch.sampled` from a forward's logits, except where a grammar mask is late."""
         late = self._masks.late(batch)
         if late:
             batch, logits = batch.without(late, logits)
         samplers = [sequence.sampler for sequence in batch.sampled]
-        # Sampling comes last: it appends to histories, and a step that fails before can be run again.
+        # Sampling comes last: it appends to histories, so a step can be run again only if it failed before sampling.
         prompt_logprobs = launch_prompt_logprobs(batch, logits)
         sampled = sample(logits[: len(samplers)], samplers, self._generator, self._masks.of(batch.sampled))
-        # A view, also an empty one, would keep all logits on the device while the next step runs.
+        # Even an empty view would keep all logits on the device while the next step runs.
         drafted = logits[-batch.num_drafted :] if batch.num_drafted else logits.new_empty((0, logits.shape[-1]))
         return InFlightStep(batch, sampled, prompt_logprobs, drafted)
 
     def advance_prefill(self, batch: Batch) -> None:
-        """Note that a step's prompt chunks are computed, or will be before whatever is launched later."""
+        """Record that a step's prompt chunks are computed, or will be before any step launched later."""
         for chunk in batch.prefill:
             chunk.sequence.advance_prefill(chunk.num_tokens)
             self._prefill.record(chunk.sequence)
 
     def process_outputs(self, step: InFlightStep, tokens: Sized[int | ServeError]) -> None:
-        """Give each sequence the token that a step has computed for it; one that has finished meanwhile discards it."""
+        """Append to each sequence the token that a step computed for it; discard the tokens of finished sequences."""
         batch, logprobs = step.batch, step.sampled.read_logprobs()
         for chunk, prompt_logprobs in step.prompt_logprobs.items():
             if not chunk.sequence.finished:
@@ -164,7 +164,7 @@ class BatchLoop:
         self._masks.start(batch.sampled)
 
     def flush_output(self) -> None:
-        """Write the pending tokens' output and release the sequences that it ends."""
+        """Write the output of the pending tokens and release the sequences that have ended."""
         for sequence in self.output.flush():
             self.release(sequence)
 
@@ -174,14 +174,14 @@ class BatchLoop:
             try:
                 prompt_ids, sampling = sequence.request.prompt_ids, sequence.request.sampling
                 sequence.sampler = sequence_sampler(self.runner.model, prompt_ids, sampling)
-                # In 16 bits a step with guesses rounds otherwise, and the same seed has to give the same text.
+                # In 16 bits, drafted tokens change the rounding of a step, but the same seed must give the same text.
                 if sequence.sampler.generator is None or self.runner.model.dtype == torch.float32:
                     sequence.lookup = prompt_lookup(prompt_ids, sampling, sequence.sampler.eos_token_ids)
             except ServeError as error:
                 self.fail(sequence, error)
 
     def reap(self) -> None:
-        """Finish sequences that were cancelled, ended by another thread, or whose time is up."""
+        """Finish sequences that were cancelled, ended by another thread, or have passed their deadline."""
         now_s = self._clock()
         ended = [s for s in self.scheduler.sequences if s.is_unwanted or s.is_late(now_s)]
         if not ended:
@@ -199,7 +199,7 @@ class BatchLoop:
         self.release(sequence)
 
     def release(self, sequence: Sequence) -> None:
-        """Take a sequence out of the batch and free its KV cache, unless that is done."""
+        """Remove a sequence from the batch and free its KV cache; do nothing if it has finished."""
         if sequence.finished:
             return
         self._prefill.record(sequence)
@@ -209,7 +209,7 @@ class BatchLoop:
         self._on_release()
 
     def release_memory(self) -> None:
-        """Return unused memory to the system, and with it the prefix cache; call it while the batch is empty."""
+        """Return unused memory, including the prefix cache, to the system; call it only while the batch is empty."""
         if self.runner.kv_cache.release_unused():
             self._prefill.clear()
 
@@ -240,7 +240,7 @@ class BatchLoop:
             self.fail(sequence, InternalError())
 
     def _fail_newest(self) -> None:
-        """Out of memory: the newest sequence, which has the least work behind it, makes room for the others."""
+        """Fail the newest sequence after a step ran out of memory: it loses the least work."""
         self.flush_output()
         logger.warning(
             "out of memory in a step of %d sequences: the newest one is ended", len(self.scheduler.sequences)

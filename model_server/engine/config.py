@@ -12,17 +12,17 @@ class EngineConfig:
     """The configuration of an engine."""
 
     max_batch_size: int
-    """Sequences that one step computes."""
+    """The most sequences in one step."""
     max_queue_size: int
-    """Requests that may wait."""
+    """The most requests that wait."""
     max_fallback_tokens: int
-    """Sequences times length of one `generate` call."""
+    """The most tokens of one `generate` call: sequences times length."""
     max_prefill_tokens_per_step: int
     max_prefill_tokens_when_idle: int
-    """The same while at most half of the batch decodes, for prompts that the step completes."""
+    """Replaces `max_prefill_tokens_per_step` while at most half of the batch decodes, for prompts the step completes."""
     prefix_caching: bool
     stall_s: float
-    """A step longer than this counts as hung."""
+    """A step that takes longer counts as hung."""
     compile_after_s: float = ONCE_AFTER_S
     release_memory_after_s: float = RELEASE_AFTER_S
-    """How long the engine must be idle before it compiles ahead, and before it returns unused memory."""
+    """The engine compiles after `compile_after_s` of idle time and returns memory after `release_memory_after_s`."""

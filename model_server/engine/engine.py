@@ -1,6 +1,6 @@
-"""The engine: takes requests from the event loop, generates in threads of its own, and drains.
+"""The engine: accepts requests in the event loop, generates in its own threads, and drains.
 
-The batch's thread runs the step loop (`batch.py`, on an accelerator `overlap.py`). The fallback's thread runs one
+The batch thread runs the step loop (`batch.py`; on an accelerator, `overlap.py`). The fallback thread runs one
 `model.generate` call at a time (`unbatched/fallback.py`). The engine knows no wire format.
 """
 
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class Engine:
-    """Generates `Request`s. Call `submit` and `drain` in the event loop."""
+    """Generates the output of `Request`s. Call `submit` and `drain` in the event loop."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         on_death: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        """Make an engine; call `start` after. If the engine dies, `on_death` is called once with the reason."""
+        """Make an engine; `start` starts its threads. If the engine dies, it calls `on_death` once with the reason."""
         self.dead: str | None = None
         self.accepting = True
         self.runner = runner
@@ -74,7 +74,7 @@ class Engine:
         self._clock = clock
         self._on_death = on_death
         self._stopping = False
-        # Guards both queues, `fallback.running` and the flags; the batch belongs to its thread.
+        # Guards both queues, `fallback.running` and the flags. Only the batch thread changes the batch.
         self._changed = threading.Condition()
         self._workers = [
             threading.Thread(target=self._guarded, args=(self._run_batch, batch_stream), name="batch", daemon=True),
@@ -92,9 +92,9 @@ class Engine:
         """Accept the requests of one HTTP call, all or none.
 
         Raises:
-            EngineDead, Draining: the engine takes no requests.
-            BadRequest: a request never fits into the memory there is.
-            QueueFull: more requests would wait than may.
+            EngineDead, Draining: the engine accepts no requests.
+            BadRequest: a request can never be generated here: it needs too much memory, or its parameters conflict.
+            QueueFull: the requests would exceed `max_queue_size`.
         """
         self._readers.attach()
         batched = [request for request in requests if can_batch(request.sampling)]
@@ -107,7 +107,7 @@ class Engine:
             self._changed.notify_all()
 
     def ensure_accepting(self) -> None:
-        """Raise if any request would be refused now; call it before a prompt is tokenized."""
+        """Raise the error with which `submit` would refuse any request now; call it before tokenizing a prompt."""
         if self.dead is not None:
             raise EngineDead("The engine has stopped; the server will be restarted.", retry_after_s=30)
         if not self.accepting:
@@ -129,7 +129,7 @@ class Engine:
         return self.batch.kv_usage
 
     async def drain(self, seconds: float) -> None:
-        """Accept no more requests, let the accepted ones run for up to `seconds`, then end the rest with an error."""
+        """Stop accepting requests, wait up to `seconds` for the accepted ones, and end the rest with an error."""
         self._readers.attach()
         self.accepting = False
         deadline_s = time.monotonic() + seconds
@@ -143,7 +143,7 @@ class Engine:
                 )
             self._readers.call(idle.set)
 
-        # A daemon thread, not the loop's executor: a drain that is given up must not keep the process alive.
+        # A daemon thread, not the loop's executor: an abandoned drain must not keep the process alive.
         threading.Thread(target=wait_for_idle, name="drain", daemon=True).start()
         await idle.wait()
         self._fail_everything(Draining("The server shut down before the answer was complete.", retry_after_s=1))
@@ -214,12 +214,12 @@ class Engine:
 
     def _on_fallback_step(self) -> None:
         self._watchdog.start("fallback")
-        if self.fallback.waiting:  # the batch's thread, which purges the queues too, may be asleep
+        if self.fallback.waiting:  # the batch thread purges the queues too, but may be asleep
             with self._changed:
                 self._purge_queues()
 
     def _purge_queues(self) -> None:
-        """Remove waiting requests that were cancelled or whose time is up; the lock is held."""
+        """Remove waiting requests that were cancelled or have passed their deadline; the caller holds the lock."""
         self._readers.wake(self._queues.purge(self._clock()))
 
     def _fail_everything(self, error: ServeError) -> None:

@@ -1,4 +1,4 @@
-"""Fault isolation: a step that fails is run again in halves until only the sequence that makes it fail is left."""
+"""Fault isolation: runs a failed step again in halves until it finds the sequence that makes the step fail."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 def isolate_faults(
     batch: Batch, compute: Callable[[Batch], T], fail: Callable[[Sequence], None]
 ) -> Iterator[tuple[Batch, T]]:
-    """Yield the batch with its result, or the parts of it that could be computed with theirs.
+    """Yield the batch with its result; if it fails, yield each part that could be computed, with its result.
 
     Args:
-        compute: changes nothing before it succeeds, so that a part can be computed again.
+        compute: computes a batch; it must change nothing when it fails, so that a part can be computed again.
         fail: is called with each sequence that cannot be computed.
 
     Raises:
-        torch.OutOfMemoryError, MemoryError: no part is to blame.
-        torch.AcceleratorError: the accelerator is broken and stays so; the process has to restart.
+        torch.OutOfMemoryError, MemoryError: the step ran out of memory; no single sequence is the cause.
+        torch.AcceleratorError: the accelerator fails until the process restarts.
     """
     try:
         result = compute(batch)

@@ -1,8 +1,8 @@
-"""Starts the masks of sequences with a grammar, and leaves sequences with a late mask out of steps.
+"""Starts the token masks of sequences with a grammar, and leaves sequences with a late mask out of steps.
 
-A mask is started as soon as its sequence has accepted a token, and is filled beside the rest of the step and the next
-forward. A sequence whose mask is late gets no token in the step: a later step, planned when the mask is there, computes
-its logits again. So its tokens are those that it would get without a time limit.
+A mask starts as soon as its sequence has accepted a token. Threads fill it during the rest of the step and the next
+forward. A sequence with a late mask gets no token in the step; after its mask is filled, a later step computes its
+logits again. The time limit therefore delays tokens but never changes them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from model_server.engine.sequence import Sequence
 from model_server.engine.step import Batch
 
 LIMIT_S = 0.005
-"""Time that a step waits for masks after its forward, besides `LIMIT_PER_MASK_S` for each missing one."""
+"""How long a step waits for masks after its forward, plus `LIMIT_PER_MASK_S` for each missing mask."""
 LIMIT_PER_MASK_S = 0.0005
-"""An ordinary mask takes a tenth of this, and starts before the forward: it is not late on a busy machine either."""
+"""An ordinary mask takes a tenth of this and starts before the forward, so it is in time even on a busy machine."""
 SLOW_MASK_S = 0.002
-"""CPU time of a mask that is filled apart from the others: an ordinary one takes at most 0.5 ms, a hostile one 38."""
+"""A mask that takes more CPU time is filled separately. An ordinary mask takes at most 0.5 ms, a hostile one 38 ms."""
 IDLE_WAIT_S = 0.002
-"""How long a step waits if every sequence of the batch waits for its mask; new requests are seen after it."""
+"""How long a step waits if every sequence waits for its mask. The engine admits new requests after this wait."""
 
 
 class GrammarMasks:
@@ -32,7 +32,7 @@ class GrammarMasks:
         self._filler = filler
 
     def start(self, sequences: Iterable[Sequence]) -> None:
-        """Start the masks for the next tokens of these sequences, where there is a grammar and no mask yet."""
+        """Start the next mask of each of these sequences that has a grammar and no mask."""
         together: list[Sequence] = []
         for sequence in sequences:
             matcher = sequence.request.matcher
@@ -50,10 +50,10 @@ class GrammarMasks:
                 sequence.mask = mask
 
     def late(self, batch: Batch) -> set[Sequence]:
-        """Wait for the masks of a step, not longer than the limit; return the sequences that sit out.
+        """Wait for the masks of a step up to the limit; return the sequences whose masks are late.
 
-        Their masks are filled apart from now on, until one is quick: which of them was slow is not known. A sequence
-        whose prompt is completed never sits out: the mask of a first token is known from the compilation.
+        Late masks are filled separately until one is quick, because it is unknown which of them was slow. A sequence
+        that completes its prompt is never late: the grammar's compilation has computed the mask of the first token.
         """
         pending = {s: s.mask.filled for s in batch.sampled if s.mask is not None and not s.mask.done}
         if not pending:
@@ -66,7 +66,7 @@ class GrammarMasks:
         return late
 
     def of(self, sequences: Sized[Sequence]) -> TokenMask | None:
-        """Return the masks of a step's sampled sequences; None if all of them may take every token."""
+        """Return the masks of a step's sampled sequences, or None if every sequence allows every token."""
         masks = {i: s.mask for i, s in enumerate(sequences) if s.mask is not None}
         joined = self._filler.join(masks)
         for i, mask in masks.items():
@@ -76,6 +76,6 @@ class GrammarMasks:
 
     @staticmethod
     def wait(sequences: Iterable[Sequence]) -> None:
-        """Wait a moment until one of these sequences has its mask."""
+        """Wait up to `IDLE_WAIT_S` until one of these sequences has its mask."""
         pending = {s.mask.filled for s in sequences if s.mask is not None}
         concurrent.futures.wait(pending, timeout=IDLE_WAIT_S, return_when=concurrent.futures.FIRST_COMPLETED)

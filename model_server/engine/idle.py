@@ -1,4 +1,4 @@
-"""Idle tasks: what the batch's thread does while no request runs."""
+"""Idle tasks, which the batch thread runs while no request runs."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 ONCE_AFTER_S, RELEASE_AFTER_S = 2.0, 60.0
-"""How long the engine must have been idle before a task of the first kind, and before memory is released."""
+"""How long the engine must be idle before a task that runs once, and before it releases memory."""
 
 Task = Callable[[], None]
 
 
 class IdleTasks:
-    """Tasks to run once, then a release of memory in each idle period.
+    """Runs each task once, then releases memory once in each idle period.
 
-    `run_next` runs one short task, so a request that arrives waits for no more than that.
+    `run_next` runs one short task, so a new request waits for at most one task.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class IdleTasks:
         self.touch()
 
     def touch(self) -> None:
-        """Note that a request has run until now."""
+        """Record that a request ran until now: start a new idle period."""
         self._idle_since_s = time.monotonic()
         self._released = False
 
@@ -46,7 +46,7 @@ class IdleTasks:
         return max(0.0, self._idle_since_s + after_s - time.monotonic())
 
     def run_next(self) -> None:
-        """Run the next task; call it if no request has come within `wait_s`."""
+        """Run the next task; call it if no request has arrived within `wait_s`."""
         if self._once:
             self._once.popleft()()
         else:

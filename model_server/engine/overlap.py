@@ -1,4 +1,4 @@
-"""The step loop for accelerators: overlap scheduling, host work on one step while the device computes the next."""
+"""The step loop for accelerators: the host processes one step while the device computes the next."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ logger = logging.getLogger(__name__)
 
 
 class OverlappedBatchLoop(BatchLoop):
-    """A step loop whose forward returns before it is computed.
+    """A step loop for a device that computes asynchronously.
 
-    Step N+1 is launched before the tokens of step N are copied to the host: sequences that decode take them from the
-    device, and prompt chunks need none. At most one launched step is unread. A sequence that stops in step N is part of
-    step N+1, and its token there is discarded. Where step N+1 needs step N's tokens on the host, only detokenization
-    overlaps it.
+    The loop launches step N+1 before it copies the tokens of step N to the host. Decoding sequences take those tokens
+    on the device; prompt chunks need none. At most one launched step is unread. A sequence that stops in step N is
+    still part of step N+1, and the loop discards its token there. If step N+1 needs the tokens of step N on the host,
+    only detokenization overlaps it.
     """
 
     in_flight: InFlightStep | None = None
     """The step whose tokens the next call of `step` reads."""
 
     def step(self) -> None:
-        """Finish the step in flight and launch the next one; without one in flight, run a step."""
+        """Launch the next step and finish the step in flight; if no step is in flight, run a step."""
         if self.in_flight is not None:
             self._step_ahead(self.in_flight)
         else:
             self._step_synchronously()
         if self.in_flight is not None or not self.scheduler.sequences:
-            self.flush_output()  # else the next launch does
+            self.flush_output()  # otherwise the next launch flushes it
 
     def release(self, sequence: Sequence) -> None:
         super().release(sequence)
@@ -44,9 +44,9 @@ class OverlappedBatchLoop(BatchLoop):
             self.in_flight = None  # its tokens would all be discarded
 
     def _step_ahead(self, previous: InFlightStep) -> None:
-        """Launch the step after one in flight, if it can take its tokens from the device; then read those.
+        """Launch the next step if it can take its tokens on the device; then read the tokens of the step in flight.
 
-        If the launch fails, the next call runs the step with the tokens on the host, and a fault is handled there.
+        If the launch fails, the next call runs that step with its tokens on the host and isolates the fault.
         """
         self.in_flight, following = None, None
         try:
@@ -65,7 +65,7 @@ class OverlappedBatchLoop(BatchLoop):
             return
 
         def compute(batch: Batch) -> tuple[InFlightStep, list[int | ServeError]] | None:
-            """Return a step and its tokens, or None if it is left in flight."""
+            """Return a step and its tokens, or None if the step stays in flight."""
             step = self.launch(batch)
             if batch is whole and _can_stay_in_flight(batch):
                 self.in_flight = step
@@ -81,7 +81,7 @@ class OverlappedBatchLoop(BatchLoop):
             self._fail_newest()
 
     def _launch_ahead(self, previous: InFlightStep) -> InFlightStep | None:
-        """Launch a step for the sequences that surely go on; None if there are none."""
+        """Launch a step for the sequences that have tokens left to generate; return None if it cannot stay in flight."""
         tokens = previous.sampled.on_device
         assert tokens is not None, "a step without tokens on the device is not left in flight"
         indices = {sequence: i for i, sequence in enumerate(previous.batch.sampled)}
@@ -100,8 +100,8 @@ class OverlappedBatchLoop(BatchLoop):
 
 
 def _can_stay_in_flight(batch: Batch) -> bool:
-    """Return whether a step can be sampled, and the next one launched, before the host has its tokens.
+    """Return whether the host can sample a step and launch the next one before it reads the step's tokens.
 
-    Guessed tokens, a grammar and a logits processor that runs for one sequence alone need the last token on the host.
+    Drafts, grammars and logits processors that run for a single sequence need the last token on the host.
     """
     return all(s.sampler.batchable and not s.needs_last_token for s in batch.sampled)

@@ -1,7 +1,7 @@
-"""Prompt lookup: guesses at a sequence's next tokens, taken from its own prompt and output.
+"""Prompt lookup: drafts a sequence's next tokens from its own prompt and output.
 
-A step computes the guessed tokens behind the latest one, and the model then chooses every token from its own logits
-(`verification.py`). A wrong guess costs time and changes nothing. Knows neither tensors of the device nor the batch.
+A step computes the drafted tokens after the latest token, and `verification.py` samples every token from the model's
+logits. A wrong draft costs time and changes no token. This module knows neither device tensors nor the batch.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from model_server.request import SamplingParams
 MAX_NGRAM_SIZE = 2
 """The default of `max_matching_ngram_size` in `generate`."""
 GROWTH = 3
-"""Guesses for each right one before, up to the number that the request allows.
+"""Drafted tokens for each right guess in a row, up to the number that the request allows.
 
-A CPU computes four tokens in the time of one, so the three guesses after the first right one take it no time."""
+A CPU computes four tokens in the time of one, so the three tokens drafted after the first right guess are free."""
 
 
 class PromptLookup:
-    """Guesses that a sequence goes on as it did after an earlier occurrence of its last tokens.
+    """Drafts the tokens that followed an earlier occurrence of the sequence's last tokens.
 
-    The source of the guesses is found as `generate` finds it: behind the earliest occurrence of the longest n-gram of
-    the last tokens. While the guesses are right, the source is kept, and they are taken from the tokens that follow it.
+    The source of the drafts is the same as in `generate`: the token after the earliest occurrence of the longest n-gram
+    of the last tokens. While the guesses are right, the source advances token by token.
 
-    The next token is guessed at every step, and the guess is compared with the token that the model has chosen. Only
-    after a right guess does a step compute guesses: in a text that does not repeat, nearly all would be wrong.
+    Every step guesses the next token and compares the guess with the token that the model has chosen. A step computes
+    drafts only after a right guess: in a text that does not repeat, nearly all drafts would be wrong.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class PromptLookup:
         max_ngram_size: int = MAX_NGRAM_SIZE,
         eos_token_ids: Container[int] = (),
     ) -> None:
-        """Start with a prompt; `num_tokens` is the most that are guessed at once."""
+        """Start with a prompt; a draft has at most `num_tokens` tokens."""
         self._ids: NDArray[np.int64] = np.empty(len(prompt_ids) + max_new_tokens, np.int64)
         self._length = len(prompt_ids)
         self._ids[: self._length] = prompt_ids
@@ -50,15 +50,15 @@ class PromptLookup:
         self._num_right = 0
         """Guesses in a row that were right, up to the latest token."""
         self._source = find_source(self._ids[: self._length], max_ngram_size)
-        """The index of the token that is guessed to come next."""
+        """The index of the token that is the guess for the next token; None without a guess."""
 
     @property
     def is_confident(self) -> bool:
-        """The last guess was right, so that the next ones are worth a step's time."""
+        """Whether the last guess was right, so that a draft is worth a step's time."""
         return self._num_right > 0
 
     def append(self, token_id: int) -> None:
-        """Take the token that the model has chosen."""
+        """Append the token that the model has chosen and compare it with the guess."""
         right = self._source is not None and self._ids[self._source] == token_id
         self._ids[self._length] = token_id
         self._length += 1
@@ -70,10 +70,10 @@ class PromptLookup:
             self._source = find_source(self._ids[: self._length], self._max_ngram_size)
 
     def draft(self, limit: int) -> list[int]:
-        """Return up to `limit` tokens that may come next, none while there is no confidence.
+        """Return up to `limit` drafted tokens; none unless `is_confident`.
 
-        A source that reaches the end of the text goes on with the guesses themselves, so that a loop is followed
-        however short it is. An end-of-sequence token ends the guesses: no token follows it.
+        At the end of the text, the draft continues with its own tokens, so it follows a loop of any length. The draft
+        ends before an end-of-sequence token.
         """
         if self._source is None or not self.is_confident:
             return []
@@ -91,7 +91,7 @@ class PromptLookup:
 def prompt_lookup(
     prompt_ids: Sequence[int], sampling: SamplingParams, eos_token_ids: Container[int]
 ) -> PromptLookup | None:
-    """Return the prompt lookup that a request asks for, or None."""
+    """Return a prompt lookup if the request asks for one, else None."""
     num_tokens = sampling.generate.get("prompt_lookup_num_tokens")
     if num_tokens is None:
         return None
@@ -105,9 +105,9 @@ def prompt_lookup(
 
 
 def find_source(ids: NDArray[np.int64], max_ngram_size: int) -> int | None:
-    """Return the index behind the earliest occurrence of the longest n-gram that ends the text, or None.
+    """Return the index after the earliest occurrence of the longest n-gram that ends the text, or None.
 
-    An n-gram has up to `max_ngram_size` tokens. Its occurrence at the end of the text itself does not count.
+    An n-gram has up to `max_ngram_size` tokens. The occurrence at the end of the text does not count.
     """
     last = len(ids) - 1
     ends = np.flatnonzero(ids[:last] == ids[last])

@@ -1,4 +1,4 @@
-"""A sequence: an admitted request with its progress through prefill and decode."""
+"""A sequence: an admitted request and its progress through prefill and decode."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 class SequenceStatus(enum.Enum):
-    """Where a sequence is in its life; it only moves forward."""
+    """The status of a sequence. It changes only in this order."""
 
     WAITING = "waiting"
     """Admitted; no token of its prompt is computed."""
     PREFILLING = "prefilling"
-    """The prefix cache was looked up; a part of the prompt may be computed."""
+    """The prefix cache was looked up; part of the prompt may be computed."""
     DECODING = "decoding"
     """The whole prompt is computed; every step adds a token."""
     FINISHED = "finished"
-    """Its KV cache is freed. A step in flight may still compute a token for it, which is discarded."""
+    """Its KV cache is freed. The token that a step in flight may still compute for it is discarded."""
 
 
 @dataclass(eq=False, slots=True)
@@ -34,16 +34,16 @@ class Sequence:
 
     request: Request
     kv_offset: int
-    """Where its keys and values start in the KV cache."""
+    """The first position of its keys and values in the KV cache."""
     started_s: float
-    """When it was admitted, on the engine's clock."""
+    """The time of its admission on the engine's clock."""
     sampler: SequenceSampler = field(init=False)
     lookup: PromptLookup | None = None
-    """Guesses its next tokens, if the request asks for it."""
+    """Drafts its next tokens, if the request asks for prompt lookup."""
     mask: PendingMask | None = None
-    """Which tokens its grammar allows next; None if it has no grammar, or its mask is not started."""
+    """The tokens that its grammar allows next; None if it has no grammar or the mask is not started."""
     mask_is_slow: bool = False
-    """Its mask was late or took long: it is filled apart from those of others, and steps go on without it."""
+    """Whether its last mask was late or slow: its masks are then filled separately, and steps do not wait for them."""
     writer: OutputWriter = field(init=False)
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0
@@ -63,27 +63,27 @@ class Sequence:
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """Prompt tokens that prefill has yet to compute."""
+        """The number of prompt tokens that are not yet computed."""
         return self.request.num_prompt_tokens - self.num_computed_tokens
 
     @property
     def kv_len(self) -> int:
-        """Tokens of a decoding sequence that are in the KV cache: all but the latest."""
+        """The number of a decoding sequence's tokens in the KV cache: all but the latest."""
         return self.request.num_prompt_tokens + len(self.output_ids) - 1
 
     @property
     def remaining_tokens(self) -> int:
-        """Tokens that it may still generate."""
+        """The number of tokens that the sequence may still generate."""
         return self.request.sampling.max_new_tokens - len(self.output_ids)
 
     @property
     def needs_last_token(self) -> bool:
-        """The next step can only be planned with the latest token on the host: a grammar or a guess follows it."""
+        """Whether planning the next step needs the latest token on the host, for a grammar or a draft."""
         return self.request.matcher is not None or (self.lookup is not None and self.lookup.is_confident)
 
     @property
     def sits_out(self) -> bool:
-        """No step is planned with it before its mask is filled."""
+        """Whether steps leave the sequence out until its mask is filled."""
         return self.mask_is_slow and self.mask is not None and not self.mask.done
 
     @property
@@ -93,7 +93,7 @@ class Sequence:
 
     @property
     def is_unwanted(self) -> bool:
-        """The client has disconnected, or another thread has ended the request."""
+        """Whether the client has disconnected or another thread has ended the request."""
         return self.request.cancelled or self.request.channel.finished
 
     def is_late(self, now_s: float) -> bool:
@@ -102,12 +102,12 @@ class Sequence:
         return self.request.is_late(now_s) or (max_time_s is not None and now_s - self.started_s >= max_time_s)
 
     def start_prefill(self, num_cached_tokens: int) -> None:
-        """Start the prefill behind the tokens that the prefix cache has supplied."""
+        """Start the prefill after the tokens that the prefix cache has supplied."""
         self.status = SequenceStatus.PREFILLING
         self.num_computed_tokens = self.request.num_cached_tokens = num_cached_tokens
 
     def advance_prefill(self, num_tokens: int) -> None:
-        """Note that the next tokens of the prompt are computed."""
+        """Record that the next `num_tokens` tokens of the prompt are computed."""
         self.num_computed_tokens += num_tokens
         if self.num_uncomputed_tokens == 0:
             self.status = SequenceStatus.DECODING
@@ -116,7 +116,7 @@ class Sequence:
         """Accept a sampled token.
 
         Raises:
-            ServeError: the sequence's grammar cannot go on.
+            ServeError: the sequence's grammar cannot continue.
         """
         self.output_ids.append(token_id)
         self.mask = None
@@ -126,5 +126,5 @@ class Sequence:
             self.lookup.append(token_id)
 
     def draft(self, limit: int) -> list[int]:
-        """Return up to `limit` tokens that it may take next; one token more than these is chosen in any case."""
+        """Return up to `limit` drafted tokens, and fewer than `remaining_tokens`: a step also samples one more token."""
         return [] if self.lookup is None else self.lookup.draft(min(limit, self.remaining_tokens - 1))

@@ -1,4 +1,4 @@
-"""A step's plan: which tokens of which sequences one forward computes, and its result in flight."""
+"""The plan of a step (the tokens that one forward computes), and a launched step in flight."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PrefillChunk:
 
     sequence: Sequence
     start: int
-    """The prompt tokens before it."""
+    """The number of prompt tokens before the chunk."""
     num_tokens: int
     completes_prompt: bool
 
@@ -34,7 +34,7 @@ class PrefillChunk:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """Tokens that a decoding sequence may take next; the step computes them behind its latest token."""
+    """Guessed next tokens of a decoding sequence; the step computes them after the sequence's latest token."""
 
     sequence: Sequence
     token_ids: Sized[int]
@@ -45,7 +45,7 @@ class Draft:
         return TokenRange(sequence.kv_offset, sequence.kv_len, [sequence.output_ids[-1], *self.token_ids])
 
     def is_right(self, index: int) -> bool:
-        """Return whether the sequence goes on and its latest token is the drafted one at this index."""
+        """Return whether the sequence has not finished and its latest token equals the drafted token at this index."""
         return (
             index < len(self.token_ids)
             and not self.sequence.finished
@@ -55,7 +55,7 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step computes: a token for each decoding sequence, those with a draft last, then chunks of prompts."""
+    """The plan of one step: decoding sequences without a draft, then those with a draft, then prompt chunks."""
 
     decode: Sized[Sequence]
     """The decoding sequences without a draft."""
@@ -72,7 +72,7 @@ class Batch:
 
     @property
     def sampled(self) -> list[Sequence]:
-        """The sequences that get a token: those that decode, and those whose prompt is completed."""
+        """The sequences that get a token: those that decode, then those that complete their prompt."""
         completed = (chunk.sequence for chunk in self.prefill if chunk.completes_prompt)
         return [*self.decode, *(draft.sequence for draft in self.drafts), *completed]
 
@@ -87,10 +87,9 @@ class Batch:
 
     @property
     def logit_indices(self) -> list[int]:
-        """The tokens whose logits are needed.
+        """The indices of the tokens whose logits are needed, counted through `decode` and then `ranges`.
 
-        One for each of `sampled`, then those of prompts with log-probabilities, then the drafted ones. Tokens are
-        counted through `decode`, then `ranges`.
+        One for each of `sampled`, then the tokens of prompts with log-probabilities, then the drafted tokens.
         """
         sampled = list(range(len(self.decode)))
         prompt_logprobs: list[int] = []
@@ -109,7 +108,7 @@ class Batch:
         return sampled + prompt_logprobs + drafted
 
     def without(self, late: Collection[Sequence], logits: Tensor) -> tuple[Batch, Tensor]:
-        """Return the step without some of its decoding sequences, and its logits without theirs."""
+        """Return the step without the late decoding sequences, and the logits without those of these sequences."""
         kept = Batch(
             [s for s in self.decode if s not in late], self.prefill, [d for d in self.drafts if d.sequence not in late]
         )
@@ -122,7 +121,7 @@ class Batch:
         return kept, logits[to_device(rows, logits.device, torch.long)]
 
     def halves(self) -> tuple[Batch, Batch]:
-        """Return two batches that compute the same."""
+        """Return two batches that together compute this batch."""
         of_decode = len(self) // 2
         of_prefill = max(0, of_decode - len(self.decode))
         of_drafts = max(0, of_prefill - len(self.prefill))
@@ -134,12 +133,12 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class InFlightStep:
-    """A step that was launched and whose tokens the host has not read."""
+    """A launched step whose tokens the host has not read."""
 
     batch: Batch
     sampled: SampledTokens
     """A token for each of `batch.sampled`."""
     prompt_logprobs: Mapping[PrefillChunk, TokenLogprobs | None]
-    """For each chunk whose prompt reports log-probabilities; None if no prompt token follows the chunk."""
+    """The log-probabilities of each chunk whose request asks for them; None if no prompt token follows the chunk."""
     drafted_logits: Tensor
-    """The logits after each drafted token, (`batch.num_drafted`, vocab_size), draft by draft."""
+    """(`batch.num_drafted`, vocab_size): the logits after each drafted token, draft by draft."""

@@ -1,4 +1,4 @@
-"""The watchdog: a thread cannot be ended from outside, so a step that hangs means that the process has to restart."""
+"""The watchdog: reports a step that hangs. Python cannot end the thread of that step, so the process must restart."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Callable
 
 
 class Watchdog:
-    """Notices when a step takes too long."""
+    """Reports a step that takes too long."""
 
     def __init__(self, stall_s: float, on_stall: Callable[[str], None]) -> None:
-        """Watch for steps longer than `stall_s`; `on_stall` is called once, with a sentence."""
+        """Make a watchdog that calls `on_stall` once, with a message, when a step takes longer than `stall_s`."""
         self._stall_s = stall_s
         self._on_stall = on_stall
         self._started_s: dict[str, float] = {}
         self._stopped = threading.Event()
 
     def start(self, name: str) -> None:
-        """Note that the batch or the fallback has started a step."""
+        """Record that the batch or the fallback has started a step."""
         self._started_s[name] = time.monotonic()
 
     def end(self, name: str) -> None:
-        """Note that it has no step running."""
+        """Record that the batch or the fallback runs no step."""
         self._started_s.pop(name, None)
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""The verification of guessed tokens: every token is chosen from the model's logits, as in a step without guesses."""
+"""The verification of drafted tokens: samples every token from the model's logits, as a step without drafts does."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ def verify_drafts(
     sample: Callable[[Batch, Tensor], tuple[InFlightStep, Tokens]],
     process_outputs: Callable[[InFlightStep, Tokens], None],
 ) -> None:
-    """Give the sequences of a step further tokens, one at a time, while the latest one is the one that was guessed.
+    """Sample further tokens for the sequences of a step, one at a time, while the latest token equals the drafted one.
 
-    The logits after a right guess are those of a step that computes that token alone. The keys and values of wrong
-    guesses are overwritten by the next step.
+    After a right guess, the logits are those of a step that computes only that token. The next step overwrites the keys
+    and values of wrong guesses.
 
     Args:
-        step: its own tokens are processed.
-        sample: chooses a token for each sequence; if it fails, the next step computes the tokens.
+        step: a step whose own tokens are processed.
+        sample: samples a token for each sequence; if it fails, the next step computes the tokens.
+        process_outputs: appends the sampled tokens to their sequences.
     """
     metrics.drafted_tokens_total.inc(step.batch.num_drafted)
     first = itertools.accumulate((len(draft.token_ids) for draft in step.batch.drafts), initial=0)
@@ -51,5 +52,5 @@ def verify_drafts(
             logger.warning("guessed tokens could not be verified", exc_info=True)
             return
         process_outputs(following, tokens)
-        sampled = set(following.batch.sampled)  # the others sit out: the mask of their next token is late
+        sampled = set(following.batch.sampled)  # the mask of the others is late
         right = [(draft, index) for draft, index in right if draft.sequence in sampled]

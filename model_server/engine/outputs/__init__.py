@@ -1,1 +1,1 @@
-"""From sampled tokens to events: detokenization, the finish rule, log-probabilities, readers."""
+"""Turns sampled tokens into events: detokenization, the finish rule, log-probabilities and readers."""

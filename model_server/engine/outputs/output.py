@@ -1,4 +1,4 @@
-"""Output: tokens become text events, and the finish rule ends a choice. The batch and the fallback both use it."""
+"""Output: turns tokens into text events and ends choices. The batch and the fallback both use it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from model_server.telemetry import request_log
 def finish_reason(
     token_id: int, num_tokens: int, eos_token_ids: Container[int], max_new_tokens: int
 ) -> FinishReason | None:
-    """Return why a choice ends with this token, its `num_tokens`-th, or None. Stop strings are the writer's."""
+    """Return why a choice ends with this token, its `num_tokens`-th, or None. `OutputWriter` handles stop strings."""
     if token_id in eos_token_ids:
         return FinishReason.STOP
     return FinishReason.LENGTH if num_tokens >= max_new_tokens else None
 
 
 class OutputWriter:
-    """Detokenizes one choice and sends its events, up to exactly one `Finished`."""
+    """Detokenizes one choice and sends its events; `Finished` is the last event and is sent once."""
 
     def __init__(self, request: Request, index: int = 0) -> None:
         self.num_tokens = 0
@@ -31,11 +31,11 @@ class OutputWriter:
 
     @property
     def finished(self) -> bool:
-        """The choice has ended, or its request has failed."""
+        """Whether the choice has ended or its request has failed."""
         return self._finished or self._request.channel.finished
 
     def write(self, token_id: int, reason: FinishReason | None = None, tokens: tuple[Token, ...] = ()) -> None:
-        """Send what a token adds to the text, and `Finished` if there is a reason or the text has a stop string.
+        """Send the text that a token adds; send `Finished` if there is a reason or the text contains a stop string.
 
         Args:
             tokens: the token with its log-probability, if the request asks for it.
@@ -54,7 +54,7 @@ class OutputWriter:
             self.finish(reason)
 
     def finish(self, reason: FinishReason) -> None:
-        """Send the rest of the text and `Finished`, unless the choice has ended."""
+        """Send the rest of the text and `Finished`; do nothing if the choice has ended."""
         if self.finished:
             return
         self._finished = True
@@ -65,7 +65,7 @@ class OutputWriter:
             request.channel.send(TextDelta(text, self._index))
         if detokenizer.stopped:  # the rest of the text can complete a stop string
             reason = FinishReason.STOP
-        # Read before `Finished` is sent: a reader that has all its events cancels too.
+        # Read before `Finished` is sent: a reader also sets `cancelled` after it has received all events.
         outcome = "cancelled" if request.cancelled else reason.value
         request.channel.send(Finished(reason, request.num_prompt_tokens, self.num_tokens, self._index))
         if request.channel.finished:
@@ -73,7 +73,7 @@ class OutputWriter:
 
 
 def finish_with_error(request: Request, error: ServeError) -> None:
-    """End all choices of a request with an error, unless they have ended. The caller wakes the reader."""
+    """End all choices of a request with an error; do nothing if they have ended. The caller wakes the reader."""
     if not request.channel.finished:
         outcome = "cancelled" if request.cancelled else error.code
         request.channel.send(error)

@@ -1,4 +1,4 @@
-"""Sampled tokens whose output is not yet written. Detokenization can so overlap the next step."""
+"""Queues sampled tokens until their output is written, so that detokenization can overlap the next step."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PendingToken:
-    """A token that its sequence has accepted and its reader does not have."""
+    """A token that its sequence has accepted and that is not yet sent to the reader."""
 
     sequence: Sequence
     token_id: int
     reason: FinishReason | None
-    """Why it is the sequence's last."""
+    """Why the sequence ends with this token; None if it continues."""
     tokens: tuple[Token, ...]
     """The token with its log-probability, if the request asks for it."""
 
@@ -45,7 +45,7 @@ class OutputQueue:
     def flush(self) -> list[Sequence]:
         """Write all pending tokens, wake the readers once, and return the sequences that have ended.
 
-        A sequence whose text cannot be made fails by itself.
+        If the detokenizer fails for a sequence, only that sequence ends with an error.
         """
         written: list[Request] = []
         ended: list[Sequence] = []
@@ -60,6 +60,6 @@ class OutputQueue:
             written.append(request)
             if request.channel.finished:
                 ended.append(sequence)
-            self._pending.pop(0)  # only now: until its end is sent, the request counts as running
+            self._pending.pop(0)  # only now: the request counts as running until its last event is sent
         self._wake(written)
         return ended

@@ -1,4 +1,4 @@
-"""Log-probabilities of prompts: launched with the step that prefills them, read with its tokens."""
+"""Log-probabilities of prompts: computed by the step that prefills the prompt, and read with that step's tokens."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from model_server.engine.step import Batch, PrefillChunk
 from model_server.request import PromptLogprobs, Token
 
 PromptLogprobsInFlight = dict[PrefillChunk, TokenLogprobs | None]
-"""None for a chunk that no prompt token follows."""
+"""The log-probabilities of each chunk; None if no prompt token follows the chunk."""
 
 
 def launch_prompt_logprobs(batch: Batch, logits: Tensor) -> PromptLogprobsInFlight:
-    """Compute the log-probabilities of the prompts that report them; their logits follow those of `batch.sampled`."""
+    """Compute the log-probabilities of the prompts whose requests ask for them.
+
+    Args:
+        logits: (tokens, vocab_size): one for each of `batch.sampled`, then those of these prompts' tokens.
+    """
     launched: PromptLogprobsInFlight = {}
     index = len(batch.sampled)
     for chunk in batch.prefill:
@@ -34,7 +38,10 @@ def _launch(chunk: PrefillChunk, logits: Tensor) -> TokenLogprobs | None:
 
 
 def read_prompt_logprobs(chunk: PrefillChunk, logprobs: TokenLogprobs | None) -> PromptLogprobs:
-    """Return the prompt tokens that follow those of the chunk; the prompt's first token has no log-probability."""
+    """Return the log-probabilities of the tokens after each token of the chunk.
+
+    The first chunk also returns the prompt's first token, without a log-probability.
+    """
     tokens = [] if logprobs is None else logprobs.read()
     if chunk.start == 0:
         tokens.insert(0, Token(chunk.sequence.request.prompt_ids[0]))

@@ -1,4 +1,4 @@
-"""The readers of requests: coroutines in the event loop that an engine thread wakes."""
+"""Wakes the readers of requests, coroutines in the event loop, from the engine's threads."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from model_server.request import Channel, Request
 
 
 class Readers:
-    """Reaches the event loop from other threads."""
+    """Calls into the event loop from other threads."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def attach(self) -> None:
-        """Note the running event loop; call it in the loop."""
+        """Store the running event loop; call it in the loop."""
         self._loop = asyncio.get_running_loop()
 
     def wake(self, requests: Iterable[Request]) -> None:
@@ -25,7 +25,7 @@ class Readers:
             self.call(_wake_all, channels)
 
     def call(self, function: Callable[..., object], *arguments: object) -> None:
-        """Have the event loop call a function, if there is one and it runs."""
+        """Call a function in the event loop; do nothing if no loop is attached or the loop is closed."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, *arguments)
 

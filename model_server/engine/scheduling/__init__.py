@@ -1,1 +1,1 @@
-"""The queue and the scheduler: what is admitted, and which prompt tokens a step prefills."""
+"""The queue and the scheduler: choose the requests to admit and the prompt tokens to prefill."""

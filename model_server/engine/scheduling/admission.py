@@ -1,4 +1,4 @@
-"""Admission: a waiting request becomes a sequence of the batch."""
+"""Admission: turns a waiting request into a sequence of the batch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from model_server.request import Request
 def admit_next(
     scheduler: Scheduler, runner: Runner, lock: AbstractContextManager[object], now_s: float
 ) -> Sequence | None:
-    """Admit the next request and allocate its KV cache; return None if no request may be admitted.
+    """Admit the next request and allocate its KV cache; return None if no request can be admitted.
 
-    The lock is held from the queue to the batch, so that another thread finds the request in one of them. It is not
-    held for anything that waits for the device: the event loop takes it too.
+    The lock is held while the request moves, so that another thread finds it in the queue or in the batch. It is never
+    held while waiting for the device, because the event loop takes it too.
     """
     kv_cache = runner.kv_cache
 

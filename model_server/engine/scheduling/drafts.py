@@ -1,4 +1,4 @@
-"""Which sequences guess tokens in the next step, and how many: a step's time is shared with those that do not."""
+"""Plans the drafts of a step: limits them, because the sequences without a draft wait for them too."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from model_server.engine.sequence import Sequence
 from model_server.engine.step import Draft
 
 MAX_DECODE_TOKENS = {"cpu": 64, "cuda": 256}
-"""Decoded and guessed tokens of a step. Up to here a further token takes less time than its share of a step; beyond,
-matmuls take time in proportion to their rows."""
+"""The most decoded and drafted tokens of a step, by device type. Up to this number, a further token costs less than its
+share of the step. Beyond it, the time of a matmul grows in proportion to its rows."""
 
 
 def plan_drafts(decoding: Sized[Sequence], *, device_type: str, max_tokens: int) -> list[Draft]:
     """Return the drafts of a step's decoding sequences.
 
     Args:
-        max_tokens: guessed tokens that the step may compute; the sequences share them equally.
+        max_tokens: the most drafted tokens of the step; the sequences share them equally.
     """
     confident = [s for s in decoding if s.lookup is not None and s.lookup.is_confident]
     if not confident:

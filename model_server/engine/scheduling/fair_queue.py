@@ -1,4 +1,4 @@
-"""The queue of requests: fair between API keys, then between HTTP calls, first come first served within a call."""
+"""The queue of requests: fair between API keys, then between HTTP calls; first in, first out within a call."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import TypeAlias
 from model_server.request import Request
 
 Calls: TypeAlias = OrderedDict[object, deque[Request]]
-"""The waiting requests of one key, by the group of their HTTP call."""
+"""The waiting requests of one key, by group: the requests of one HTTP call."""
 
 
 class FairQueue:
-    """Requests by API key and HTTP call. Keys take turns, and so do the calls of one key."""
+    """A queue in which API keys take turns, and so do the HTTP calls of one key."""
 
     def __init__(self) -> None:
         self._keys: OrderedDict[str | None, Calls] = OrderedDict()
         self._length = 0
-        """Counted, not summed up: metrics read the length while another thread changes the queue."""
+        """A counter, because metrics read the length while another thread changes the queue."""
 
     def __len__(self) -> int:
         return self._length
@@ -38,9 +38,9 @@ class FairQueue:
         is_allowed: Callable[[object], bool] = lambda group: True,
         fits: Callable[[Request], bool] = lambda request: True,
     ) -> Request | None:
-        """Remove and return the next request of the first group that is allowed; its key and group go to the end.
+        """Remove and return the next request of the first allowed group; move its key and group to the end.
 
-        Return None if no group is allowed, or if that request does not fit.
+        Return None if no group is allowed, or if the request does not fit.
         """
         for key, calls in self._keys.items():
             group = next((group for group in calls if is_allowed(group)), None)

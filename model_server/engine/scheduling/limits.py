@@ -1,4 +1,4 @@
-"""Limits at submission: requests that never fit, and requests that would make the queues too long, are refused."""
+"""Limits at submission: refuses requests that never fit or would make the queues too long."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from model_server.request import Request
 
 
 class CompletionRate:
-    """How fast requests complete."""
+    """The rate at which requests complete."""
 
     def __init__(self) -> None:
         self._times_s: deque[float] = deque(maxlen=32)
 
     def note(self) -> None:
-        """Note that a request has completed."""
+        """Record that a request has completed."""
         self._times_s.append(time.monotonic())
 
     def seconds_until(self, count: float) -> int:
-        """Estimate how long so many completions take, from 1 to 60 s; 5 s before any is known."""
+        """Estimate the time of `count` completions, 1 to 60 s; return 5 s before two completions are recorded."""
         if len(self._times_s) < 2:
             return 5
         rate = len(self._times_s) / max(0.1, time.monotonic() - self._times_s[0])
@@ -52,7 +52,7 @@ class SubmissionLimits:
         self._completions = completions
 
     def check_fits(self, batched: Iterable[Request], unbatched: Iterable[Request]) -> None:
-        """Raise BadRequest if one of the requests can never be generated here: for its memory, or for its grammar."""
+        """Raise BadRequest if a request needs more memory than there is, or is unbatched and has a grammar."""
         limit = self._kv_cache.max_sequence_tokens
         for request in (*batched, *unbatched):
             if request.max_tokens > limit:
@@ -67,7 +67,7 @@ class SubmissionLimits:
             self._fallback.check_fits(request)
 
     def check_queue(self, lengths: Sequence[int], num_unbatched: int = 0) -> None:
-        """Raise QueueFull if more requests would wait than may; the engine's lock is held.
+        """Raise QueueFull if more than `max_queue_size` requests would wait; the caller holds the engine's lock.
 
         Args:
             lengths: the tokens of each request for the batch.

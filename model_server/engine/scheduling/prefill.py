@@ -1,6 +1,6 @@
-"""Prefill planning: the scheduler's chunks, shortened by what the prefix cache holds.
+"""Prefill planning: plans the prompt chunks of a step and skips prefixes that the prefix cache holds.
 
-The prefix cache is looked up when a prompt's prefill starts, not at admission: sequences admitted together can then use
+A sequence looks up the prefix cache when its prefill starts, not at admission. Sequences admitted together can then use
 the prefix that the first of them computes.
 """
 
@@ -16,7 +16,7 @@ from model_server.engine.step import PrefillChunk
 
 
 class PrefillPlanner:
-    """Plans the prefill of each step and keeps the prefix cache."""
+    """Plans the prefill of each step and maintains the prefix cache."""
 
     def __init__(self, scheduler: Scheduler, kv_cache: KVCache, *, prefix_caching: bool) -> None:
         self._scheduler = scheduler
@@ -25,7 +25,7 @@ class PrefillPlanner:
         self._prefix_caching = prefix_caching
 
     def plan(self) -> list[PrefillChunk]:
-        """Return the chunks to prefill in the next step; a waiting sequence among them starts its prefill."""
+        """Return the chunks to prefill in the next step; start the prefill of waiting sequences among them."""
         deferred: set[Sequence] = set()
         while True:
             plan = self._scheduler.plan_prefill(deferred)
@@ -43,16 +43,16 @@ class PrefillPlanner:
                     self._start(sequence, source, length)
 
     def record(self, sequence: Sequence) -> None:
-        """Enter what a sequence has computed into the prefix cache."""
+        """Insert the computed tokens of a sequence into the prefix cache."""
         if self._prefix_caching and sequence.status is not SequenceStatus.WAITING:
             self._prefix_cache.insert(sequence.kv_offset, sequence.cached_ids)
 
     def clear(self) -> None:
-        """Empty the prefix cache, because the KV cache has freed its memory."""
+        """Empty the prefix cache; call it when the KV cache has freed its memory."""
         self._prefix_cache.clear()
 
     def _match_prefix(self, sequence: Sequence) -> tuple[int, int]:
-        """Return where the longest cached prefix of a prompt lies, and its length; 0 if it is not worth copying."""
+        """Return the offset and length of a prompt's longest cached prefix; the length is 0 if copying does not pay."""
         if self._may_reuse(sequence):
             # The last prompt token is always computed: its logits are needed.
             source, length = self._prefix_cache.match_prefix(sequence.request.prompt_ids[:-1], sequence.kv_offset)
@@ -61,13 +61,13 @@ class PrefillPlanner:
         return sequence.kv_offset, 0
 
     def _may_reuse(self, sequence: Sequence) -> bool:
-        # Seeded requests compute their whole prompt: other chunks round differently in 16 bits, and the same seed has
-        # to give the same text.
+        # Seeded requests compute their whole prompt: in 16 bits, other chunks round differently, but the same seed must
+        # give the same text.
         sampling = sequence.request.sampling
         return self._prefix_caching and sampling.seed is None and not sampling.prompt_logprobs
 
     def _is_worth_waiting(self, sequence: Sequence, num_cached: int, prefilling: Iterable[Sequence]) -> bool:
-        """Return whether a prefix that is being prefilled saves half a step or more."""
+        """Return whether waiting for a prefix that another sequence prefills saves at least half a step."""
         enough = num_cached + self._scheduler.max_prefill_tokens_per_step // 2
         prompt_ids = sequence.request.prompt_ids[:-1]
         return self._may_reuse(sequence) and any(

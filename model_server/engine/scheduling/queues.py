@@ -31,7 +31,7 @@ class RequestQueues:
         return self.batch.remove_where(condition) + self.fallback.remove_where(condition)
 
     def purge(self, now_s: float) -> list[Request]:
-        """Remove, end and return requests that were cancelled or whose deadline has passed."""
+        """Remove, end and return the requests that were cancelled or have passed their deadline."""
         removed = self.remove_where(lambda request: request.cancelled or request.is_late(now_s))
         for request in removed:
             finish_with_error(request, TimedOut("The request waited for its whole time; the server is too busy."))

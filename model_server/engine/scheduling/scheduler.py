@@ -1,14 +1,14 @@
-"""The scheduling policy: which request is admitted next, and which prompt tokens the next step prefills.
+"""The scheduling policy: chooses the next request to admit and the prompt tokens that the next step prefills.
 
 - A request is admitted when the batch has room and the KV cache has memory for all its tokens, so a running sequence
-  never runs out of memory. A request without memory blocks the queue: letting smaller ones pass would starve it.
-- API keys take turns, and so do the groups (the requests of one HTTP call) of one key, oldest first. One group may hold
-  at most 7/8 of the batch, so a call with 32 instances neither starves a single request nor makes it wait.
-- A step decodes every sequence that has its prompt, and prefills at most `max_prefill_tokens_per_step` tokens: half of
-  them for the oldest prompt, so that it always advances, the rest for the shortest prompts, so that they need not wait
-  for a long one.
-- While at most half of the sequences decode, a longer step delays few streams. Then up to
-  `max_prefill_tokens_when_idle` tokens are prefilled, for prompts that the step completes.
+  never runs out of memory. A request that does not fit blocks the queue; if smaller requests passed it, it could starve.
+- API keys take turns, and so do the groups of one key, oldest first. A group is the requests of one HTTP call. A group
+  holds at most 7/8 of the batch, so a call with 32 instances neither starves nor delays a single request.
+- A step decodes every sequence whose prompt is computed. It prefills at most `max_prefill_tokens_per_step` tokens.
+  Half of them go to the oldest prompt, which therefore always advances. The rest go to the shortest prompts, which
+  therefore do not wait for a long one.
+- While at most half of the sequences decode, a longer step delays few streams. The step then prefills up to
+  `max_prefill_tokens_when_idle` tokens of prompts that it completes.
 
 Pure Python: no tensors, no threads.
 """
@@ -38,7 +38,7 @@ class Scheduler:
 
     @property
     def num_free(self) -> int:
-        """Return how many more sequences the batch may have."""
+        """The number of sequences that the batch has room for."""
         return self.max_batch_size - len(self.sequences)
 
     def next_request(self, fits: Callable[[Request], bool] = lambda request: True) -> Request | None:
@@ -49,7 +49,7 @@ class Scheduler:
         return self.waiting.pop(lambda group: counts.get(group, 0) < self._max_sequences_per_group, fits)
 
     def plan_prefill(self, deferred: Container[Sequence] = ()) -> list[tuple[Sequence, int]]:
-        """Return the sequences that the next step prefills, each with its number of tokens; `deferred` ones wait."""
+        """Return the sequences to prefill in the next step with their numbers of tokens, without the `deferred` ones."""
         prefilling = [s for s in self.sequences if not s.decoding and s not in deferred]
         if not prefilling:
             return []

@@ -1,1 +1,1 @@
-"""Requests that cannot be batched: which they are, and one `model.generate` call at a time."""
+"""Finds the requests that cannot be batched and generates them with one `model.generate` call at a time."""

@@ -1,6 +1,6 @@
-"""The fallback: requests that cannot be batched, generated one after the other.
+"""The fallback: generates the requests that cannot be batched, one after the other.
 
-It owns its queue, the request that runs, the memory limit, and what becomes of a call that fails. One thread runs it.
+It owns its queue, the running request, the memory limit and the error handling of a call. One thread runs it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class GenerateFallback:
     """Generates one request at a time with `model.generate`."""
 
     def __init__(self, model: MistralForCausalLM, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> None:
-        """Make a fallback whose calls may have `max_tokens`: sequences times length."""
+        """Make a fallback; `max_tokens` limits the sequences times length of one call."""
         self.waiting = FairQueue()
         self.running: Request | None = None
         self._max_tokens = max_tokens
@@ -34,7 +34,7 @@ class GenerateFallback:
         self._tokenizer = tokenizer
 
     def check_fits(self, request: Request) -> None:
-        """Raise BadRequest if there is never enough memory for a request."""
+        """Raise BadRequest if a request needs more than `max_tokens`."""
         sequences = max(request.sampling.generate.get("num_beams") or 1, request.sampling.num_choices)
         needed = sequences * request.max_tokens
         if needed > self._max_tokens:
@@ -45,14 +45,14 @@ class GenerateFallback:
             )
 
     def generate(self, request: Request, *, wake: Callable[[], None], on_step: Callable[[], None]) -> None:
-        """Generate a request until it has ended, with an error if the call fails.
+        """Generate a request and end it; if the call fails, end it with an error.
 
         Args:
             wake: wakes the request's reader.
             on_step: is called after every step.
 
         Raises:
-            torch.AcceleratorError: the accelerator is broken and stays so.
+            torch.AcceleratorError: the accelerator fails until the process restarts.
         """
 
         def should_stop() -> bool:

@@ -1,6 +1,6 @@
-"""One `model.generate` call for one request: beam search, guidance and whatever else cannot be batched.
+"""Generates one request that cannot be batched, such as beam search or guidance, with one `model.generate` call.
 
-Tokens are sent one by one if `generate` can stream them, else all at its end.
+Tokens are sent one by one if `generate` can stream them, otherwise all at the end.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Stop(StoppingCriteria):
 
 
 class _Streamer(BaseStreamer):
-    """Passes on the tokens of each step; the first call has the prompt."""
+    """Passes on the tokens of each step. The first `put` has the prompt, which it drops."""
 
     def __init__(self, write: Callable[[Sequence[int]], None]) -> None:
         self._write = write
@@ -52,11 +52,11 @@ def generate(
     wake: Callable[[], None],
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Generate a request with one `generate` call and send its output.
+    """Generate a request with one `model.generate` call and send its output.
 
     Args:
         wake: is called after events were sent.
-        should_stop: is called after every step; true ends the generation with the tokens it has.
+        should_stop: is called after every step; if it returns true, generation ends with the tokens so far.
 
     Raises:
         BadRequest: Transformers refuses the combination of parameters.
@@ -70,10 +70,10 @@ def generate(
     prompt = torch.tensor([request.prompt_ids], device=model.device)
     beams = (arguments.get("num_beams") or 1) > 1
     if beams and sampling.stop:
-        # Beams have no text while `generate` runs, so it has to find the stop strings itself.
+        # Beams are not streamed, so `generate` has to find the stop strings itself.
         arguments |= {"stop_strings": list(sampling.stop), "tokenizer": tokenizer}
     if sampling.seed is not None:
-        # Only the fallback uses the global generator: the batch draws from generators of its own.
+        # Only the fallback uses the global generator: the batch has its own generators.
         torch.manual_seed(sampling.seed)
     writers = [OutputWriter(request, index) for index in range(sampling.num_choices)]
     try:
@@ -103,7 +103,7 @@ def generate(
                 **arguments,
             )
     except (ValueError, TypeError, LookupError) as error:
-        # LookupError: token healing finds no token that begins with the prompt's last, or a watermark has no greens.
+        # LookupError: token healing finds no token that begins with the prompt's last, or a watermark has no green token.
         reason = f"no entry for {error}" if isinstance(error, LookupError) else str(error)
         raise BadRequest(f"The parameters cannot be used together: {reason}") from error
     for writer, sequence in zip(writers, sequences, strict=True):
@@ -114,7 +114,7 @@ def generate(
 
 
 def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Return a tokenizer that can pad: token healing asks for it, though it never pads a single prompt."""
+    """Return a tokenizer with a padding token: token healing requires it, but never pads a single prompt."""
     if tokenizer.pad_token is not None:
         return tokenizer
     tokenizer = copy.copy(tokenizer)
