@@ -19,7 +19,7 @@ class EngineConfig:
     """The most tokens of one `generate` call: sequences times length."""
     max_prefill_tokens_per_step: int
     max_prefill_tokens_when_idle: int
-    """Replaces `max_prefill_tokens_per_step` while at most half of the batch decodes, for prompts the step completes."""
+    """The limit while at most half of the batch decodes, for prompts that the step completes."""
     prefix_caching: bool
     stall_s: float
     """A step that takes longer counts as hung."""

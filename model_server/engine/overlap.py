@@ -81,7 +81,7 @@ class OverlappedBatchLoop(BatchLoop):
             self._fail_newest()
 
     def _launch_ahead(self, previous: InFlightStep) -> InFlightStep | None:
-        """Launch a step for the sequences that have tokens left to generate; return None if it cannot stay in flight."""
+        """Launch a step for the sequences with tokens left to generate; return None if it cannot stay in flight."""
         tokens = previous.sampled.on_device
         assert tokens is not None, "a step without tokens on the device is not left in flight"
         indices = {sequence: i for i, sequence in enumerate(previous.batch.sampled)}

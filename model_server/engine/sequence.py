@@ -126,5 +126,5 @@ class Sequence:
             self.lookup.append(token_id)
 
     def draft(self, limit: int) -> list[int]:
-        """Return up to `limit` drafted tokens, and fewer than `remaining_tokens`: a step also samples one more token."""
+        """Return up to `limit` drafted tokens, and fewer than `remaining_tokens`: the step samples one token more."""
         return [] if self.lookup is None else self.lookup.draft(min(limit, self.remaining_tokens - 1))

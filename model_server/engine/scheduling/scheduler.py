@@ -1,7 +1,7 @@
 """The scheduling policy: chooses the next request to admit and the prompt tokens that the next step prefills.
 
 - A request is admitted when the batch has room and the KV cache has memory for all its tokens, so a running sequence
-  never runs out of memory. A request that does not fit blocks the queue; if smaller requests passed it, it could starve.
+  never runs out of memory. A request that does not fit blocks the queue; smaller requests that pass would starve it.
 - API keys take turns, and so do the groups of one key, oldest first. A group is the requests of one HTTP call. A group
   holds at most 7/8 of the batch, so a call with 32 instances neither starves nor delays a single request.
 - A step decodes every sequence whose prompt is computed. It prefills at most `max_prefill_tokens_per_step` tokens.
@@ -49,7 +49,7 @@ class Scheduler:
         return self.waiting.pop(lambda group: counts.get(group, 0) < self._max_sequences_per_group, fits)
 
     def plan_prefill(self, deferred: Container[Sequence] = ()) -> list[tuple[Sequence, int]]:
-        """Return the sequences to prefill in the next step with their numbers of tokens, without the `deferred` ones."""
+        """Return the sequences to prefill in the next step and their numbers of tokens; leave out `deferred` ones."""
         prefilling = [s for s in self.sequences if not s.decoding and s not in deferred]
         if not prefilling:
             return []

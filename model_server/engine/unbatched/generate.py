@@ -103,7 +103,7 @@ def generate(
                 **arguments,
             )
     except (ValueError, TypeError, LookupError) as error:
-        # LookupError: token healing finds no token that begins with the prompt's last, or a watermark has no green token.
+        # LookupError: token healing finds no token that starts with the prompt's last token, or a watermark allows none.
         reason = f"no entry for {error}" if isinstance(error, LookupError) else str(error)
         raise BadRequest(f"The parameters cannot be used together: {reason}") from error
     for writer, sequence in zip(writers, sequences, strict=True):
