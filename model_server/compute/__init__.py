@@ -1,1 +1,1 @@
-"""The arithmetic of a step: forward, attention, sampling, CUDA graphs."""
+"""The computation of a step: forward, attention, KV cache, sampling and CUDA graphs."""

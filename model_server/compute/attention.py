@@ -1,4 +1,4 @@
-"""Attention of a chunk of one sequence in plain PyTorch, over keys and values that are contiguous."""
+"""Attention for a chunk of one sequence, in plain PyTorch. The keys and values of the sequence must be contiguous."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch import Tensor
 
 
 def chunk_attention(q: Tensor, keys: Tensor, values: Tensor, start: int, scaling: float, window: int | None) -> Tensor:
-    """Attend from a chunk that begins at position `start` to its sequence up to the chunk's end.
+    """Return the attention output of a chunk that begins at position `start` of its sequence.
 
-    Shapes: q (length, heads, head_dim), keys and values (kv_heads, start + length, head_dim); the output is as q.
+    Shapes: q (length, heads, head_dim), keys and values (kv_heads, start + length, head_dim). The output has q's shape.
     """
     group = q.shape[1] // keys.shape[0]
     length, end = len(q), keys.shape[1]
     mask = None
     if start or (window is not None and end > window):
         mask = visible_keys(length, start, window, q.device)
-    # Keys are repeated for the group: the CPU's fast attention kernel wants as many key heads as query heads.
+    # Keys are repeated for the group: the CPU's fast attention kernel requires as many key heads as query heads.
     out = F.scaled_dot_product_attention(
         q.transpose(0, 1)[None],
         keys.repeat_interleave(group, 0)[None],
@@ -30,9 +30,9 @@ def chunk_attention(q: Tensor, keys: Tensor, values: Tensor, start: int, scaling
 
 
 def short_chunk_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    """Attend as `chunk_attention` does, with the query heads of a group as rows of one head, so that no key is copied.
+    """Compute `chunk_attention` without copying keys: the query heads of a group become rows of one head.
 
-    Copying the keys takes longer than attention itself if a chunk is short and its sequence long.
+    For a short chunk of a long sequence, copying the keys takes longer than attention itself.
     """
     length, num_heads, size = q.shape
     kv_heads = keys.shape[0]
@@ -44,12 +44,16 @@ def short_chunk_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor,
 def short_chunk_mask(
     length: int, start: int, window: int | None, group: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Return the mask of `short_chunk_attention`, to be added to the scores; `group` query heads share a key head."""
+    """Return the mask that `short_chunk_attention` adds to the scores: (group * length, start + length).
+
+    Args:
+        group: the number of query heads that share a key head.
+    """
     visible = visible_keys(length, start, window, device)
     return torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, -torch.inf).repeat(group, 1)
 
 
 def visible_keys(length: int, start: int, window: int | None, device: torch.device) -> Tensor:
-    """Return which keys, up to the chunk's end, each of its tokens attends to: (length, start + length)."""
+    """Return a boolean mask (length, start + length): the keys that each token of the chunk attends to."""
     mask = torch.ones((length, start + length), dtype=torch.bool, device=device).tril(start)
     return mask if window is None else mask.triu(start - window + 1)

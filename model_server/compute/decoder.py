@@ -1,9 +1,9 @@
-"""Mistral's forward for a batched step, without padding between sequences and in few operations.
+"""Mistral's forward for a batched step, without padding between sequences.
 
-The same mathematics as `transformers.models.mistral.modeling_mistral`, with three differences. The tokens of all
-sequences are concatenated, and the KV cache's step decides which keys each of them sees. The last layer computes only
-the tokens whose logits are wanted. On a GPU, where every kernel of a decode step counts, some operations are fused and
-round once where Transformers' modules round twice; on a CPU rounding is the modules'.
+It computes the same as `transformers.models.mistral.modeling_mistral`, with three differences. The tokens of all
+sequences are concatenated, and the KV cache's step selects the keys of each token. The last layer computes only the
+tokens whose logits are wanted. On a GPU, fused operations save kernels and round once where Transformers' modules
+round twice; on a CPU, the rounding is the same as in those modules.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from model_server.compute.fused_linear import Linear
 
 
 class Step(Protocol):
-    """A step as tensors: its tokens, and the keys and values that it reads and writes."""
+    """A step as tensors: its tokens and the keys and values that it reads and writes."""
 
     token_ids: Tensor
     """(tokens,)"""
     positions: Tensor
-    """(tokens,), each in its sequence."""
+    """(tokens,): the position of each token in its sequence."""
 
     def attend(self, layer: int, q: Tensor, kv: Tensor, scaling: float) -> Tensor:
-        """Write the tokens' keys and values and return attention's output.
+        """Write the keys and values of the tokens and return the attention output.
 
         Shapes: q (tokens, heads, head_dim), kv (tokens, 2, kv_heads, head_dim); the output is
         (tokens, heads * head_dim).
@@ -42,7 +42,7 @@ MultiplyAndAdd = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer's weights and matmuls as plain attributes: `nn.Module` looks each of them up by name at every access."""
+    """A layer's weights and matmuls as plain attributes, which avoids `nn.Module`'s lookup by name at every access."""
 
     input_norm: Tensor
     qkv: Multiply
@@ -69,12 +69,12 @@ class Layer:
 
 
 def _multiply(linear: Any) -> Multiply:
-    """Return the matmul of a step's tokens, whose number is padded already."""
+    """Return the matmul for the tokens of a step, which the step has padded."""
     return linear.multiply if isinstance(linear, Linear) else linear
 
 
 def _multiply_and_add(linear: Any, fused_ops: bool) -> MultiplyAndAdd:
-    """Return a matmul whose product is added to a residual, in place of one of the two."""
+    """Return a matmul that adds its product to a residual; it writes the sum in place of the product or residual."""
     if fused_ops:
         weight = linear.weight.t()
         return lambda rows, residual: residual.addmm_(rows, weight)
@@ -83,10 +83,10 @@ def _multiply_and_add(linear: Any, fused_ops: bool) -> MultiplyAndAdd:
 
 
 class Decoder:
-    """The layers of a fused model; called with a step, returns logits."""
+    """Computes the logits of a step with the layers of a fused model."""
 
     def __init__(self, model: MistralForCausalLM, *, fused_ops: bool | None = None) -> None:
-        """Take a fused model; `fused_ops` uses a GPU's fused operations and is the default there."""
+        """Take a fused model; `fused_ops` selects fused operations (default: on every device except a CPU)."""
         config = model.config
         self.fused_ops = model.device.type != "cpu" if fused_ops is None else fused_ops
         self._embedding = model.model.embed_tokens.weight
@@ -101,16 +101,16 @@ class Decoder:
 
     @torch.inference_mode()
     def __call__(self, step: Step, wanted: Tensor) -> Tensor:
-        """Run a step and return the logits after the wanted tokens, (wanted, vocab_size), in the model's dtype."""
+        """Run a step and return the logits after the wanted tokens: (wanted, vocab_size), in the model's dtype."""
         hidden = F.embedding(step.token_ids, self._embedding)
         cos, sin = self._rotary(hidden, step.positions[None])
-        # (tokens, 1, head_dim); with the first half of the sines negated, a rotation is one roll and two products.
+        # (tokens, 1, head_dim). With the first half of the sines negated, a rotation is one roll and two products.
         cos, sin = cos[0, :, None], sin[0, :, None].clone()
         sin[..., : sin.shape[-1] // 2].neg_()
         for index, layer in enumerate(self._layers):
             out = self._attend(step, index, layer, hidden, cos, sin)
             if index == len(self._layers) - 1:
-                if not len(wanted):  # a chunk inside a prompt: its keys and values are written, nothing else is needed
+                if not len(wanted):  # the chunk does not complete its prompt: only its keys and values are needed
                     return hidden.new_empty((0, self._vocab_size))
                 hidden, out = hidden[wanted], out[wanted]
             hidden = layer.add_o_proj(out, hidden)
@@ -122,7 +122,7 @@ class Decoder:
         size, num_heads, kv_heads = cos.shape[-1], self._num_heads, self._num_kv_heads
         qkv = layer.qkv(self._norm(hidden, layer.input_norm)).view(-1, num_heads + 2 * kv_heads, size)
         rotated = qkv.narrow(1, 0, num_heads + kv_heads)
-        if self.fused_ops:  # `roll` on a GPU copies an input that is not contiguous
+        if self.fused_ops:  # on a GPU, `roll` would copy its input, which is not contiguous
             rolled = rotated.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
             rotated.mul_(cos).addcmul_(rolled, sin)
         else:

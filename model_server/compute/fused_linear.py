@@ -1,7 +1,7 @@
-"""Fused linear layers: projections that read the same input are one matmul.
+"""Fused linear layers: joins projections that read the same input into one matmul.
 
-Owns the layout of a loaded model's weights, which batched steps and `generate` share. Packing for a CPU is in
-`cpu.packed_linear`, the batch's forward in `decoder`.
+It defines the layout of a loaded model's weights, which batched steps and `generate` share. It leaves out packing for a
+CPU (`cpu.packed_linear`) and the forward of a batched step (`decoder`).
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class FusedMLP(MistralMLP):
 
 
 class Linear(nn.Module):
-    """A linear layer without bias whose weight (outputs, inputs) is not a parameter.
+    """A linear layer without bias. Its weight (outputs, inputs) is not a parameter.
 
-    `fuse` makes the original parameters views of it, and `state_dict` names those.
+    `fuse` makes the original parameters views of the weight, and `state_dict` names those parameters.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -69,19 +69,19 @@ class Linear(nn.Module):
         self.weight = weight.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply (..., inputs)."""
+        """Multiply x (..., inputs); return (..., outputs)."""
         return F.linear(x, self.weight)
 
     def multiply(self, rows: Tensor) -> Tensor:
-        """Multiply (rows, inputs) of a step, padded as the device wants it."""
+        """Multiply the rows of a step (rows, inputs), which are padded for the device; return (rows, outputs)."""
         return F.linear(rows, self.weight)
 
 
 def fuse(model: MistralForCausalLM, device: torch.device | None = None) -> None:
     """Fuse the projections that read the same input, in place.
 
-    The original parameters become views of the fused weight: nothing is held twice, and `state_dict` still names them.
-    A model without memory (on the meta device) gets memory for the fused weights on `device`, to be filled.
+    The original parameters become views of the fused weight, so no weight is stored twice and `state_dict` still names
+    the parameters. For a model on the meta device, `fuse` allocates uninitialised fused weights on `device`.
     """
     for layer in model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp

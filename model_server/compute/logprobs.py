@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens and of the likeliest alternatives, for many tokens in one call."""
+"""Log-probabilities of tokens and of their likeliest alternatives, for many tokens in one call."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from model_server.request import Token
 
 
 class TokenLogprobs:
-    """Log-probabilities that are computed on the device and copied to the host without waiting for them."""
+    """Log-probabilities that the device computes and copies to the host asynchronously."""
 
     @torch.inference_mode()
     def __init__(self, logits: Tensor, token_ids: Tensor, num_top: Sequence[int]) -> None:
-        """Take raw logits (tokens, vocab_size), the tokens' ids, and how many alternatives each token reports."""
+        """Start the computation.
+
+        Args:
+            logits: (tokens, vocab_size), before any logits processor.
+            token_ids: (tokens,).
+            num_top: the number of alternatives to report for each token.
+        """
         self._num_top = num_top
         logprobs = logits.log_softmax(-1)
         chosen = logprobs.gather(-1, token_ids[:, None])
@@ -25,7 +31,7 @@ class TokenLogprobs:
         self._ids = AsyncHostCopy(torch.cat((token_ids[:, None], top_ids), -1))
 
     def read(self) -> list[Token]:
-        """Wait for the values and return a token for each row of the logits."""
+        """Wait for the copy and return a token for each row of the logits."""
         return [
             Token(id=ids[0], logprob=logprobs[0], top=tuple(zip(ids[1 : n + 1], logprobs[1 : n + 1], strict=True)))
             for ids, logprobs, n in zip(self._ids.read(), self._logprobs.read(), self._num_top, strict=True)

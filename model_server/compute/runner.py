@@ -1,6 +1,6 @@
-"""The model with its KV cache: the only place where batched steps are computed.
+"""The model with its KV cache: computes all batched steps.
 
-Leaves out which sequences run (scheduler) and how tokens are drawn from logits (sampling).
+It leaves out the choice of the sequences (`scheduler`) and the sampling of tokens (`sampling`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def make_kv_cache(
     max_sequence_tokens: int,
     flash: bool,
 ) -> KVCache:
-    """Return a KV cache in the layout that the device computes best: contiguous for flash attention, else dense."""
+    """Return a contiguous KV cache for flash attention, or a dense one without it."""
     if flash:
         return ContiguousKVCache(
             config,
@@ -57,15 +57,17 @@ class Runner:
         self.model = model
         self.kv_cache = kv_cache
         self.is_async = model.device.type != "cpu"
-        """`forward` returns before the device has computed; reading the logits waits for it."""
+        """Whether `forward` returns before the device has finished; reading the logits then waits for the device."""
         self.decoder = Decoder(model)
         self.graphs: DecodeGraphs | None = None
         self.missing_features: list[str] = []
-        """What this device should do and cannot, at the cost of speed: flash_attention, cuda_graphs."""
+        """Optimizations that this device should support but does not: flash_attention, cuda_graphs."""
 
     @torch.inference_mode()
     def capture_graphs(self, max_batch_size: int) -> None:
-        """Capture decode steps of up to so many sequences as CUDA graphs, if the KV cache uses flash attention.
+        """Capture decode steps of up to `max_batch_size` sequences as CUDA graphs; do nothing without flash attention.
+
+        If capturing fails, steps run without graphs.
 
         Raises:
             torch.AcceleratorError: the device is broken; nothing more can run on it.
@@ -79,7 +81,7 @@ class Runner:
             graphs = DecodeGraphs(self.decoder, self.kv_cache, max_batch_size, num_splits)
             graphs.capture()
         except RuntimeError as error:
-            if isinstance(error, torch.AcceleratorError):  # also raised by what a capture does not permit
+            if isinstance(error, torch.AcceleratorError):  # operations that a capture forbids raise it too
                 torch.cuda.synchronize()  # raises the error again if the device is broken
             log.warning("decode steps run without CUDA graphs, more slowly: %s", str(error).strip().splitlines()[0])
             self.missing_features.append("cuda_graphs")
@@ -94,14 +96,17 @@ class Runner:
         wanted: Sequence[int],
         tokens: Tensor | None = None,
     ) -> Tensor:
-        """Run one step and return the logits after each wanted token, (len(wanted), vocab_size) in float32.
+        """Run one step and return the logits after each wanted token: (len(wanted), vocab_size), in float32.
 
-        `wanted` indexes the tokens of the decode ranges, then those of the prefill ranges. `tokens`, (len(decode),) on
-        the device, replace the decode ranges' token ids: they come from a step whose tokens the host has not read. A
-        step can be repeated: keys and values are written to their positions, nothing is appended.
+        A step can be repeated: it writes keys and values to fixed positions and appends nothing.
+
+        Args:
+            wanted: indices into the tokens of the decode ranges, followed by those of the prefill ranges.
+            tokens: (len(decode),) on the device; replace the token ids of the decode ranges. They come from a step
+                whose tokens the host has not read.
         """
         if self.graphs is not None and not prefill:
-            # All tokens are wanted, in order. Copied: the graph's output is overwritten by the next step.
+            # All tokens are wanted, in order. The logits are copied: the next step overwrites the graph's output.
             return self.graphs.run(decode, tokens).to(torch.float32, copy=True)
         padding = [0] * (padded(len(wanted)) - len(wanted))
         which = to_device([*wanted, *padding], self.model.device, torch.long)
@@ -111,9 +116,9 @@ class Runner:
         return self.decoder(step, which)[: len(wanted)].float()
 
     def compilations(self) -> list[Callable[[], None]]:
-        """Return calls that have oneDNN compile the matmuls of every step size, one matmul each.
+        """Return calls that make oneDNN compile the matmuls of every step size, one matmul per call.
 
-        oneDNN compiles for the number of threads that the caller computes with.
+        oneDNN compiles for the calling thread's number of OpenMP threads.
         """
         if not isinstance(self.model.lm_head, PackedLinear):
             return []

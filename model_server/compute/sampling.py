@@ -1,9 +1,8 @@
-"""Logits to token ids, each sequence by its own parameters.
+"""Samples token ids from logits, with each sequence's own parameters.
 
-Transformers decides what a sequence's parameters do to its logits (`sequence_sampler`). Sequences whose processors are
-batchable are sampled together; the others run their processors one by one. Sampling follows `torch.multinomial`
-exactly: a sequence with a seed gets the tokens that `torch.manual_seed(seed)` and `generate` give, whatever else is in
-the batch.
+Transformers' logits processors apply the parameters of a sequence (`sequence_sampler`). Sequences with batchable
+processors are sampled together; the others run their processors one by one. Sampling follows `torch.multinomial`
+exactly: a sequence with a seed gets the same tokens as `torch.manual_seed(seed)` and `generate`, in any batch.
 """
 
 from __future__ import annotations
@@ -30,31 +29,35 @@ from model_server.request import Token
 logger = logging.getLogger(__name__)
 
 CANDIDATES = 256
-"""Sequences with a smaller top_k are sampled among this many tokens instead of the whole vocabulary."""
+"""Sequences with a small top_k are sampled from this many tokens instead of the whole vocabulary."""
 TIES = 32
-"""Candidates beyond top_k, because Transformers keeps every token that ties with the last one."""
+"""Spare candidates beyond top_k: Transformers keeps every token that ties with the last one."""
 
 
 class SampledTokens:
-    """One token for each sequence of a step, on their way from the device."""
+    """The sampled tokens of a step, one for each sequence; the device copies them to the host asynchronously."""
 
     def __init__(self, num_sequences: int, batched: Sequence[int], tokens: Tensor) -> None:
-        """Take the tokens, (len(batched),), of the sequences at these indices; `unbatched` is for the others.
+        """Start the copy of the tokens to the host.
 
         Reading waits for the step even if it has no tokens.
+
+        Args:
+            batched: the indices of the sequences that were sampled together; `unbatched` holds the others.
+            tokens: (len(batched),).
         """
         self.unbatched: dict[int, int | ServeError] = {}
         self.errors: Mapping[int, ServeError] = {}
         """Sequences that get an error instead of a token, by index."""
         self.on_device = tokens if list(batched) == list(range(num_sequences)) else None
-        """(sequences,): input of a next step before the host reads it; None unless all sequences were batched."""
+        """(sequences,): the input of the next step before the host has read it; None unless all were batched."""
         self._batched, self._tokens = batched, tokens
         self._copy = AsyncHostCopy(tokens)
         self._with_logprobs: Sequence[int] = ()
         self._logprobs: TokenLogprobs | None = None
 
     def read(self) -> list[int | ServeError]:
-        """Wait for the step; return a token for each sequence, or an error where none can be chosen."""
+        """Wait for the step; return a token for each sequence, or an error if no token can be chosen."""
         tokens = dict(self.unbatched)
         tokens.update(zip(self._batched, self._copy.read(), strict=True))
         tokens.update(self.errors)
@@ -65,7 +68,7 @@ class SampledTokens:
         return {} if self._logprobs is None else dict(zip(self._with_logprobs, self._logprobs.read(), strict=True))
 
     def add_logprobs(self, logits: Tensor, samplers: Sequence[SequenceSampler]) -> None:
-        """Compute the log-probabilities of all sequences that report them, under raw logits, in one call."""
+        """Compute the log-probabilities of all sequences that report them, from raw logits, in one call."""
         num_top = {i: s.num_logprobs for i, s in enumerate(samplers) if s.num_logprobs is not None}
         for i, token in self.unbatched.items():
             if isinstance(token, ServeError):
@@ -80,7 +83,7 @@ class SampledTokens:
         self._logprobs = TokenLogprobs(logits, token_ids, list(num_top.values()))
 
     def append_to(self, samplers: Sequence[SequenceSampler]) -> None:
-        """Append the tokens to the histories, on the device."""
+        """Append the tokens to the histories of the samplers, on the device."""
         for row, i in enumerate(self._batched):
             if samplers[i].history is not None:
                 samplers[i].append(self._tokens[row])
@@ -105,12 +108,12 @@ def sample(
 ) -> SampledTokens:
     """Choose each sequence's next token and append it to the sequence's history.
 
-    If it fails, generators and histories are as before, so that the step can be repeated.
+    If sampling fails, generators and histories are unchanged, so that the step can be repeated.
 
     Args:
         logits: (sequences, vocab_size) in float32.
-        shared: randomness of sequences without a seed.
-        mask: the tokens that grammars allow; None if no sequence is constrained.
+        shared: the random generator of sequences without a seed.
+        mask: the tokens that grammars allow; None if no sequence has a grammar.
     """
     states = [(s.generator, s.generator.get_state()) for s in samplers if s.generator is not None]
     try:
@@ -124,7 +127,7 @@ def sample(
 def _sample(
     raw_logits: Tensor, samplers: Sequence[SequenceSampler], shared: torch.Generator, mask: TokenMask | None
 ) -> SampledTokens:
-    # Before the processors, so that those that exclude tokens never exclude all that are allowed.
+    # The mask comes before the processors, so that a processor that excludes tokens never excludes all allowed tokens.
     logits = raw_logits if mask is None else mask.apply(raw_logits)
     greedy, plain, few, many = [], [], [], []
     for i, sampler in enumerate(samplers):
@@ -134,7 +137,7 @@ def _sample(
             greedy.append(i)
         elif not sampler.truncates:
             plain.append(i)
-        # A sequence with a small top_k needs few candidates; one without must not make all of them sort the vocabulary.
+        # A sequence with a small top_k needs few candidates; only the others have to sort the whole vocabulary.
         elif _top_k(sampler) <= CANDIDATES - TIES:
             few.append(i)
         else:
@@ -167,7 +170,7 @@ def _sample(
 
 
 def _penalized(logits: Tensor, samplers: Sequence[SequenceSampler]) -> Tensor:
-    """Return the logits after the batchable penalties, which read each sequence's own tokens."""
+    """Return the logits after the batchable penalties, which read the tokens of each sequence."""
     penalties = [(i, s, p) for i, s in enumerate(samplers) if s.batchable for p in s.processors if type(p) in PENALTIES]
     if not penalties:
         return logits
@@ -178,7 +181,7 @@ def _penalized(logits: Tensor, samplers: Sequence[SequenceSampler]) -> Tensor:
 
 
 def _in_order(batched: Sequence[int], tokens: Sequence[Tensor]) -> tuple[Sequence[int], Tensor]:
-    """Return the sequences' indices in ascending order, and their tokens in one tensor."""
+    """Return the indices of the sequences in ascending order and their tokens in one tensor."""
     if len(tokens) < 2:
         return batched, tokens[0]
     order = sorted(range(len(batched)), key=batched.__getitem__)
@@ -224,9 +227,13 @@ def _temperatures(samplers: Sequence[SequenceSampler], like: Tensor) -> Tensor:
 def _sample_truncated(
     logits: Tensor, samplers: Sequence[SequenceSampler], num_candidates: int | None, shared: torch.Generator
 ) -> Tensor:
-    """Sample sequences with top_k, top_p or min_p: Transformers' steps, on sorted candidates; None takes all tokens."""
+    """Sample sequences with top_k, top_p or min_p as Transformers does, from sorted candidates.
+
+    Args:
+        num_candidates: the number of candidates; None uses the whole vocabulary.
+    """
     logits = logits / _temperatures(samplers, logits)
-    # Ascending, as Transformers sums them: the unlikeliest first, the likeliest token always kept.
+    # In ascending order, as Transformers sums the probabilities. The last, likeliest token is always kept.
     if num_candidates is None:
         scores, ids = logits.sort(dim=-1)
     else:
@@ -262,10 +269,13 @@ def _draw(
     shared: torch.Generator,
     vocab_size: int | None = None,
 ) -> Tensor:
-    """Draw one token a sequence from (sequences, candidates) probabilities; `ids` are the candidates' token ids.
+    """Draw one token per sequence from the probabilities (sequences, candidates).
 
     `torch.multinomial` draws a single sample as an exponential race: the largest probability / Exp(1) wins. A sequence
-    with a seed runs the race over the whole vocabulary, so that its numbers do not depend on the number of candidates.
+    with a seed draws random numbers for the whole vocabulary, so they do not depend on the number of candidates.
+
+    Args:
+        ids: the token ids of the candidates; None if the candidates are the whole vocabulary.
     """
     times = torch.empty_like(probs).exponential_(generator=shared)
     for i, sampler in enumerate(samplers):

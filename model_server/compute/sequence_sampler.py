@@ -1,7 +1,7 @@
-"""How one sequence chooses its tokens: Transformers' logits processors, a generator, and the tokens so far.
+"""The sampler of one sequence: Transformers' logits processors, a random generator and the tokens so far.
 
-A sampler is built on the CPU from the configuration that `generate` would use, and waits for no device. Only what its
-processors read at every step (token ids, tables) is copied to the model's device.
+A sampler is built on the CPU from the configuration that `generate` would use, without waiting for the device. Only the
+tensors that its processors read at every step (token ids, tables) are copied to the model's device.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 class CountPenalty(LogitsProcessor):
-    """OpenAI's frequency and presence penalties: subtract from the logits of tokens that the answer already holds.
+    """OpenAI's frequency and presence penalties: lower the logits of tokens that the output already contains.
 
     https://platform.openai.com/docs/api-reference/completions/create
     """
@@ -47,30 +47,30 @@ PENALTIES = (CountPenalty, RepetitionPenaltyLogitsProcessor)
 TRUNCATIONS = (TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
 """Batchable processors that exclude tokens."""
 BATCHABLE = (*PENALTIES, TemperatureLogitsWarper, *TRUNCATIONS)
-"""Processors that are applied to all sequences together, in this order."""
+"""Processors that `sampling` applies to many sequences together, in this order."""
 
 
 @dataclass(slots=True)
 class SequenceSampler:
-    """How one sequence chooses its tokens."""
+    """The sampler of one sequence."""
 
     processors: LogitsProcessorList
     do_sample: bool
     eos_token_ids: frozenset[int]
     max_time_s: float | None
     generator: torch.Generator | None
-    """The sequence's own randomness if the request has a seed; None draws from the batch's."""
+    """The random generator of a sequence with a seed; None uses the batch's generator."""
     history: Tensor | None
     """(1, prompt + max_new_tokens) token ids, filled up to `length`; None if no processor reads them."""
     length: int
     num_logprobs: int | None = None
-    """Report each token's log-probability and this many of the likeliest alternatives; None reports none."""
+    """The number of likeliest alternatives to report with each token's log-probability; None reports neither."""
     by_type: dict[type, LogitsProcessor] = field(init=False)
     """The processors by type."""
     batchable: bool = field(init=False)
-    """All processors are of the `BATCHABLE` types, in their order."""
+    """Whether all processors have `BATCHABLE` types, in the same order."""
     truncates: bool = field(init=False)
-    """A processor excludes tokens."""
+    """Whether a processor excludes tokens."""
 
     def __post_init__(self) -> None:
         types = [type(p) for p in self.processors]
@@ -86,7 +86,7 @@ class SequenceSampler:
 
     @property
     def tokens(self) -> Tensor:
-        """Prompt and answer so far, (1, length); empty if no processor reads them."""
+        """The tokens of prompt and output so far, (1, length); empty if no processor reads them."""
         if self.history is None:
             return torch.empty((1, 0), dtype=torch.long)
         return self.history[:, : self.length]
@@ -100,7 +100,7 @@ def sequence_sampler(model: MistralForCausalLM, prompt_ids: Sequence[int], sampl
     """
     try:
         config = generation_config(model, len(prompt_ids), sampling)
-        # A watermark's table is drawn by a generator of the device, so that one is built there, and waits for it.
+        # A watermark draws its table with a generator of the device, so it is built there and waits for the device.
         build_on = CPU if config.watermarking_config is None else model.device
         processors = model._get_logits_processor(
             config,
@@ -136,7 +136,11 @@ def sequence_sampler(model: MistralForCausalLM, prompt_ids: Sequence[int], sampl
 
 
 def generation_config(model: MistralForCausalLM, num_prompt_tokens: int, sampling: SamplingParams) -> GenerationConfig:
-    """Return what `generate` would work from: the request's fields over the model's own, lengths resolved."""
+    """Return the configuration that `generate` would use: the model's fields, overridden by the request's.
+
+    Raises:
+        ValueError: Transformers refuses the configuration.
+    """
     config, _ = model._prepare_generation_config(None, **sampling.generate)
     config.max_new_tokens = sampling.max_new_tokens
     config.max_length = num_prompt_tokens + sampling.max_new_tokens
@@ -148,7 +152,7 @@ def generation_config(model: MistralForCausalLM, num_prompt_tokens: int, samplin
 
 
 def _move_tensors(processor: LogitsProcessor, device: torch.device) -> None:
-    """Copy the tensors of a processor that was built on the CPU to a device, without waiting for it."""
+    """Copy the tensors of a processor that was built on the CPU to a device, without waiting for the device."""
     if device.type == "cpu":
         return
     for name, value in vars(processor).items():

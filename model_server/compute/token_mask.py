@@ -1,8 +1,7 @@
-"""Which tokens the sequences with a grammar may take in a step.
+"""Token masks: the tokens that grammars allow in a step.
 
-Worker threads fill the masks while the batch's thread computes the forward. Leaves out how a grammar is compiled and
-matched (`text/grammar.py`), which sequences wait for their mask (`engine/grammar_masks.py`) and how a token is chosen
-(`sampling.py`).
+Worker threads fill the masks while the batch thread computes the forward. This module leaves out grammars
+(`text/grammar.py`), the wait for late masks (`engine/grammar_masks.py`) and sampling (`sampling.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ logger = logging.getLogger(__name__)
 _BIAS_OF_BYTE = torch.tensor(
     [[0.0 if byte >> bit & 1 else -torch.inf for bit in range(8)] for byte in range(256)], dtype=torch.float32
 )
-"""What the eight tokens of a byte of a mask add to their logits. A boolean mask costs a CPU ten times as much."""
+"""Maps a byte of a mask to the biases of its eight tokens' logits. A boolean mask takes a CPU ten times as long."""
 
 
 @functools.cache
@@ -37,36 +36,36 @@ def _bias_of_byte(device: torch.device) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class TokenMask:
-    """The allowed tokens of the constrained sequences of a step."""
+    """The allowed tokens of the sequences with a grammar in a step."""
 
     indices: Sequence[int]
-    """The constrained sequences, as indices into the step's sampled ones."""
+    """The sequences with a grammar, as indices into the step's sampled sequences."""
     bits: Tensor
-    """(len(indices), bytes) on the host, a bit for each token, pinned if the model is on a GPU."""
+    """(len(indices), bytes) on the host, one bit per token; pinned if the model is on a GPU."""
     errors: Mapping[int, ServeError] = field(default_factory=dict)
-    """The sequences whose mask could not be computed, by the same index; every token of theirs is allowed."""
+    """The errors of masks that could not be computed, by the same index; these masks allow every token."""
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Return (sequences, vocab_size) logits with -inf for every token that is not allowed, without a wait."""
+        """Return the logits (sequences, vocab_size) with -inf for every forbidden token; do not wait for the device."""
         device = logits.device
         bits = self.bits.to(device, non_blocking=True).int()
         bias = torch.nn.functional.embedding(bits, _bias_of_byte(device)).flatten(1)[:, : logits.shape[-1]]
         if len(self.indices) == len(logits):
-            return bias.add_(logits)  # the memory of the bias is used again: new memory costs as much as the sum
+            return bias.add_(logits)  # reuses the memory of the bias: allocating takes as long as adding
         return logits.index_add(0, to_device(self.indices, device, torch.long), bias)
 
 
 def allow_all(num_sequences: int, vocab_size: int, device: torch.device) -> TokenMask:
-    """Return a mask that changes nothing, for all sequences of a step."""
+    """Return a mask that allows every token, for all sequences of a step."""
     words = _words(num_sequences, _num_words(vocab_size), pin=device.type == "cuda").fill_(-1)
     return TokenMask(range(num_sequences), words.view(torch.uint8))
 
 
 def only_allowed(scores: Tensor, masked_logits: Tensor) -> Tensor:
-    """Return scores that keep to a mask whatever logits processors made of the masked logits.
+    """Return the scores with the mask applied again after the logits processors.
 
-    A processor may have given a forbidden token a finite score, or forbidden all that were left. The grammar wins: in
-    the second case the masked logits count. Decided on the device.
+    A processor may give a forbidden token a finite score: the token stays forbidden. A processor may also forbid all
+    allowed tokens: the masked logits then replace the scores. The function does not wait for the device.
     """
     scores = scores.masked_fill((masked_logits == -torch.inf) | scores.isnan(), -torch.inf)
     has_token = (scores > -torch.inf).any(-1, keepdim=True)
@@ -75,24 +74,24 @@ def only_allowed(scores: Tensor, masked_logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class FilledMasks:
-    """The end of one call that fills masks."""
+    """The result of one call that fills masks."""
 
     errors: Mapping[int, ServeError]
-    """The masks that could not be computed, by position in the call; every token is allowed there."""
+    """The errors of masks that could not be computed, by position in the call; these masks allow every token."""
     cpu_s: float
-    """What the call took the thread that made it."""
+    """The CPU time of the thread that made the call."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PendingMask:
-    """The mask of one sequence for its next token; it may not be filled yet."""
+    """The mask for the next token of one sequence, which may not be filled yet."""
 
     words: Tensor
     """A row of 32-bit words on the host."""
     filled: Future[FilledMasks]
-    """The call that fills it, perhaps together with others."""
+    """The call that fills the mask, and possibly others."""
     position: int = 0
-    """Its position in the call."""
+    """The position of the mask in the call."""
 
     @property
     def done(self) -> bool:
@@ -100,7 +99,7 @@ class PendingMask:
 
 
 class TokenMaskFiller:
-    """Fills masks in threads beside the forward."""
+    """Fills masks in worker threads during the forward."""
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self._num_words = _num_words(vocab_size)
@@ -109,15 +108,15 @@ class TokenMaskFiller:
         self._apart = ThreadPoolExecutor(1, thread_name_prefix="slow-token-mask")
 
     def start(self, matchers: Sequence[TokenMatcher]) -> list[PendingMask]:
-        """Start to fill the masks of several matchers in one call. They must not be used until it is done."""
+        """Start to fill the masks of several matchers in one call. The matchers must not be used until it is done."""
         return self._start(matchers, self._together)
 
     def start_apart(self, matcher: TokenMatcher) -> PendingMask:
-        """Start to fill one mask in a call of its own, so that those of `start` do not wait for it."""
+        """Start to fill one mask in a separate thread, so that the masks of `start` do not wait for it."""
         return self._start([matcher], self._apart)[0]
 
     def join(self, masks: Mapping[int, PendingMask]) -> TokenMask | None:
-        """Wait for the masks of a step, by index into its sampled sequences, and return them together."""
+        """Wait for the masks of a step, by index into its sampled sequences, and return them as one mask."""
         if not masks:
             return None
         calls = {i: mask.filled.result() for i, mask in masks.items()}
@@ -133,7 +132,7 @@ class TokenMaskFiller:
 
 
 def known_mask(words: bytes) -> PendingMask:
-    """Return a mask that is filled already."""
+    """Return a mask with these words, already filled."""
     filled: Future[FilledMasks] = Future()
     filled.set_result(FilledMasks({}, cpu_s=0))
     return PendingMask(torch.frombuffer(bytearray(words), dtype=torch.int32), filled)
@@ -147,7 +146,7 @@ def _fill(matchers: Sequence[TokenMatcher], words: Tensor) -> FilledMasks:
 
 
 def _fill_all(matchers: Sequence[TokenMatcher], words: Tensor) -> Mapping[int, ServeError]:
-    """Fill the masks of all matchers in one call, or of each alone where that fails; return the failures."""
+    """Fill the masks of all matchers in one call; if it fails, fill each mask separately. Return the errors."""
     try:
         return type(matchers[0]).fill_all(matchers, words.data_ptr(), words.nbytes)
     except Exception:

@@ -1,1 +1,1 @@
-"""Tuning that only a CPU needs: packed weights, threads, the allocator, torch's environment."""
+"""Tuning for CPUs: packed weights, thread counts, the allocator and environment variables."""

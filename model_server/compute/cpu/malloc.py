@@ -1,4 +1,4 @@
-"""glibc's allocator: one arena, and free memory returned to the system. Does nothing with another C library.
+"""Limits glibc's allocator to one arena and returns free memory to the system. Does nothing with other C libraries.
 
 See malloc_trim(3) and mallopt(3).
 """
@@ -13,10 +13,10 @@ _libc = ctypes.CDLL(None)
 
 
 def use_one_arena() -> None:
-    """Have all threads allocate from one arena; call before threads start. `MALLOC_ARENA_MAX` overrides it.
+    """Make all threads allocate from one arena; call it before threads start. `MALLOC_ARENA_MAX` overrides it.
 
-    By default glibc makes an arena for each of the first threads, and `malloc_trim` shortens only the main one. Memory
-    that one large step or `generate` call needed would stay resident: tens of megabytes.
+    By default, glibc creates an arena for each of the first threads, and `malloc_trim` shortens only the main arena.
+    The memory of one large step or `generate` call, tens of megabytes, would stay resident.
     """
     if "MALLOC_ARENA_MAX" not in os.environ and hasattr(_libc, "mallopt"):
         _libc.mallopt(_M_ARENA_MAX, 1)

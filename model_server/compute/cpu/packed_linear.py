@@ -1,7 +1,7 @@
-"""Packed weights: a CPU multiplies with oneDNN's blocked layout, and with few numbers of rows.
+"""Packed weights: linear layers for a CPU in oneDNN's blocked layout.
 
-oneDNN compiles a matmul for each number of rows that it meets: milliseconds each, and half a megabyte that it keeps. So
-rows are padded to few sizes, and long inputs are multiplied in pieces of few sizes.
+oneDNN compiles a matmul for each new number of rows. A compilation takes milliseconds and keeps half a megabyte. Rows
+are therefore padded to a few sizes, and long inputs are split into pieces of a few sizes.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from transformers import MistralForCausalLM
 from model_server.compute.fused_linear import Linear
 
 PACKED_FOR_ROWS = 8
-"""The number of rows that the layout is made for; of 1, 8, 32 and 128 this one was never far from the best."""
+"""The number of rows that the layout is optimized for. Of 1, 8, 32 and 128, it was always close to the fastest."""
 MAX_ROWS, PIECES = 160, (512, 256, 128)
 """Inputs of more than MAX_ROWS rows are multiplied in pieces of these sizes, the largest first."""
 
 
 class PackedLinear(Linear):
-    """A linear layer whose weight is in oneDNN's blocks; the weight cannot be read back."""
+    """A linear layer with its weight in oneDNN's blocked layout; the weight cannot be read back."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__(torch.ops.mkldnn._reorder_linear_weight(weight.detach(), PACKED_FOR_ROWS))
@@ -30,16 +30,16 @@ class PackedLinear(Linear):
         self._linear = torch.ops.mkldnn._linear_pointwise.default
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply (..., inputs)."""
+        """Multiply x (..., inputs); return (..., outputs)."""
         rows = x.flatten(0, -2)
         missing = padded(len(rows)) - len(rows)
         product = self.multiply(F.pad(rows, (0, 0, 0, missing)) if missing else rows)
         return product[: len(product) - missing].view(*x.shape[:-1], self.num_outputs)
 
     def multiply(self, rows: Tensor) -> Tensor:
-        """Multiply (rows, inputs), padded to a size that `padded` returns, as steps are.
+        """Multiply (rows, inputs); return (rows, outputs). The caller pads the rows with `padded`, as steps do.
 
-        Apart from `forward` because a decode step on a CPU is short: the checks and reshapes there take 10 us.
+        Decode steps call it instead of `forward`, whose checks and reshapes take 10 us.
         """
         if rows.shape[0] > MAX_ROWS and rows.shape[0] not in PIECES:
             return torch.cat([self.multiply(piece) for piece in rows.split(_pieces(rows.shape[0]))])
@@ -47,12 +47,12 @@ class PackedLinear(Linear):
         return product
 
     def compile(self, num_rows: int) -> None:
-        """Have oneDNN compile for so many rows now, so that no step waits for it."""
+        """Make oneDNN compile the matmul for `num_rows` rows, so that no step waits for the compilation."""
         self.multiply(torch.zeros((num_rows, self.num_inputs), dtype=self.weight.dtype))
 
 
 def padded(num_rows: int) -> int:
-    """Return the number of rows that a CPU multiplies in place of this one; four rows take less time than one."""
+    """Return the number of rows after padding. On a CPU, four rows take less time than one."""
     granule = 4 if num_rows <= 8 else 8 if num_rows <= 32 else 16
     return -(-num_rows // granule) * granule
 
@@ -70,10 +70,10 @@ def _pieces(num_rows: int) -> list[int]:
 
 @functools.cache
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
-    """Return whether oneDNN packs weights of this number format here.
+    """Return whether oneDNN can pack weights of this dtype on this device.
 
-    oneDNN is asked for a small product: what it supports depends on the CPU's instructions (bfloat16 needs AVX-512 or
-    AVX-NE-CONVERT) and on `ONEDNN_MAX_CPU_ISA`, which no flag of PyTorch reflects.
+    The function tries a small matmul. Support depends on the CPU's instructions (bfloat16 needs AVX-512 or
+    AVX-NE-CONVERT) and on `ONEDNN_MAX_CPU_ISA`, and no flag of PyTorch reports it.
     """
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
@@ -87,10 +87,10 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def pack(model: MistralForCausalLM) -> None:
-    """Pack a fused model's linear layers in place, one after the other; does nothing where oneDNN cannot.
+    """Pack the linear layers of a fused model in place, one after the other; do nothing if `can_pack` returns false.
 
-    Measured on two cores with AVX-512 BF16, all matmuls of a decode step: 1.7 times as fast at 1 and 8 sequences, 1.4
-    times at 32 (`docs/adr/0007-packed-linear.md`).
+    On two cores with AVX-512 BF16, the matmuls of a decode step ran 1.7 times as fast at 1 and 8 sequences, and 1.4
+    times as fast at 32 (`docs/adr/0007-packed-linear.md`).
     """
     if not can_pack(model.dtype, model.device):
         return

@@ -1,1 +1,1 @@
-"""What only an accelerator needs: CUDA graphs, streams, asynchronous copies, the worst step."""
+"""Tuning for accelerators: CUDA graphs, flash attention, streams, asynchronous copies and the worst step's memory."""

@@ -1,7 +1,7 @@
-"""CUDA graphs of the decode step: a step of a fixed batch size is captured once and replayed as one launch.
+"""CUDA graphs of the decode step: captures a step of each batch size once and replays it with one launch.
 
-A decode step of a 7B model is some 600 kernels, and Python launches them more slowly than a GPU runs them. Steps that
-prefill run without graphs: they are long, and no two are alike.
+A decode step of a 7B model has about 600 kernels, and Python launches them more slowly than a GPU runs them. Steps with
+prefill run without graphs: they are long, and their shapes differ.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from model_server.compute.kv_cache.contiguous import ContiguousKVCache, Contiguo
 
 
 def batch_sizes(max_batch_size: int) -> list[int]:
-    """Return the batch sizes that get a graph; a step runs in the next larger one, padded.
+    """Return the batch sizes that get a graph; a step is padded to the next larger size.
 
-    Steps of 8 up to 64, of 16 up to 128, of 32 above: a graph takes memory and start-up time, and padding costs less
-    in a larger batch.
+    The sizes grow by 8 up to 64, by 16 up to 128, and by 32 above. A graph takes memory and start-up time, and padding
+    costs less in a larger batch.
     """
     sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 128, 16), *range(128, max_batch_size, 32)]
     return [*(size for size in sizes if size < max_batch_size), max_batch_size]
 
 
 class StaticStep:
-    """A decode step of a fixed batch size, in tensors that keep their addresses."""
+    """A decode step of a fixed batch size whose tensors keep their addresses."""
 
     def __init__(
         self, decoder: Decoder, cache: ContiguousKVCache, batch_size: int, num_splits: int | None = None
@@ -52,9 +52,9 @@ class StaticStep:
         return self._graph is not None
 
     def capture(self, pool: Any, stream: torch.cuda.Stream) -> None:
-        """Capture the step as a graph with memory from `pool`; without a graph every run launches its kernels."""
+        """Capture the step as a graph with memory from `pool`; without a graph, `run` launches each kernel."""
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # a first run outside the graph: kernels load, libraries take their workspace
+        with torch.cuda.stream(stream):  # a first run outside the graph loads kernels and allocates workspaces
             self._compute()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
@@ -63,9 +63,10 @@ class StaticStep:
         self._graph = graph
 
     def run(self, decode: Sequence[TokenRange], tokens: Tensor | None = None) -> Tensor:
-        """Return the logits after each range's token, (ranges, vocab_size); valid until the next run.
+        """Return the logits after each range's token: (ranges, vocab_size), valid until the next run.
 
-        `tokens`, (ranges,) on the device, replace the ranges' own token ids.
+        Args:
+            tokens: (ranges,) on the device; replace the token ids of the ranges.
         """
         values = on_host(self._metadata(decode).values, self._cache.device, torch.int32)
         self._on_device.copy_(values, non_blocking=True)
@@ -86,7 +87,7 @@ class StaticStep:
 
 
 class DecodeGraphs:
-    """Static steps of growing batch sizes; `run` takes the smallest that is large enough."""
+    """Static steps of all batch sizes; `run` uses the smallest that is large enough."""
 
     def __init__(
         self,
@@ -95,16 +96,16 @@ class DecodeGraphs:
         max_batch_size: int,
         num_splits: Mapping[int, int | None] | None = None,
     ) -> None:
-        """Make a static step for each batch size; `num_splits` by batch size as `split_kv` has chosen."""
+        """Make a static step for each batch size; `num_splits` maps batch sizes to the choices of `split_kv`."""
         sizes = batch_sizes(max_batch_size)
         self.steps = [StaticStep(decoder, cache, size, (num_splits or {}).get(size)) for size in sizes]
 
     def capture(self) -> None:
-        """Capture all sizes, the largest first, so that the others reuse its memory in the pool.
+        """Capture all sizes on one side stream, the largest first, so that the others reuse its memory in the pool.
 
-        On one side stream: cuBLAS keeps a workspace for every stream that it has been used on (8 MB on Ampere, 32 MB on
-        Hopper) and never frees it. The stream has the priority of the batch's: a graph's kernels keep the priority of
-        the stream that they were captured on, whatever stream the graph is replayed on.
+        cuBLAS keeps a workspace for every stream that it was used on (8 MB on Ampere, 32 MB on Hopper) and never frees
+        it. The side stream has the priority of the batch stream, because the kernels of a graph keep the priority of
+        the stream on which they were captured.
         """
         current, pool = torch.cuda.current_stream(), torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream(priority=HIGH_PRIORITY)
@@ -112,12 +113,12 @@ class DecodeGraphs:
             for step in reversed(self.steps):
                 step.capture(pool, stream)
         except RuntimeError:
-            # PyTorch's allocator is not told of a capture that fails: it would refuse to free memory from then on.
+            # PyTorch does not tell its allocator about a failed capture, and the allocator would free no more memory.
             with contextlib.suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
             raise
         finally:
-            torch.cuda.set_stream(current)  # a capture that fails leaves its own stream current
+            torch.cuda.set_stream(current)  # a failed capture leaves its own stream current
 
     def run(self, decode: Sequence[TokenRange], tokens: Tensor | None = None) -> Tensor:
         """See `StaticStep.run`."""

@@ -1,7 +1,7 @@
-"""PyTorch's flash attention for sequences of different lengths, without the wrapper of `torch.nn.attention.varlen`.
+"""Calls PyTorch's flash attention for sequences of different lengths without the `torch.nn.attention.varlen` wrapper.
 
-The wrapper is a custom operator written in Python: it takes tens of microseconds a call, and launches a kernel for a
-random state that attention without dropout does not use. An eager step of a 7B model calls it 32 to 64 times.
+The wrapper is a custom operator in Python. Each call takes tens of microseconds and launches a kernel for a random
+state, which attention without dropout does not use. An eager step of a 7B model makes 32 to 64 calls.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ def varlen_attn(
     seqused_k: Tensor,
     num_splits: int | None = None,
 ) -> Tensor:
-    """Attend as `torch.nn.attention.varlen.varlen_attn` does, with heads of keys for groups of query heads."""
+    """Compute `torch.nn.attention.varlen.varlen_attn` with grouped-query attention (fewer key heads than query heads).
+
+    Shapes: query (tokens, heads, head_dim), key and value (pool tokens, kv_heads, head_dim). The output has the query's
+    shape.
+    """
     out: Tensor = torch.ops.aten._flash_attention_forward(
         query,
         key,

@@ -1,6 +1,7 @@
-"""Copies between host and device that neither side waits for, through pinned memory.
+"""Asynchronous copies between host and device through pinned memory.
 
-`torch.tensor(values, device=...)` waits until the device has finished all earlier work, and so does `tolist`.
+`torch.tensor(values, device=...)` and `tolist` wait until the device has finished all earlier work; these copies do
+not.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 
 
 def to_device(values: Sequence[float], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Return numbers as a tensor on a device; the copy is queued behind earlier work."""
+    """Return numbers as a tensor on a device; the copy is queued after earlier work."""
     return on_host(values, device, dtype).to(device, non_blocking=True)
 
 
@@ -23,7 +24,7 @@ def on_host(values: Sequence[float], device: torch.device, dtype: torch.dtype | 
 
 
 class AsyncHostCopy:
-    """A copy of a tensor to the host, queued on the device behind the work that computes the tensor."""
+    """A copy of a tensor to the host, queued on the device after the work that computes the tensor."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._on_host = tensor
@@ -31,7 +32,7 @@ class AsyncHostCopy:
         if tensor.device.type == "cuda":
             self._on_host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._on_host.copy_(tensor, non_blocking=True)
-            # Blocking: the waiting thread sleeps. Without it `synchronize` spins, and takes a core from the event loop.
+            # `blocking` makes the waiting thread sleep. Otherwise `synchronize` would spin and use up a core.
             self._copied = torch.cuda.Event(blocking=True)
             self._copied.record()
 
@@ -41,7 +42,7 @@ class AsyncHostCopy:
             self._copied.synchronize()
 
     def read(self) -> list[Any]:
-        """Wait for the values and return them."""
+        """Wait for the copy and return its values."""
         self.wait()
         values: list[Any] = self._on_host.tolist()
         return values

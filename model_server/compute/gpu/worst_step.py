@@ -1,7 +1,6 @@
-"""The memory of the largest step, measured on a GPU before the KV cache is made.
+"""Measures the memory of the largest step on a GPU before the KV cache is allocated, as vLLM and nano-vllm do.
 
-vLLM and nano-vllm do the same. The step also loads the kernels of every way to sample, so that no request waits for
-them.
+The step also loads the kernels of every sampling mode, so that no request waits for them.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from model_server.compute.token_mask import allow_all
 from model_server.request import SamplingParams
 
 GRAPH_BYTES = 32 * 2**20
-"""Memory reserved for each CUDA graph: vLLM's log shows about 26 MB for one of a 7B model."""
+"""Memory reserved for each CUDA graph; vLLM's log shows about 26 MB for a graph of a 7B model."""
 WORKSPACE_BYTES = 32 * 2**20
-"""cuBLAS's workspace for the stream that graphs are captured on: 8 MB on Ampere, 32 MB on Hopper."""
+"""cuBLAS's workspace for the stream on which graphs are captured: 8 MB on Ampere, 32 MB on Hopper."""
 MAX_LOGPROBS = 20
 SAMPLING: list[dict[str, Any]] = [
     {"do_sample": True, "top_k": 0, "top_p": 0.9},
@@ -33,11 +32,11 @@ SAMPLING: list[dict[str, Any]] = [
     {"do_sample": True, "top_k": 0},
     {"do_sample": False},
 ]
-"""One of each way to sample; the batch of the largest step alternates between them."""
+"""One entry for each sampling mode; the sequences of the largest step alternate between them."""
 
 
 def reserved_bytes(model: MistralForCausalLM, *, flash: bool, max_batch_size: int, max_prefill_tokens: int) -> int:
-    """Return the memory that steps and graphs need beside weights and KV cache; 0 on a CPU, which is not measured."""
+    """Return the bytes that steps and graphs need besides weights and KV cache; 0 on a CPU, which is not measured."""
     if model.device.type != "cuda":
         return 0
     graphs = len(batch_sizes(max_batch_size)) * GRAPH_BYTES + WORKSPACE_BYTES if flash else 0
@@ -47,9 +46,10 @@ def reserved_bytes(model: MistralForCausalLM, *, flash: bool, max_batch_size: in
 
 
 def worst_step_bytes(model: MistralForCausalLM, *, flash: bool, max_batch_size: int, max_prefill_tokens: int) -> int:
-    """Run the largest step and return its peak memory.
+    """Run the largest step and return its peak memory in bytes.
 
-    The step decodes a full batch, prefills a chunk, samples by a grammar, and reports the log-probabilities of both.
+    The step decodes a full batch, prefills a chunk, samples with a grammar mask, and reports the log-probabilities of
+    output and prompt.
     """
     cache = make_kv_cache(
         model.config,

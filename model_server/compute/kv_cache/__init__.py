@@ -1,1 +1,1 @@
-"""The KV cache: its interface, a contiguous and a dense layout, and how much memory it gets."""
+"""The KV cache: its interface, a contiguous and a dense layout, and its memory budget."""

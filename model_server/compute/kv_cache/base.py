@@ -1,4 +1,4 @@
-"""The KV cache's interface, the same for both layouts (contiguous and dense)."""
+"""The KV cache's interface, which the contiguous and the dense layout share."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from model_server.compute.decoder import Step
 class TokenRange:
     """Consecutive tokens of one sequence that a step computes.
 
-    A chunk of its prompt, the one token it decodes, or that token and guesses at those behind it.
+    The tokens are a chunk of the prompt, or the latest token, with or without drafted tokens after it.
     """
 
     kv_offset: int
-    """Where the sequence's keys and values begin, in tokens of the cache."""
+    """The first position of the sequence's keys and values in the cache, in tokens."""
     start: int
-    """Position of the first token in its sequence."""
+    """The position of the first token in its sequence."""
     token_ids: Sequence[int]
 
     @property
     def kv_len(self) -> int:
-        """Tokens of the sequence in the cache once the step has run."""
+        """The number of the sequence's tokens in the cache after the step."""
         return self.start + len(self.token_ids)
 
 
 class KVCache(Protocol):
-    """Keys and values of the running sequences.
+    """The keys and values of the running sequences.
 
-    A sequence's memory is reserved when it is admitted, for its prompt and all the tokens it may generate. A running
-    sequence therefore never runs out of memory.
+    Admission reserves memory for a sequence's prompt and for all tokens that it may generate. A running sequence
+    therefore never runs out of memory.
     """
 
     num_tokens: int
@@ -46,7 +46,7 @@ class KVCache(Protocol):
     def allocate(self, num_tokens: int) -> int | None:
         """Reserve memory for a sequence and return its offset, or None if there is no room.
 
-        Keys and values of earlier sequences stay there until they are overwritten.
+        The keys and values of earlier sequences stay in that memory until they are overwritten.
         """
 
     def free(self, kv_offset: int) -> None: ...
@@ -55,17 +55,17 @@ class KVCache(Protocol):
         """Copy the first tokens of a sequence to another offset; the two regions must not overlap."""
 
     def num_allocatable(self, lengths: Iterable[int]) -> int:
-        """Return how many sequences of these lengths, in this order, could be allocated now."""
+        """Return how many sequences of these lengths could be allocated now, in this order."""
 
     def release_unused(self) -> bool:
-        """Return unused memory to the system, and whether that is possible; call when nothing is allocated."""
+        """Return unused memory to the system; return whether that is possible. Call it while nothing is allocated."""
 
     def step(self, decode: Sequence[TokenRange], prefill: Sequence[TokenRange]) -> Step:
-        """Return a step over these ranges as tensors: `decode` has one token each, `prefill` any number."""
+        """Return a step over these ranges as tensors. A `decode` range has one token, a `prefill` range any number."""
 
 
 def kv_bytes_per_token(config: MistralConfig, dtype: torch.dtype) -> int:
-    """Return the bytes of one token's keys and values in all layers."""
+    """Return the size in bytes of one token's keys and values in all layers."""
     return 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim(config) * dtype.itemsize
 
 

@@ -1,4 +1,4 @@
-"""The KV cache's memory budget: the memory left beside the weights, divided once, at start."""
+"""The KV cache's memory budget: divides the memory that the weights leave free, once at startup."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from model_server.errors import StartupError
 from model_server.telemetry.progress import in_units
 
 USABLE = {"cuda": 0.9, "cpu": 0.5}
-"""Share of the free memory for keys and values: the server has a GPU to itself, but seldom a CPU's memory."""
+"""The share of the free memory for keys and values. The server does not share a GPU, but often shares host memory."""
 FALLBACK_SHARE = 0.25
-"""Share of that for one `generate` call of the fallback, which holds its keys and values twice while beams reorder."""
+"""The fallback's share of that memory. A `generate` call holds its keys and values twice while it reorders beams."""
 MAX_FALLBACK_SEQUENCES = 16
 
 
 @dataclass(frozen=True)
 class KVCacheBudget:
-    """What the engine may hold at once."""
+    """The most that the engine holds at once."""
 
     max_batch_size: int
     """Sequences in the batch."""
     num_tokens: int
-    """Tokens of all of them together."""
+    """Tokens of the batch's sequences together."""
     max_fallback_tokens: int
     """Sequences times length of one `generate` call of the fallback."""
     reason: str
@@ -45,7 +45,8 @@ def plan(
     """Divide the memory that is free once the weights are loaded.
 
     Args:
-        dense: each sequence reserves `max_model_len` tokens, not only those that it may need.
+        free_bytes: the free memory of the device after the weights are loaded.
+        dense: each sequence reserves `max_model_len` tokens, not only the tokens that it may need.
     Raises:
         StartupError: not even one sequence of `max_model_len` tokens fits.
     """

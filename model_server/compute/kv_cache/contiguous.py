@@ -1,8 +1,8 @@
-"""Contiguous KV cache: each sequence has exactly the tokens it may need, in one piece of one pool. For a GPU.
+"""The contiguous KV cache for GPUs: each sequence reserves only the tokens that it may need, in one region of a pool.
 
-Owns the pool and attention over it. 24 GB hold many requests of usual length instead of a few of the longest.
-Contiguous sequences need no block table: PyTorch's flash attention (`torch.nn.attention.varlen`) reads keys that begin
-anywhere. The allocator is in `free_list`, the check of the kernel in `flash_check`.
+It owns the pool and computes attention over it. 24 GB hold many requests of average length instead of a few of maximum
+length. Contiguous sequences need no block table: PyTorch's flash attention (`torch.nn.attention.varlen`) reads keys at
+any offset. It leaves out the allocator (`free_list`) and the check of the kernel (`flash_check`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from model_server.compute.kv_cache.free_list import FreeListAllocator
 
 
 class ContiguousKVCache:
-    """Keys and values of all layers: for each layer a pair of (num_tokens + 1, kv_heads, head_dim).
+    """The keys and values of all layers: for each layer, a pair of (num_tokens + 1, kv_heads, head_dim).
 
-    The last token is a null slot: padding is written there.
+    The last token is a null slot, to which padding is written.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class ContiguousKVCache:
         device: torch.device,
         flash: bool,
     ) -> None:
-        """Make the pool; `flash` chooses flash attention (see `flash_check`) over plain PyTorch."""
+        """Allocate the pool; `flash` selects flash attention (see `flash_check`) instead of plain PyTorch."""
         self.num_tokens = num_tokens
         self.max_sequence_tokens = max_sequence_tokens
         self.device = device
@@ -45,16 +45,16 @@ class ContiguousKVCache:
         self.window = window_of(config, max_sequence_tokens)
         self.null_slot = num_tokens
         shape = (config.num_hidden_layers, 2, num_tokens + 1, config.num_key_value_heads, head_dim(config))
-        # Zeros and not garbage: keys beyond a sequence's end are masked, but 0 x NaN is NaN.
+        # Initialised with zeros: keys beyond a sequence's end are masked, but 0 x NaN is NaN.
         memory = torch.zeros(shape, dtype=dtype, device=device)
         self._memory = memory
         self.keys: list[Tensor] = [memory[layer, 0] for layer in range(config.num_hidden_layers)]
         self.values: list[Tensor] = [memory[layer, 1] for layer in range(config.num_hidden_layers)]
         self.by_token = memory.transpose(1, 2).unbind()
-        """The same memory as it is written: for each layer (num_tokens + 1, 2, kv_heads, head_dim)."""
+        """Views of the same memory for writing: for each layer, (num_tokens + 1, 2, kv_heads, head_dim)."""
         self._free = FreeListAllocator(num_tokens)
         self._lengths: dict[int, int] = {}
-        """Offset of each allocated sequence to its length."""
+        """Maps the offset of each allocated sequence to its length."""
 
     def allocate(self, num_tokens: int) -> int | None:
         kv_offset = self._free.allocate(num_tokens)
@@ -77,7 +77,7 @@ class ContiguousKVCache:
         return count
 
     def release_unused(self) -> bool:
-        return False  # the server has the GPU to itself
+        return False  # the server does not share the GPU
 
     def step(self, decode: Sequence[TokenRange], prefill: Sequence[TokenRange]) -> ContiguousStep:
         metadata = StepMetadata(decode, prefill, null_slot=self.null_slot)
@@ -85,7 +85,7 @@ class ContiguousKVCache:
 
 
 class AttentionGroup:
-    """The ranges of a step that one attention call serves: those that decode, or those that prefill."""
+    """The ranges that one attention call computes: the decode ranges or the prefill ranges of a step."""
 
     def __init__(self, ranges: Sequence[TokenRange]) -> None:
         self.kv_offsets = [r.kv_offset for r in ranges]
@@ -93,13 +93,13 @@ class AttentionGroup:
         self.kv_lens = [r.kv_len for r in ranges]
         self.max_q = max(self.q_lens, default=0)
         cu_seqlens_q = itertools.accumulate(self.q_lens, initial=0)
-        # FlashAttention's cu_seqlens_k holds one more element than there are sequences; with seqused_k it is not read.
+        # FlashAttention's cu_seqlens_k has one element more than there are sequences; with seqused_k, it is not read.
         self.values = [*cu_seqlens_q, *self.kv_offsets, 0, *self.kv_lens]
         self.sizes = [len(ranges) + 1, len(ranges) + 1, len(ranges)]
 
 
 class StepMetadata:
-    """All numbers that a step needs on the device, in one list, so that they arrive in one copy."""
+    """All numbers that a step needs on the device, in one list, so that one copy transfers them."""
 
     def __init__(
         self, decode: Sequence[TokenRange], prefill: Sequence[TokenRange], *, null_slot: int, pad_decode_to: int = 0
@@ -124,7 +124,7 @@ class ContiguousStep:
     def __init__(
         self, cache: ContiguousKVCache, metadata: StepMetadata, on_device: Tensor, *, num_splits: int | None = None
     ) -> None:
-        """Take a step's numbers on the device; `num_splits` is for its decode group (`split_kv`)."""
+        """Take the metadata's values on the device; `num_splits` applies to the decode group (`split_kv`)."""
         self._cache = cache
         self._num_splits = num_splits
         self.token_ids, self.positions, self._slots, *rest = on_device.split(metadata.sizes)
@@ -134,7 +134,7 @@ class ContiguousStep:
 
     def attend(self, layer: int, q: Tensor, kv: Tensor, scaling: float) -> Tensor:
         """See `decoder.Step.attend`."""
-        if layer == 0:  # converted once: every layer would convert an index of 32 bits to one of 64
+        if layer == 0:  # converted once: otherwise every layer would convert the index from 32 to 64 bits
             self._slots_int64 = self._slots.long()
         self._cache.by_token[layer].index_put_((self._slots_int64,), kv)
         keys, values = self._cache.keys[layer], self._cache.values[layer]
@@ -153,7 +153,7 @@ class ContiguousStep:
         window: tuple[int, int]
         if self._cache.window is not None:
             window = (self._cache.window - 1, 0)
-        else:  # one query sees all keys; without the causal mask the kernel may pack the heads of a group
+        else:  # a single query sees all keys; without the causal mask, the kernel can pack the heads of a group
             window = (-1, -1) if group.max_q == 1 else (-1, 0)
         return varlen_attn(
             q,
@@ -172,7 +172,7 @@ class ContiguousStep:
     def _attend_plain(
         self, group: AttentionGroup, q: Tensor, keys: Tensor, values: Tensor, scaling: float
     ) -> list[Tensor]:
-        """Attend one sequence after the other: the reference for flash attention."""
+        """Return the attention output of each sequence in turn: the reference for flash attention."""
         return [
             chunk_attention(
                 queries,

@@ -1,7 +1,7 @@
-"""Dense KV cache: every sequence has a region of the maximum length, so one attention call serves them all. For a CPU.
+"""The dense KV cache for CPUs: every sequence has a region of the maximum length, so one attention call serves all.
 
-Owns the tensors, which region is free, and attention over regions. A region reserves addresses only: the kernel
-provides memory for the pages that are written.
+It owns the tensors, allocates regions and computes attention over them. A region reserves only addresses: the operating
+system provides memory for the pages that are written.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from model_server.compute.cpu.packed_linear import padded
 from model_server.compute.kv_cache.base import TokenRange, head_dim, kv_bytes_per_token, window_of
 
 SEPARATE_CALL_TOKENS = 128
-"""What a separate attention call costs, counted in tokens of a batched one (see `_batched_length`)."""
+"""The cost of a separate attention call, in tokens of a batched call (see `_batched_length`)."""
 SHORT_CHUNK_TOKENS = 65
-"""The longest chunk whose keys are not copied for attention; a token with the most guesses that a request may have."""
+"""The longest chunk whose keys are not copied for attention: the latest token with the longest draft."""
 NUM_ROTATED = 4
-"""Regions that are used in turn while only one request runs at a time."""
+"""The number of regions that are used in turn while only one request runs at a time."""
 
 
 class DenseKVCache:
-    """Keys and values of all layers: (layers, 2, max_batch_size, kv_heads, max_sequence_tokens, head_dim)."""
+    """The keys and values of all layers: (layers, 2, max_batch_size, kv_heads, max_sequence_tokens, head_dim)."""
 
     def __init__(
         self,
@@ -49,26 +49,26 @@ class DenseKVCache:
         shape = (config.num_hidden_layers, 2, max_batch_size, kv_heads, max_sequence_tokens, size)
         self._pages: mmap.mmap | None = None
         if device.type == "cpu":
-            # An anonymous mapping takes memory only where it has been written, and reads as zeros elsewhere.
+            # An anonymous mapping takes memory only for written pages and reads as zeros elsewhere.
             num_bytes = self.num_tokens * kv_bytes_per_token(config, dtype)
             self._pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             memory = torch.frombuffer(self._pages, dtype=dtype).view(shape)
         else:
-            # Zeros and not garbage: masked keys are still multiplied, and 0 x NaN is NaN.
+            # Initialised with zeros: masked keys are still multiplied, and 0 x NaN is NaN.
             memory = torch.zeros(shape, dtype=dtype, device=device)
         self.memory = memory
         self.by_token = memory.permute(0, 2, 4, 1, 3, 5).unbind()
-        """The same as it is written: for each layer (max_batch_size, max_sequence_tokens, 2, kv_heads, head_dim)."""
+        """Views for writing: for each layer, (max_batch_size, max_sequence_tokens, 2, kv_heads, head_dim)."""
         self._free = set(range(max_batch_size))
         self._freed_at = [0] * max_batch_size
-        """For each region a number that is higher the later it was freed."""
+        """The order in which the regions were freed: a later free has a higher number."""
         self._num_freed = 0
 
     def allocate(self, num_tokens: int) -> int | None:
         """Reserve the lowest free region and return its offset; low regions keep the batch dense.
 
-        When no request runs, the least recently freed of the first few is taken: conversations that alternate then
-        find their prefixes in the cache.
+        If no request runs, reserve the least recently freed of the first `NUM_ROTATED` regions: alternating
+        conversations then find their prefixes in the cache.
         """
         if not self._free:
             return None
@@ -85,7 +85,7 @@ class DenseKVCache:
         self._free.add(index)
 
     def index(self, kv_offset: int) -> int:
-        """Return which region begins at an offset."""
+        """Return the index of the region that begins at an offset."""
         return kv_offset // self.max_sequence_tokens
 
     def copy(self, source: int, kv_offset: int, num_tokens: int) -> None:
@@ -109,7 +109,7 @@ class DenseKVCache:
 class DenseStep:
     """A step over a dense KV cache (`decoder.Step`).
 
-    The views that it reads and writes are cut for all layers at once: cutting one takes a CPU as long as a small
+    The constructor makes the views of all layers at once, because making a view takes a CPU as long as a small
     computation.
     """
 
@@ -137,7 +137,7 @@ class DenseStep:
         self._num_regions = num_regions = max(indices) + 1
         self._in_order = indices == list(range(num_regions))
         batched_len = _batched_length(kv_lens, num_regions)
-        # Each key head of a region is a sequence of its own: the output then has the layout that the decoder wants.
+        # Each key head of a region counts as one sequence: the output then has the layout that the decoder needs.
         short = memory[:, :, :num_regions, :, :batched_len].flatten(2, 3).unsqueeze(3)
         self._short = _layers(short) if batched_len else []
         self._long: list[tuple[int, Sequence[Tensor]]] = []
@@ -148,14 +148,14 @@ class DenseStep:
         window = window if window is not None and max(kv_lens) > window else None
         self._mask: Tensor | None = None
         if batched_len and not (self._in_order and min(kv_lens) >= batched_len and window is None):
-            # A region without a sequence shows its first key, so that its softmax stays finite; its output is dropped.
+            # A region without a sequence attends to its first key to keep its softmax finite; its output is unused.
             lens = torch.ones((num_regions, 1), dtype=torch.long, device=device)
             lens[self._indices, 0] = self._last + 1
             key_positions = torch.arange(batched_len, device=device)
             visible = key_positions < lens
             if window is not None:
                 visible &= key_positions >= lens - window
-            # In the keys' number format: a boolean mask would be converted to it again in every layer.
+            # In the dtype of the keys: every layer would have to convert a boolean mask.
             mask = torch.zeros(visible.shape, dtype=memory.dtype, device=device).masked_fill_(~visible, -torch.inf)
             self._mask = mask.repeat_interleave(kv_heads, 0)[:, None, None, :]
 
@@ -173,7 +173,7 @@ class DenseStep:
         return torch.cat(outputs)
 
     def _attend_decode(self, layer: int, q: Tensor, kv: Tensor, scaling: float) -> Tensor:
-        """Attend from one query token of each sequence; the query heads of a group share its keys."""
+        """Return the attention output of one query token of each sequence: (sequences, heads * head_dim)."""
         self._cache.by_token[layer].index_put_((self._indices, self._last), kv)
         num_sequences, num_heads, size = q.shape
         kv_heads = kv.shape[2]
@@ -204,7 +204,7 @@ class DenseStep:
 
 
 class Chunk:
-    """Consecutive tokens of one sequence: a part of its prompt, or its latest token with guesses."""
+    """Consecutive tokens of one sequence: a part of its prompt, or its latest token with a draft."""
 
     def __init__(self, cache: DenseKVCache, chunk: TokenRange) -> None:
         index = cache.index(chunk.kv_offset)
@@ -218,7 +218,7 @@ class Chunk:
         self._written = cache.memory[:, :, index, :, chunk.start : chunk.kv_len].permute(0, 3, 1, 2, 4).unbind()
 
     def attend(self, layer: int, q: Tensor, kv: Tensor, scaling: float) -> Tensor:
-        """Write keys and values and return attention's output; shapes as in `decoder.Step.attend`."""
+        """Write the keys and values and return the attention output; shapes as in `decoder.Step.attend`."""
         self._written[layer].copy_(kv)
         keys, values = self._keys_and_values[2 * layer], self._keys_and_values[2 * layer + 1]
         if self._mask is not None:
@@ -227,15 +227,15 @@ class Chunk:
 
 
 def _layers(memory: Tensor) -> Sequence[Tensor]:
-    """Return the keys of the first layer, its values, the keys of the second, and so on."""
+    """Return the keys of the first layer, its values, the keys of the second layer, and so on."""
     return memory.flatten(0, 1).unbind()
 
 
 def _batched_length(kv_lens: Sequence[int], num_regions: int) -> int:
     """Return how many tokens of every region the batched attention call should read.
 
-    Longer sequences get a call of their own: one long sequence must not make all others pay for its length. The
-    cheapest length is one of the sequences' lengths, or 0 (a call for each sequence).
+    Longer sequences get a separate call, so that a long sequence does not slow down all others. The cheapest length is
+    the length of one of the sequences, or 0 (a separate call for each sequence).
     """
     best, best_cost = 0, sum(kv_lens) + SEPARATE_CALL_TOKENS * len(kv_lens)
     rest, count = best_cost, len(kv_lens)

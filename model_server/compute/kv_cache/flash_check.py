@@ -1,6 +1,6 @@
-"""Whether flash attention works on this device: small steps are compared with plain attention, at start.
+"""Checks at startup whether flash attention works on this device: compares small steps with plain attention.
 
-The device itself is asked, because no document lists which cards, number formats and head sizes a kernel serves.
+The check runs the kernel, because no document lists the cards, dtypes and head sizes that it supports.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from model_server.compute.kv_cache.base import TokenRange, head_dim
 from model_server.compute.kv_cache.contiguous import ContiguousKVCache
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.06}
-"""Largest difference allowed. Outputs reach 4, where neighbouring bfloat16 numbers are 0.03 apart."""
+"""The largest allowed difference. Outputs reach 4, where adjacent bfloat16 numbers differ by 0.03."""
 
 
 def flash_attention_unavailable_reason(config: MistralConfig, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Return why flash attention cannot be used here, or None if it can and its results are right."""
+    """Return why flash attention cannot be used on this device, or None if it works and its results are right.
+
+    Raises:
+        torch.AcceleratorError: the device is broken; nothing more can run on it.
+    """
     if device.type != "cuda":
         return f"the device is a {device.type}"
     return verify_flash_attention(config, dtype, device)
@@ -25,10 +29,10 @@ def flash_attention_unavailable_reason(config: MistralConfig, dtype: torch.dtype
 
 @torch.inference_mode()
 def verify_flash_attention(config: MistralConfig, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Return how flash attention over a contiguous KV cache is wrong, or None.
+    """Return the error of flash attention over a contiguous KV cache, or None.
 
-    Its output must equal plain attention's over the same cache. Both read what was written, so the keys and values
-    written are compared too.
+    The output must match plain attention over the same cache, within `TOLERANCE`. Both read the same keys and values,
+    so the check also compares these with the keys and values that the step should have written.
 
     Raises:
         torch.AcceleratorError: the device is broken; nothing more can run on it.

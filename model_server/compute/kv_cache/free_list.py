@@ -1,4 +1,4 @@
-"""A free list over a pool of tokens: allocates contiguous regions and merges them when they are freed."""
+"""A free list over a pool of tokens: allocates contiguous regions and merges adjacent regions when they are freed."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ NEXT_FIT_ABOVE = 2 / 3
 class FreeListAllocator:
     """The free regions of a pool.
 
-    Next-fit while most of the pool is free: a new region begins where the last one ended, so the keys and values of
-    finished sequences survive as long as possible for the prefix cache. Best-fit when the pool fills up: the smallest
-    region that is long enough is taken, so that long regions stay whole for long sequences.
+    While most of the pool is free, the allocator is next-fit: a new region begins at the end of the last one, so the
+    keys and values of finished sequences survive as long as possible for the prefix cache. When the pool fills up, it
+    is best-fit: it takes the smallest region that is long enough, so that long regions stay whole for long sequences.
     """
 
     def __init__(self, num_tokens: int) -> None:
         self._free = [(0, num_tokens)]
-        """(start, length) of each free region, by start; no two touch."""
+        """(start, length) of each free region, in ascending order; no two regions are adjacent."""
         self._num_tokens = num_tokens
         self._next = 0
-        """Where the last region ended that was allocated next-fit."""
+        """The end of the last region that was allocated next-fit."""
 
     def copy(self) -> FreeListAllocator:
         other = FreeListAllocator(self._num_tokens)
@@ -54,5 +54,5 @@ class FreeListAllocator:
             before, more = free.pop(i - 1)
             start, length, i = before, more + length, i - 1
         free.insert(i, (start, length))
-        # One assignment: the event loop copies the list while the step loop frees, and must never see half a change.
+        # A single assignment: the event loop copies the list in another thread and must not see a partial change.
         self._free = free

@@ -1,9 +1,9 @@
-"""Split-KV for decode attention: into how many parts a long sequence's keys are split, measured at start.
+"""Split-KV for decode attention: measures at startup into how many parts to split the keys of a long sequence.
 
-FlashAttention's own choice depends on the longest sequence allowed and not on those that run. With a batch of 16 or
-more it does not split, and one long sequence then holds up the step. Only a decode group without a sliding window may
-be split. Splits are never combined with a block table: pytorch/pytorch#194167 leaves all sequences but the first
-unwritten.
+FlashAttention's own choice depends on the maximum sequence length, not on the running sequences. With a batch of 16 or
+more, it does not split, and one long sequence then delays the step. Only a decode group without a sliding window can be
+split. Splits are never combined with a block table, which would leave the output of all sequences but the first
+unwritten (pytorch/pytorch#194167).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from model_server.compute.kv_cache.flash_check import TOLERANCE
 log = logging.getLogger(__name__)
 
 OPTIONS = (None, 2, 4, 8)
-"""None leaves the choice to FlashAttention."""
+"""The numbers of splits to measure; None leaves the choice to FlashAttention."""
 MIN_GAIN = 0.03
-"""A split must be faster by this share than FlashAttention's own choice."""
+"""The share by which a number of splits must be faster than FlashAttention's own choice."""
 WARM_UP_CALLS, TIMED_CALLS = 3, 20
 HEAD_START_CYCLES = 10**7
-"""The device sleeps for 5 to 6 ms, while the host launches the timed calls, which takes longer than running them."""
+"""The device sleeps for 5 to 6 ms while the host launches the timed calls: launching takes longer than running."""
 
 
 def choose_num_splits(
@@ -38,9 +38,12 @@ def choose_num_splits(
     *,
     measure_ms: Callable[[Callable[[], object]], float] | None = None,
 ) -> dict[int, int | None]:
-    """Return the fastest number of splits for each batch size; call while the cache is empty.
+    """Return the fastest number of splits for each batch size; call it while the cache is empty.
 
-    Each batch holds one sequence of the maximum length, the others have an eighth of it.
+    Each measured batch has one sequence of the maximum length; the others have an eighth of that length.
+
+    Args:
+        measure_ms: returns the time of a call in milliseconds.
     """
     if cache.window is not None:
         return dict.fromkeys(batch_sizes)
@@ -101,20 +104,20 @@ def _attention_call(
     batch_size, size = len(numbers), numbers.shape[-1]
     longest = min(cache.max_sequence_tokens, cache.num_tokens)
     lengths = [longest, *[max(1, longest // 8)] * (batch_size - 1)]
-    # Spread over the pool: keys that many sequences read would come from the L2 cache.
+    # Sequences are spread over the pool: keys that several sequences share would come from the L2 cache.
     offsets = [i * (cache.num_tokens - length) // batch_size for i, length in enumerate(lengths)]
     decode = [TokenRange(offset, length - 1, [0]) for offset, length in zip(offsets, lengths, strict=True)]
     metadata = StepMetadata(decode, [], null_slot=cache.null_slot)
     on_device = to_device(metadata.values, cache.device, torch.int32)
     step = ContiguousStep(cache, metadata, on_device, num_splits=num_splits)
-    # All write the same keys and values: where they write to one token, a GPU does not say which of them stays.
+    # All sequences write the same keys and values: if two write to the same token, their order on a GPU is undefined.
     q, kv = numbers[:, :num_heads], numbers[:1, num_heads:].unflatten(1, (2, -1)).expand(batch_size, -1, -1, -1)
     return lambda: step.attend(0, q, kv, size**-0.5)
 
 
 @torch.inference_mode()
 def measure_on_gpu(call: Callable[[], object]) -> float:
-    """Return the time of one call in milliseconds, by the device's own clock."""
+    """Return the time of one call in milliseconds, measured with CUDA events."""
     for _ in range(WARM_UP_CALLS):
         call()
     begin, end = (torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(2))

@@ -103,7 +103,7 @@ def generate(
                 **arguments,
             )
     except (ValueError, TypeError, LookupError) as error:
-        # LookupError: token healing finds no token that starts with the prompt's last token, or a watermark allows none.
+        # LookupError: token healing finds no token that starts with the prompt's last, or a watermark favours none.
         reason = f"no entry for {error}" if isinstance(error, LookupError) else str(error)
         raise BadRequest(f"The parameters cannot be used together: {reason}") from error
     for writer, sequence in zip(writers, sequences, strict=True):
