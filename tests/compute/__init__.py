@@ -1,1 +1,1 @@
-"""The arithmetic: KV cache, kernels, copies."""
+"""The computation of a step: KV cache, kernels, sampling, copies."""

@@ -1,4 +1,4 @@
-"""The KV cache's budget: how much fits beside the weights."""
+"""The KV cache's memory budget: the sequences and tokens that fit besides the weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.tiny_model import tiny_mistral
 
 @pytest.mark.parametrize(("dense", "batch_size", "tokens"), [(True, 11, 11 * 4096), (False, 32, 48_000)])
 def test_contiguous_cache_holds_more_sequences_than_a_dense_one(dense: bool, batch_size: int, tokens: int) -> None:
-    """Mistral 7B in float16 on a card of 24 GB, with 64 KB of keys and 64 KB of values for each token."""
+    """Mistral 7B in float16 on a GPU with 24 GB; each token has 64 KB of keys and 64 KB of values."""
     config = tiny_mistral().config
     config.update({"num_hidden_layers": 32, "num_key_value_heads": 8, "num_attention_heads": 32, "head_dim": 128})
     assert kv_bytes_per_token(config, torch.float16) == 128 * 1024

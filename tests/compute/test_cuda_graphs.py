@@ -1,4 +1,4 @@
-"""CUDA graphs, with stand-ins for streams and graphs: what is captured, on which stream, and what a replay gives."""
+"""CUDA graphs, with stand-ins for streams and graphs: the captured steps, their stream and the results of replays."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_all_graphs_are_captured_on_one_side_stream(runner: Runner) -> None:
 
 
 def test_graphs_have_the_priority_of_the_batchs_stream(runner: Runner) -> None:
-    """A graph on the batch's stream would else be scheduled as the fallback's kernels are."""
+    """Without it, the GPU would schedule a graph's kernels like those of the fallback."""
     runner.capture_graphs(2)
 
     assert runner.graphs is not None
@@ -101,7 +101,7 @@ def failing(error: Exception) -> Any:
 def test_failed_capture_is_a_warning_and_steps_run_without_graphs(
     runner: Runner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: type[RuntimeError]
 ) -> None:
-    """PyTorch raises an AcceleratorError for every error of CUDA, whether the device goes on or not."""
+    """PyTorch raises an AcceleratorError for every CUDA error, even if the device still works."""
     monkeypatch.setattr(DecodeGraphs, "capture", failing(kind("operation not permitted\nmore")))
 
     runner.capture_graphs(4)
@@ -113,7 +113,7 @@ def test_failed_capture_is_a_warning_and_steps_run_without_graphs(
 
 
 def test_allocator_is_told_that_a_failed_capture_has_ended(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`CUDAGraph.capture_end` raises before it tells the allocator, which then fails when it has to free memory."""
+    """`CUDAGraph.capture_end` raises before it tells the allocator, and the allocator then fails to free memory."""
     ended: list[tuple[int, tuple[int, int]]] = []
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *args: ended.append(args))
     monkeypatch.setattr(StaticStep, "capture", failing(torch.AcceleratorError("operation not permitted")))

@@ -1,4 +1,4 @@
-"""The decoder with a GPU's fused operations gives the model's logits, to a rounding."""
+"""The decoder with a GPU's fused operations returns the model's logits, except for rounding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The call of PyTorch's flash attention is the one that its public wrapper makes."""
+"""`varlen_attn` calls PyTorch's flash attention with the same arguments as PyTorch's public wrapper."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from model_server.compute.gpu.flash_attention import varlen_attn
 
 
 class Calls(TorchDispatchMode):
-    """Records the calls of an operator, with the defaults of its schema filled in."""
+    """Records the calls of an operator, including the default arguments of its schema."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ def test_the_operator_gets_the_arguments_that_pytorchs_wrapper_gives_it(
         out = varlen_attn(
             q, keys, values, cu_q, cu_k, 1, 400, scale=0.1, window_size=window, seqused_k=lens, num_splits=num_splits
         )
-    with Calls() as theirs:  # the body of the custom operator: on the meta device a substitute would run in its place
+    with Calls() as theirs:  # calls the operator's body: on the meta device, PyTorch would run a substitute
         varlen._varlen_attn._init_fn(
             q, keys, values, cu_q, cu_k, 1, 400, window == (-1, 0), 0.1, list(window), True, lens, None, num_splits
         )

@@ -1,4 +1,4 @@
-"""The check of flash attention at start: a right kernel is trusted, a wrong one is refused with a reason."""
+"""The check of flash attention at startup: it accepts a correct kernel and refuses a wrong one with a reason."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_kernel_that_ignores_an_argument_is_refused(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("fault", ["shifted by a token", "keys and values swapped"])
 def test_cache_written_in_the_wrong_slots_is_refused(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    """Both kernels read the same wrong slots, so their outputs agree."""
+    """Both kernels read the same wrong slots, so comparing their outputs finds no error."""
     monkeypatch.setattr(contiguous, "varlen_attn", documented_varlen_attn)
     make = ContiguousKVCache.__init__
 
@@ -83,7 +83,7 @@ def test_kernel_that_raises_is_refused_with_the_first_line_of_its_error(monkeypa
 
 
 def test_broken_device_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After an illegal access nothing runs on the device: a fallback would fail later, with another message."""
+    """After an illegal memory access, nothing runs on the device: a fallback would fail later with another message."""
     error = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
     monkeypatch.setattr(contiguous, "varlen_attn", raising(error))
 

@@ -1,4 +1,4 @@
-"""The free list: regions never overlap, merge when freed, and are found as documented."""
+"""The free list: regions never overlap, merge when freed, and follow the documented placement."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from model_server.compute.kv_cache.free_list import FreeListAllocator
 
 
 def test_regions_never_overlap_and_merge_when_freed() -> None:
-    """A thousand random requests against a map of every token: next-fit while most is free, else best-fit."""
+    """Compares a thousand random requests with a map of every token: next-fit while most is free, else best-fit."""
     numbers = random.Random(0)
     free_list = FreeListAllocator(500)
     allocated: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""Copies between host and device: values, and that neither side waits (`tests/gpu/test_kernels.py` has the rest)."""
+"""Copies between host and device: values and asynchrony; `tests/gpu/test_kernels.py` tests them on a GPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_values_and_types_survive_the_copy() -> None:
 
 
 def test_copy_to_an_accelerator_does_not_block() -> None:
-    """Checked without a card on the meta device, by the call that PyTorch receives."""
+    """Without a GPU, the test checks the call that PyTorch receives on the meta device."""
     meta = torch.device("meta")
     calls: list[dict[str, object]] = []
 

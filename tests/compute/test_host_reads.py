@@ -1,6 +1,6 @@
-"""Building a sampler, a step and sampling never wait for the device: on PyTorch's meta device, any read raises.
+"""Building a sampler, running a step and sampling never wait for the device: on PyTorch's meta device, any read raises.
 
-The kernels' own signatures are checked too: flash attention is the real operator.
+The tests also check the kernels' signatures, because they call the real flash attention operator.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.support.tiny_model import tiny_mistral
 
 META = torch.device("meta")
 NO_GENERATOR: Any = None
-"""The meta device has no generators; its random operations take none."""
+"""The meta device has no random generators, and its random operations take none."""
 SAMPLED: dict[str, Any] = {"do_sample": True}
 BATCHED: list[dict[str, Any]] = [
     GREEDY,
@@ -102,7 +102,7 @@ def test_static_step_reads_nothing(runner: Runner) -> None:
     ids=str,
 )
 def test_building_a_sampler_reads_nothing(on_meta: MistralForCausalLM, generate: dict[str, Any]) -> None:
-    """It waited for the step in flight seven times, while the event loop waited for the engine's lock."""
+    """Building once waited seven times for the step in flight, while the event loop waited for the engine's lock."""
     sampler = sequence_sampler(on_meta, [5, 6, 7], params(generate))
 
     tensors = [value for p in sampler.processors for value in vars(p).values() if isinstance(value, torch.Tensor)]
@@ -131,7 +131,7 @@ def test_log_probabilities_are_computed_without_a_read() -> None:
 
 
 class Kernels(TorchDispatchMode):
-    """Counts the operations that launch a kernel: all but views and allocations."""
+    """Counts the operations that launch a kernel: all except views and allocations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ def operations_of_a_decode_step(num_layers: int) -> Counter[str]:
 
 
 def test_layer_of_a_decode_step_is_13_operations() -> None:
-    """Each is a kernel of 2 to 5 us on a GPU; attention is several."""
+    """On a GPU, each operation is a kernel of 2 to 5 us; attention is several kernels."""
     per_layer = operations_of_a_decode_step(3) - operations_of_a_decode_step(2)
 
     assert per_layer.total() == 13

@@ -36,7 +36,7 @@ def test_allocatable_sequences_are_counted_as_they_would_be_allocated(model: Mis
 
 
 async def test_answers_equal_generate(plain_model: Any, model: Any, make_contiguous_engine: MakeEngine) -> None:
-    """Sequences of every kind join and leave; the cache is never large enough for all of them."""
+    """Sequences of every kind join and leave the batch; the cache never holds all of them at once."""
     engine = make_contiguous_engine(model, max_batch_size=6)
     jobs = [(prompt(3 + 17 * (i % 10)), 8 + 3 * (i % 5), fields) for i, fields in enumerate([*BATCHED, FALLBACK[0]])]
 
@@ -66,7 +66,7 @@ async def test_every_model_shape_equals_generate(make_contiguous_engine: MakeEng
 async def test_answers_with_guessed_tokens_equal_generate(
     make_contiguous_engine: MakeEngine, changes: dict[str, Any]
 ) -> None:
-    """A model of few tokens repeats itself; the guesses are ranges of several tokens beside sequences that decode."""
+    """A model with few tokens repeats itself; drafts are ranges of several tokens in a step with decoding sequences."""
     model = tiny_mistral(vocab_size=16, **changes)
     jobs = [([3 + i * n % 13 for i in range(n)], 40, GREEDY | {"eos_token_id": None}) for n in (2, 20, 60)]
     wanted = [expected(model, *job) for job in jobs]
@@ -101,7 +101,7 @@ async def test_request_without_memory_waits_and_is_not_overtaken(
     assert engine.kv_usage == pytest.approx(0.6)
     gate.open.set()
     await events(first, large, small)
-    # 40 tokens are free all the while and `small` needs 10: it is admitted with `large`, not before.
+    # 40 tokens stay free and `small` needs 10; it is still admitted only together with `large`.
     assert sequences_of_steps == [1] * 57 + [2] * 7 + [1] * 70
     assert engine.kv_usage == 0
 

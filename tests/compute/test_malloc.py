@@ -1,4 +1,4 @@
-"""glibc's allocator: one arena for all threads, and free memory returned to the system."""
+"""glibc's allocator: all threads use one arena, and free memory returns to the system."""
 
 from __future__ import annotations
 

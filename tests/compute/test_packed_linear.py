@@ -1,4 +1,4 @@
-"""Packed linear layers: the same product for every shape, multiplied in few sizes, on every CPU."""
+"""Packed linear layers: every shape gives the same product, few sizes are multiplied, and every CPU is supported."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ print(can_pack(torch.bfloat16, torch.device("cpu")), float((logits - exact).abs(
     torch.backends.cpu.get_cpu_capability() not in ("AVX512", "AVX2"), reason="this CPU is no x86 with AVX2"
 )
 def test_cpu_without_avx512_computes_bfloat16_unpacked() -> None:
-    """oneDNN refused to pack bfloat16 there, and the server ended in a traceback."""
+    """oneDNN refuses to pack bfloat16 on such a CPU; the server once exited with a traceback."""
     environ = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 
     out = subprocess.run(

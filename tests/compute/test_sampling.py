@@ -1,6 +1,6 @@
-"""Sampling: which operations a batch costs, log-probabilities, and what a failure leaves behind.
+"""Sampling: the operations that a batch takes, log-probabilities, and the state after a failure.
 
-That the tokens are those of `generate` is tested in `tests/engine/test_oracle.py`.
+`tests/engine/test_oracle.py` compares the tokens with those of `generate`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def test_seed_gives_the_same_tokens_in_every_batch(model: MistralForCausalLM, ge
 
 
 def test_logits_are_not_changed(model: MistralForCausalLM) -> None:
-    """Log-probabilities are of the raw logits."""
+    """Log-probabilities are computed from the raw logits."""
     samplers = samplers_for(model, GREEDY | {"repetition_penalty": 1.3}, SAMPLED, frequency_penalty=0.5)
     logits = logits_of(samplers)
     before = logits.clone()
@@ -94,7 +94,7 @@ def test_logits_are_not_changed(model: MistralForCausalLM) -> None:
 def test_failed_sampling_leaves_the_generators_as_they_were(
     model: MistralForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The step is repeated after an out-of-memory error, and a seed must then give the same token."""
+    """The engine repeats a step after an error, and a seed must then give the same token."""
     expected = sample(logits_of([0, 0]), samplers_for(model, SAMPLED, SAMPLED, seed=3), torch.Generator()).read()
     samplers = samplers_for(model, SAMPLED, SAMPLED, seed=3)
     copy = sampling.AsyncHostCopy
@@ -136,7 +136,7 @@ def test_log_probabilities_of_many_tokens_take_one_softmax() -> None:
 
 
 def test_log_probabilities_come_with_the_sampled_tokens(model: MistralForCausalLM) -> None:
-    """Of the sequences that report them, batched or not, under the raw logits."""
+    """Both batched and unbatched sequences report them, computed from the raw logits."""
     samplers = [
         *samplers_for(model, GREEDY | {"repetition_penalty": 1.3}, logprobs=3),
         *samplers_for(model, SAMPLED),
@@ -154,7 +154,7 @@ def test_log_probabilities_come_with_the_sampled_tokens(model: MistralForCausalL
 
 
 def test_history_has_the_token_before_the_host_reads_it(model: MistralForCausalLM) -> None:
-    """A penalty then needs no copy to the host, and the next step can be launched at once."""
+    """A penalty therefore needs no copy to the host, and the next step can be launched immediately."""
     batched, unbatched = samplers_for(model, GREEDY | {"repetition_penalty": 1.3}, GREEDY | {"no_repeat_ngram_size": 2})
 
     sampled = sample(logits_of([batched, unbatched]), [batched, unbatched], torch.Generator())

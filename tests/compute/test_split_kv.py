@@ -1,4 +1,4 @@
-"""Split-KV: the fastest number of splits is chosen by measuring, and only if its output is right."""
+"""Split-KV: measuring selects the fastest number of splits whose output is right."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.tiny_model import tiny_mistral
 
 
 class Kernel:
-    """The documented kernel; remembers its numbers of splits and its offsets, and can be wrong for one number."""
+    """The documented kernel. It records numbers of splits and offsets, and can be wrong for one number of splits."""
 
     def __init__(self, wrong: int | None = None) -> None:
         self.num_splits: list[int | None] = []
@@ -38,7 +38,7 @@ class Kernel:
 
 
 def timed(kernel: Kernel, times_ms: dict[int | None, float]) -> Callable[[Callable[[], object]], float]:
-    """Return a clock that gives each number of splits its time."""
+    """Return a `measure_ms` that returns the given time for each number of splits."""
 
     def measure_ms(call: Callable[[], object]) -> float:
         call()
@@ -81,7 +81,7 @@ def test_split_whose_output_is_wrong_is_not_chosen(monkeypatch: pytest.MonkeyPat
 
 
 def test_kernel_that_cannot_split_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CUDA graphs are captured all the same."""
+    """CUDA graphs are still captured."""
 
     def refusing(*args: Any, num_splits: int | None = None, **options: Any) -> Tensor:
         if num_splits is not None:
@@ -94,7 +94,7 @@ def test_kernel_that_cannot_split_is_left_to_itself(monkeypatch: pytest.MonkeyPa
 
 
 def test_order_in_which_a_gpu_writes_tokens_changes_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU `index_put_` keeps any value of an index that occurs twice; here the first call keeps another."""
+    """On a GPU, `index_put_` keeps either value of a repeated index; here, the first call keeps a different one."""
     kernel = Kernel()
     monkeypatch.setattr(contiguous, "varlen_attn", kernel)
     in_order, write = itertools.chain([True], itertools.repeat(False)), torch.Tensor.index_put_

@@ -1,4 +1,4 @@
-"""The batch's stream has priority over the fallback's, on a GPU only."""
+"""On a GPU, the stream of the batch has priority over the stream of the fallback; a CPU has no streams."""
 
 from __future__ import annotations
 

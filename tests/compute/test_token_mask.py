@@ -1,4 +1,4 @@
-"""Token masks: what a grammar forbids is never sampled, and other sequences are untouched bit for bit."""
+"""Token masks: forbidden tokens are never sampled, and the logits of other sequences are bit-for-bit unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The largest step, run before the KV cache is made, with stand-ins for the allocator's statistics."""
+"""The largest step, which runs before the KV cache is allocated, with stand-ins for the allocator's statistics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.tiny_model import tiny_mistral
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
-    """The steps that are run: decoding sequences, prompt tokens, logits."""
+    """The steps that ran: numbers of decoding sequences, prompt tokens and logits."""
     ran: list[tuple[int, int, int]] = []
     forward = Runner.forward
 
@@ -83,7 +83,7 @@ def test_nothing_is_reserved_on_a_cpu(steps: list[tuple[int, int, int]]) -> None
 
 @pytest.mark.usefixtures("steps")
 def test_graphs_are_reserved_for_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """7 graphs of a batch of 32, and the workspace of their stream."""
+    """A batch of 32 has 7 graphs; their stream has a workspace."""
 
     class OnCuda:
         device = torch.device("cuda")

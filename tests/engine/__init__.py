@@ -1,1 +1,1 @@
-"""The engine: admission, the step loop, faults, the oracle."""
+"""The engine: admission, the step loop, faults, and answers compared with `generate`."""

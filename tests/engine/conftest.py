@@ -17,13 +17,13 @@ from tests.support.tiny_model import tiny_mistral
 
 @pytest.fixture(scope="module")
 def plain_repeating_model() -> MistralForCausalLM:
-    """A random model of few tokens: its text repeats itself and its prompt, but not for long."""
+    """A random model with few tokens: its text repeats itself and its prompt, but only briefly."""
     return tiny_mistral(vocab_size=VOCAB_SIZE)
 
 
 @pytest.fixture(scope="module")
 def repeating_model() -> MistralForCausalLM:
-    """The same as the server holds it."""
+    """The same model, prepared as the server prepares it."""
     model = tiny_mistral(vocab_size=VOCAB_SIZE)
     fuse(model)
     pack(model)

@@ -1,4 +1,4 @@
-"""Which requests can be batched, and that the API's table of parameters says the same."""
+"""The requests that can be batched, which must match the API's table of parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sequences with a grammar in the batch: they keep to it, and nothing else changes."""
+"""Sequences with a grammar in the batch: they follow their grammar, and other sequences do not change."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def constrained(spec: GrammarSpec, fields: dict[str, Any] = HOT, num_tokens: int
 
 
 async def texts(engine: Any, requests: list[Request]) -> list[tuple[str, FinishReason]]:
-    """Return the text and the end of each answer."""
+    """Return the text and the finish reason of each answer."""
     engine.submit(requests)
     answers = await events(*requests)
     assert all(isinstance(answer, list) for answer in answers), answers
@@ -59,7 +59,7 @@ async def texts(engine: Any, requests: list[Request]) -> list[tuple[str, FinishR
 
 
 def same_answers(num_tokens: int = 16) -> list[Request]:
-    """Return greedy and seeded requests, with every kind of processor."""
+    """Return greedy and seeded requests with every kind of logits processor."""
     kinds = [*BATCHED, SAMPLED | {"top_k": 0}]
     return [
         request(num_tokens, prompt=prompt(5 + i % 7), sampling={"generate": fields, "seed": i})
@@ -168,7 +168,7 @@ def test_every_answer_to_made_up_schemas_validates(
 async def test_the_grammar_wins_over_every_logits_processor(
     make_engine: MakeEngine, text_model: MistralForCausalLM, fields: dict[str, Any]
 ) -> None:
-    """`min_new_tokens`, suppressed and forced tokens, top_k and others are followed as far as the grammar allows."""
+    """`min_new_tokens`, suppressed and forced tokens, top_k and others apply as far as the grammar allows."""
     engine = make_engine(text_model)
     fields = {name: value for name, value in fields.items() if name != "eos_token_id"}
 

@@ -1,4 +1,4 @@
-"""How often the step loop waits for an accelerator: on PyTorch's meta device every read but a counted one raises."""
+"""Counts the step loop's waits for an accelerator: on PyTorch's meta device, every uncounted read raises."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.tiny_model import tiny_mistral
 
 META = torch.device("meta")
 TOKEN = 7
-"""What every read returns."""
+"""The token that every read returns."""
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def longest_run_of_launches(happened: list[str]) -> int:
 def test_long_prompt_is_never_launched_more_than_two_steps_ahead(
     loop: OverlappedBatchLoop, happened: list[str]
 ) -> None:
-    """All 62 chunks of 32,000 tokens were launched before anything waited: seconds of work that nothing could pass."""
+    """Once, all 62 chunks of 32,000 tokens were launched without a wait: seconds of work ahead of other requests."""
     loop.scheduler.waiting.append(request(4, range(32_000), sampling={"generate": GREEDY}))
 
     run(loop)
@@ -91,7 +91,7 @@ def test_long_prompt_is_never_launched_more_than_two_steps_ahead(
 
 
 def test_batch_of_every_kind_waits_only_for_its_tokens(loop: OverlappedBatchLoop, happened: list[str]) -> None:
-    """Admission, mixed steps, penalties and log-probabilities read nothing else from the device."""
+    """Admission, mixed steps, penalties and log-probabilities cause no other read from the device."""
     kinds: list[dict[str, Any]] = [
         {},
         {"generate": GREEDY | {"repetition_penalty": 1.3}},
@@ -109,7 +109,7 @@ def test_batch_of_every_kind_waits_only_for_its_tokens(loop: OverlappedBatchLoop
 
 
 def test_step_in_flight_holds_no_logits_on_the_device(loop: OverlappedBatchLoop) -> None:
-    """The largest step is measured alone: those of the step before, 32,000 numbers a token, would come on top."""
+    """The memory of the largest step is measured without the previous step's logits, 32,000 numbers per token."""
     loop.scheduler.waiting.append(request(4, range(100), sampling={"generate": GREEDY, "prompt_logprobs": True}))
     loop.admit(threading.Lock())
 

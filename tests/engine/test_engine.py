@@ -220,7 +220,7 @@ async def test_log_probabilities_equal_those_of_the_model(make_engine: MakeEngin
 
 
 async def test_penalties_count_the_generated_tokens_only(make_engine: MakeEngine) -> None:
-    """OpenAI's penalties: they do not apply to the prompt."""
+    """OpenAI's penalties do not apply to the prompt."""
     plain, penalised = request(30), request(30, sampling={"presence_penalty": 2.0, "frequency_penalty": 2.0})
     engine = make_engine()
     engine.submit([plain])

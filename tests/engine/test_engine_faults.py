@@ -1,4 +1,4 @@
-"""Faults and drains of the engine, on a real model whose forward is made to fail."""
+"""Faults and drains of the engine, on a real model with a failing forward."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ async def test_a_drain_lets_running_and_waiting_requests_finish(make_engine: Mak
 async def test_a_drained_request_has_one_line_in_the_log(
     make_engine: MakeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A drain that ran out of time once wrote two: one for its error, one when the sequence was released."""
+    """A drain that timed out once wrote two entries: one for the error and one for the released sequence."""
     caplog.set_level("INFO", logger="model_server.telemetry.request_log")
     engine = make_engine(max_batch_size=1)
     requests = [request(250, request_id="batched"), beams(200)]

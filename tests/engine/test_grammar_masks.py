@@ -1,4 +1,4 @@
-"""Late masks: a sequence whose mask is not there sits out, the others go on, and no token changes."""
+"""Late masks: steps leave out a sequence with a late mask, the other sequences continue, and no token changes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ both_loops = pytest.mark.parametrize("overlap", [False, True], ids=["plain", "ov
 
 
 class HeldMasks(OnlyTokens):
-    """A matcher that allows everything, and whose mask after some tokens is filled only once `go_on` is set."""
+    """A matcher that allows every token. After some tokens, it fills its mask only once `go_on` is set."""
 
     def __init__(self, allowed: range, after: int = 3, fill_error: Exception | None = None) -> None:
         super().__init__(allowed)
@@ -48,7 +48,7 @@ class HeldMasks(OnlyTokens):
 
 @pytest.fixture
 def held() -> Iterator[HeldMasks]:
-    """A matcher that allows everything; released at the end, so that no thread waits on."""
+    """A `HeldMasks`; the fixture sets `go_on` at the end, so that no thread keeps waiting."""
     matcher = HeldMasks(ALL_TOKENS)
     yield matcher
     matcher.go_on.set()
@@ -72,7 +72,7 @@ async def test_others_end_while_a_mask_is_late(make_engine: MakeEngine, held: He
 async def test_every_kind_of_request_gets_the_same_tokens_after_a_late_mask(
     make_engine: MakeEngine, overlap: bool
 ) -> None:
-    """Penalties, seeds, guesses and logits processors: nothing is applied or drawn for a step that is sat out."""
+    """No penalty, random number, draft or logits processor takes effect in a step that leaves the sequence out."""
     engine = make_engine(overlap=overlap, max_batch_size=len(same_answers()) + 1)
     free = []
     for one in same_answers():
@@ -229,7 +229,7 @@ def test_a_sequence_that_may_take_every_token_has_no_mask(matcher: OnlyTokens | 
 
 
 class FakeSequence:
-    """What `GrammarMasks` reads of a sequence."""
+    """The attributes of a sequence that `GrammarMasks` reads."""
 
     finished = False
     mask = None

@@ -1,4 +1,4 @@
-"""Idle tasks: matmuls are compiled ahead, then unused memory is returned."""
+"""Idle tasks: the engine compiles matmuls, then returns unused memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ packs = pytest.mark.skipif(
 
 
 class CompilingRunner(Runner):
-    """A runner with two matmuls to compile ahead; it notes what the engine does while it is idle."""
+    """A runner with two matmuls to compile; it records the engine's idle tasks."""
 
     def __init__(self, model: MistralForCausalLM) -> None:
         self.num_compiled = 0
@@ -111,7 +111,7 @@ async def test_an_idle_engine_returns_memory_and_empties_the_prefix_cache(
 async def test_no_idle_task_runs_while_the_fallback_runs(
     make_engine: MakeEngine, model: MistralForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fallback has its thread, and the memory that `generate` frees can be returned only after its end."""
+    """The fallback runs in its own thread, and the memory of a `generate` call can be returned only after its end."""
     runner = CompilingRunner(model)
     runner.go_on.clear()
     engine = make_engine(model, runner=runner, compile_after_s=0.05, release_memory_after_s=0.05)

@@ -34,7 +34,7 @@ async def test_an_answer_equals_generate_with_the_same_field(
 async def test_answers_in_a_full_batch_equal_generate(
     plain_model: MistralForCausalLM, make_engine: Callable[..., Engine]
 ) -> None:
-    """Sequences of every kind and of different lengths join and leave: none changes the tokens of another."""
+    """Sequences of every kind and length join and leave the batch without changing each other's tokens."""
     engine = make_engine(max_batch_size=6)
     jobs = [(prompt(3 + 7 * (i % 10)), 8 + 3 * (i % 5), fields) for i, fields in enumerate(BATCHED * 2 + FALLBACK)]
 

@@ -1,4 +1,4 @@
-"""Output: text events, the finish rule, and exactly one end for each request, however it ends."""
+"""Output: text events, the finish rule, and exactly one last event for each request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EOS = {2}
 
 
 class StopsAtEnd(TokenIds):
-    """Finds its stop string in the text that it held back."""
+    """A detokenizer that finds its stop string in the text that it held back until `flush`."""
 
     def flush(self) -> str:
         self.stopped = True

@@ -1,4 +1,4 @@
-"""Overlap scheduling gives the answers of the plain loop, and a discarded step leaves nothing behind."""
+"""Overlap scheduling gives the same answers as the plain loop, and a discarded token has no effect."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def in_flight(engine: Engine) -> object:
 
 
 def rounded(answer: list[Event]) -> list[Event]:
-    """Return an answer whose log-probabilities have four digits: steps of other sizes round the last ones otherwise."""
+    """Return an answer with log-probabilities of four digits: steps of other sizes differ in the last digits."""
 
     def of_token(token: Token) -> Token:
         top = tuple((id, round(logprob, 4)) for id, logprob in token.top)
@@ -69,7 +69,7 @@ async def test_a_grammar_is_sampled_with_its_last_token_on_the_host(make_engine:
 async def test_a_prompt_cancelled_with_its_chunk_in_flight_leaves_nothing_behind(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its chunk still computes, and its region of the KV cache goes to the next sequence."""
+    """Its chunk is still computed, and the next sequence gets its region of the KV cache."""
 
     def stream_and_successor() -> list[Request]:
         return [request(30), request(8, prompt=range(40, 75))]
@@ -93,7 +93,7 @@ async def test_a_prompt_cancelled_with_its_chunk_in_flight_leaves_nothing_behind
 
 
 async def test_a_kv_region_freed_with_a_step_in_flight_serves_the_next_sequence(make_engine: MakeEngine) -> None:
-    """The discarded step writes to the region that the next sequence gets."""
+    """The step in flight still writes to the region that the next sequence gets."""
     ((*chunks, _),) = await answers(make_engine(), [request(12)])
     ends_early = {"sampling": {"generate": GREEDY | {"eos_token_id": int(chunks[4].text)}}}
     engine = make_engine(max_batch_size=1, prefix_caching=False, overlap=True)
@@ -141,7 +141,7 @@ async def test_a_stop_string_ends_one_sequence_and_the_other_goes_on(
     assert requests[0].num_output_tokens == 4
     assert stopped[-1] == Finished(FinishReason.STOP, prompt_tokens=3, completion_tokens=4)
     assert neighbour[-1] == Finished(FinishReason.LENGTH, prompt_tokens=3, completion_tokens=30)
-    assert batch_sizes == [0, *[2] * 4, *[1] * 25]  # the fourth step's token for it is discarded
+    assert batch_sizes == [0, *[2] * 4, *[1] * 25]  # its token of the fourth step is discarded
     await until(lambda: engine.running == 0)
     assert engine.kv_usage == 0
     assert in_flight(engine) is None

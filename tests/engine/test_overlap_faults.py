@@ -18,7 +18,7 @@ from tests.support.fakes import TokenIds
 
 
 class Failing(TokenIds):
-    """Fails at the first token."""
+    """A detokenizer that fails at the first token."""
 
     def push(self, token_id: int) -> str:
         raise ValueError("no such token")
@@ -46,7 +46,7 @@ async def test_a_launch_that_fails_before_the_last_tokens_are_read_is_tried_agai
 async def test_sequences_beside_one_that_fails_sample_once_for_each_token(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The step is run again in halves, and neither half may be left in flight."""
+    """The step runs again in halves, and neither half may stay in flight."""
 
     def four() -> list[Request]:
         return [request(9, sampling={"generate": {"do_sample": True}, "seed": seed}) for seed in range(4)]

@@ -120,7 +120,7 @@ async def test_a_new_request_is_prefilled_as_soon_as_the_step_in_flight_has_ende
 async def test_steps_that_only_prefill_are_launched_one_ahead_at_most(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They have no tokens to read: without a limit, a long prompt's chunks would all be queued on the device."""
+    """Chunks inside a prompt have no tokens to read: without a limit, all chunks would be queued on the device."""
     engine = make_engine(overlap=True)
     happened: list[str] = []
     read = AsyncHostCopy.read

@@ -1,4 +1,4 @@
-"""Tokens that are sampled and not sent yet: the end of their request sends them or drops them, once."""
+"""Tokens that are sampled but not yet sent: when their request ends, they are sent once or dropped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Held:
 
 @pytest.fixture
 async def held(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Held]:
-    """An engine held at its third step: its first request has all its tokens, of which one is sent."""
+    """An engine that waits in its third step: its first request has all its tokens, and one of them is sent."""
     engine = make_engine(overlap=True)
     held = Held(engine, [request(2), request(4)])
 

@@ -52,7 +52,7 @@ class PrefillCounter:
 
 
 def test_a_match_is_what_the_kv_cache_holds() -> None:
-    """Two thousand random sequences in a small KV cache, against a map of the prefix that each token belongs to."""
+    """Compares two thousand random sequences in a small KV cache with a map from each token to its prefix."""
     numbers = random.Random(0)
     prefix_cache = PrefixCache()
     memory: list[tuple[int, ...]] = [()] * 300
@@ -110,7 +110,7 @@ async def test_a_prompt_with_the_prefix_of_an_earlier_one_computes_only_the_rest
 
 
 async def test_the_next_turn_of_a_chat_computes_only_what_is_new(plain_model: Any, make: MakeEngine) -> None:
-    """The answer is cached too, all but its last token, which was never computed."""
+    """The answer is cached too, except its last token, which was never computed."""
     engine = make()
     first = request(20, prompt(50))
     engine.submit([first])
@@ -125,7 +125,7 @@ async def test_the_next_turn_of_a_chat_computes_only_what_is_new(plain_model: An
 
 
 async def test_conversations_that_take_turns_stay_cached(plain_model: Any, make: MakeEngine) -> None:
-    """With a short request between any two turns, and nothing running in between."""
+    """A short request runs between any two turns, and no two requests overlap."""
     engine = make()
     said = {"one": prompt(60), "other": prompt(70)}
     for turn in range(3):
@@ -163,7 +163,7 @@ async def test_a_running_sequence_supplies_its_prefix(
 async def test_requests_that_arrive_together_share_the_prefix_that_the_first_computes(
     plain_model: Any, make: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The others wait for it. An ingress that has held requests back delivers them together."""
+    """The other requests wait for the first. An ingress that has held requests back delivers them together."""
     engine = make()
     prefilled = PrefillCounter(engine, monkeypatch)
     asked = [request(8, chat(length)) for length in (5, 6, 7, 8, 9, 10)]
@@ -232,7 +232,7 @@ async def test_random_prompts_with_common_prefixes_in_a_full_kv_cache_equal_gene
     plain_model: Any,
     make_contiguous_engine: MakeEngine,
 ) -> None:
-    """Sequences reuse, join, leave early and overwrite one another, in a KV cache that holds only a few of them."""
+    """Sequences reuse and overwrite each other's keys, join and leave early, in a KV cache that holds only a few."""
     engine = make_contiguous_engine(tiny_packed(), max_batch_size=6)
     numbers = random.Random(3)
     roots = [prompt(length) for length in (40, 70, 90)]

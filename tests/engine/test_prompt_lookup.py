@@ -1,4 +1,4 @@
-"""Prompt lookup: which tokens are guessed, and how the sequences of a step share them."""
+"""Prompt lookup: the drafted tokens, and how the sequences of a step share the limit."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_wrong_guess_ends_the_guesses_until_one_is_right_again() -> None:
 
 
 def test_a_source_is_kept_while_its_guesses_are_right() -> None:
-    """The earliest occurrence of the last two tokens is another one."""
+    """The earliest occurrence of the last two tokens is not the source."""
     lookup = lookup_in([5, 6, 12, 3, 4, 5, 6, 7, 8, 3])
     for token_id in (4, 5, 6):
         lookup.append(token_id)
@@ -112,7 +112,7 @@ def test_the_guesses_of_a_step_are_shared_equally() -> None:
 
 
 def test_a_draft_leaves_room_for_the_token_after_it() -> None:
-    """A request's KV cache holds no more than its `max_new_tokens`."""
+    """The KV cache reserves only `max_new_tokens` tokens after the prompt."""
     sequence = confident(max_new_tokens=6)
     [draft] = plan_drafts([sequence], device_type="cpu", max_tokens=100)
 

@@ -26,14 +26,14 @@ def make_scheduler(max_batch_size: int = 4, when_idle: int = 64) -> Scheduler:
 
 
 def admitted(scheduler: Scheduler, num_prompt_tokens: int, group: object = None) -> Sequence:
-    """Return a new sequence of the batch that has computed nothing."""
+    """Return a new sequence of the batch without computed tokens."""
     sequence = Sequence(request(num_prompt_tokens, group), kv_offset=0, started_s=0.0)
     scheduler.sequences.append(sequence)
     return sequence
 
 
 def decoding(scheduler: Scheduler) -> Sequence:
-    """Return a new sequence of the batch that has computed its prompt."""
+    """Return a new sequence of the batch with a computed prompt."""
     sequence = admitted(scheduler, 10)
     sequence.advance_prefill(10)
     return sequence
@@ -82,7 +82,7 @@ def test_removing_requests_keeps_the_order_of_the_others() -> None:
 
 
 def test_the_length_can_be_read_while_another_thread_changes_the_queue(request: pytest.FixtureRequest) -> None:
-    """A scrape of the metrics reads it while the batch's thread admits requests."""
+    """A metrics scrape reads the length while the batch thread admits requests."""
     request.addfinalizer(functools.partial(sys.setswitchinterval, sys.getswitchinterval()))
     sys.setswitchinterval(1e-6)
     queue = FairQueue()

@@ -1,4 +1,4 @@
-"""Verified guesses change the speed of an answer and nothing else."""
+"""Verified drafts change only the speed of an answer."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def test_a_sampled_answer_with_a_seed_equals_generate_without_prompt_looku
 
 
 def random_requests(seed: int, *, lookup: bool) -> list[Request]:
-    """Return the same requests for the same seed, `lookup` aside."""
+    """Return random requests; the same seed gives the same requests, with or without prompt lookup."""
     draw = random.Random(seed)
     made = []
     for number in range(40):
@@ -79,7 +79,7 @@ def random_requests(seed: int, *, lookup: bool) -> list[Request]:
 
 
 def without_logprobs(found: list[Event]) -> list[Any]:
-    """Return the events with their tokens' ids alone: in batches of other shapes, float32 rounds otherwise."""
+    """Return the events without log-probabilities, because float32 rounds differently in batches of other shapes."""
     return [
         event if isinstance(event, Finished) else (event.text, [(t.id, [id for id, _ in t.top]) for t in event.tokens])
         for event in found
@@ -90,7 +90,7 @@ def without_logprobs(found: list[Event]) -> list[Any]:
 async def test_random_requests_get_the_same_events_with_and_without_prompt_lookup(
     make_engine: MakeEngine, repeating_model: MistralForCausalLM, overlap: bool
 ) -> None:
-    """Prompts, lengths, guesses, parameters and log-probabilities are random; sequences join and leave."""
+    """Prompts, lengths, drafts, parameters and log-probabilities are random; sequences join and leave the batch."""
     before = drafted()
     without = await answers(make_engine(repeating_model), random_requests(1, lookup=False))
     assert drafted() == before
@@ -147,7 +147,7 @@ async def test_a_grammar_holds_for_guessed_tokens(make_engine: MakeEngine, chain
 async def test_the_prefix_cache_holds_no_wrong_guess(
     make_engine: MakeEngine, plain_repeating_model: MistralForCausalLM, repeating_model: MistralForCausalLM
 ) -> None:
-    """The next turn continues an answer of which many tokens were guessed, some of them wrongly."""
+    """The next turn continues an answer with many drafted tokens, some of them wrong."""
     engine = make_engine(repeating_model)
     before = drafted()
     fields = SAMPLED | LOOKUP | {"temperature": 0.3, "eos_token_id": None}
@@ -169,7 +169,7 @@ async def test_the_prefix_cache_holds_no_wrong_guess(
 
 
 async def test_in_16_bits_a_request_with_a_seed_guesses_nothing(make_engine: MakeEngine) -> None:
-    """Guesses change how a step rounds, and the same seed has to give the same text whatever else runs."""
+    """Drafts change the rounding of a step, but the same seed must give the same text in any batch."""
     engine = make_engine(make_chain_model(torch.bfloat16))
     cold = SAMPLED | LOOKUP | {"temperature": 0.01, "eos_token_id": None}
     counts = [drafted()]

@@ -1,4 +1,4 @@
-"""Steps that verify guesses: their tokens, their end, and what happens when one fails."""
+"""Steps that verify drafts: their tokens, their finish reasons and their failures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.prompt_lookup import (
 
 
 def launches(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int]]]:
-    """Return a list that gets each step's number of decoding sequences and the lengths of its other ranges."""
+    """Return a list to which each step adds its number of decoding sequences and the lengths of its other ranges."""
     steps: list[tuple[int, list[int]]] = []
     Gate(engine, monkeypatch).fault = lambda decode, prefill: steps.append(
         (len(decode), [len(chunk.token_ids) for chunk in prefill])
@@ -47,7 +47,7 @@ async def test_a_step_gives_the_right_guesses_and_one_token_more(
     [found] = await answers(engine, [looping(14)])
 
     assert texts(found) == ["4", "3"] * 7
-    # The third token is the first that could be guessed. Then 1 + 3 and 1 + 5 tokens, and what is left: 14 in all.
+    # The third token is the first possible guess. Then come 1 + 3 tokens, 1 + 5 tokens and the rest: 14 in all.
     assert steps == [(0, [2]), (1, []), (1, []), (0, [4]), (0, [6]), (1, [])]
     assert [after - earlier for after, earlier in zip(drafted(), before, strict=True)] == [8, 8]
 
@@ -118,7 +118,7 @@ def vars_of(one: Request) -> dict[str, Any]:
 async def test_guesses_that_cannot_be_verified_lose_no_token(
     make_engine: MakeEngine, repeating_model: MistralForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sampling fails after the first token of every other step with guesses, and changes nothing."""
+    """Sampling fails after the first token of every other step with drafts, and the answer does not change."""
     sampled = {"generate": SAMPLED | LOOKUP | {"repetition_penalty": 0.5, "eos_token_id": None}, "seed": 3}
     [wanted] = await answers(make_engine(repeating_model), [request(40, sampling=sampled)])
     engine = make_engine(repeating_model)
@@ -149,7 +149,7 @@ async def test_guesses_that_cannot_be_verified_lose_no_token(
 async def test_overlap_goes_on_until_a_guess_would_have_been_right(
     make_engine: MakeEngine, chain_model: MistralForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On an accelerator, the launches of a text that does not repeat are those without prompt lookup."""
+    """On an accelerator, a text that does not repeat has the same launches as without prompt lookup."""
 
     async def steps_ahead(ids: list[int], fields: dict[str, Any]) -> list[bool]:
         """Return for each launch whether it was launched before the tokens of the last step were read."""

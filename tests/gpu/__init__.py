@@ -1,1 +1,1 @@
-"""What a card must show: each test runs on `cuda` if there is one, and on the CPU with stand-ins."""
+"""Tests for GPUs: each test runs on `cuda` if there is a GPU, otherwise on the CPU with stand-ins."""

@@ -1,4 +1,4 @@
-"""The device: a card, or the CPU with stand-ins for streams, graphs, events and the attention kernel."""
+"""The device: a GPU, or the CPU with stand-ins for streams, graphs, events and the attention kernel."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 @pytest.fixture
 def figure(record_property: Callable[[str, object], None]) -> Callable[[str, Any], None]:
-    """Record a measured value, by name: `make gpu` writes it into its results."""
+    """Record a measured value by name; `make gpu` writes it into its results."""
     return lambda name, value: record_property(name, json.dumps(value))
 
 
 @pytest.fixture
 def memory(request: pytest.FixtureRequest, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """All of the card's memory, or no more than an A10G has beside a CUDA context, with its size of prompt chunks."""
+    """All of the GPU's memory, or only as much as an A10G has besides a CUDA context, with an A10G's prompt chunks."""
     name: str = request.param
     if name == "the card's memory" or device.type == "cpu":
         yield name
@@ -65,7 +65,7 @@ def memory(request: pytest.FixtureRequest, device: torch.device, monkeypatch: py
 def load_runner(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[int, int], tuple[Runner, KVCacheBudget]]:
-    """What the server makes of a model of random weights: Mistral 7B's shape on a card, a tiny one with stand-ins."""
+    """Set up a model of random weights as the server does: Mistral 7B's shape on a GPU, a tiny shape with stand-ins."""
     if device.type == "cpu":
         monkeypatch.setattr(loader, "flash_attention_unavailable_reason", verify_flash_attention)
         monkeypatch.setattr(loader, "free_bytes", lambda device: 2**30)

@@ -1,6 +1,6 @@
-"""An engine on whose device an assertion fails: `python -m tests.gpu.device_assert cuda`. Prints what became of it.
+"""Runs an engine on whose device an assertion fails, and prints the outcome: `python -m tests.gpu.device_assert cuda`.
 
-A process of its own: after a device-side assert, every call of CUDA in a process fails.
+It needs a separate process: after a device-side assert, every CUDA call of the process fails.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ async def main() -> None:
     engine.submit(requests)
     answers = await events(*requests)
     for thread in threading.enumerate():
-        if thread.name == "batch":  # frees its tensors now
+        if thread.name == "batch":  # the ended thread frees its tensors
             thread.join(10)
     print(json.dumps({"dead": engine.dead, "answers": [str(answer) for answer in answers]}), flush=True)
     os._exit(0)

@@ -1,6 +1,6 @@
-"""Mistral 7B's shape with random weights: latency beside a long prompt, memory at the limits, kernels of a step.
+"""Mistral 7B's shape with random weights: latency during a long prompt, memory at the limits, kernels of a step.
 
-With stand-ins the shape is tiny and no figure is judged.
+With stand-ins, the shape is tiny and no measured value is checked.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.support.engine_requests import GREEDY, SLOW_BEAMS, MakeEngine, events
 LoadRunner = Callable[[int, int], tuple[Runner, KVCacheBudget]]
 Figure = Callable[[str, Any], None]
 KERNELS_OF_A_LAYER, OTHER_KERNELS = 13 + 4 * 2, 30
-"""A matmul of few rows may take cuBLAS two kernels: one for parts of the sum and one that adds them."""
+"""For a matmul of few rows, cuBLAS may use two kernels: one computes partial sums and the other adds them."""
 MAX_LAG_S = 0.02
 
 
@@ -43,7 +43,7 @@ def sizes(runner: Runner) -> dict[str, int]:
 
 
 async def event_loop_lag_s(ended: asyncio.Event) -> float:
-    """Return how late the event loop has called a timer at most."""
+    """Return the longest delay of a timer in the event loop."""
     longest_s = 0.0
     while not ended.is_set():
         began_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""Flash attention at Mistral 7B's geometry equals float32 arithmetic, over a pool that is NaN between the sequences."""
+"""Flash attention at Mistral 7B's shape equals float32 arithmetic; the pool holds NaN between the sequences."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUM_HEADS, KV_HEADS, HEAD_DIM, MAX_TOKENS, GAP = 32, 8, 128, 4096, 13
 BATCH_SIZES = [1, 2, 3, 4, 5, 8, 9, 16, 17, 24, 32]
 LENGTHS = [1, 127, 128, 129, 255, 256, 257, 640, 896, 897, 2048, 4000]
 CHUNKS = [(0, 5), (1, 64), (100, 129), (127, 1), (128, 128), (1000, 512), (3000, 300)]
-"""Tokens before a prompt's chunk, and in it."""
+"""The number of prompt tokens before a chunk, and in it."""
 SCALING = HEAD_DIM**-0.5
 
 
@@ -81,11 +81,11 @@ def wrong(step: Step, num_splits: int | None = None) -> bool:
     except torch.AcceleratorError:
         raise
     except RuntimeError:
-        return num_splits is None  # a kernel that does not split says so, and the server leaves it to itself
+        return num_splits is None  # a kernel that cannot split raises, and the server does not set `num_splits`
 
 
 def batches(device: torch.device) -> list[list[int]]:
-    """Return the sequences' lengths for each batch size: all borders, and other neighbours each time."""
+    """Return the sequence lengths for each batch size: all boundary lengths, in a different order for each size."""
     sizes, lengths = (BATCH_SIZES, LENGTHS) if device.type == "cuda" else ([1, 3], LENGTHS[:5])
     return [[lengths[(size + i) % len(lengths)] for i in range(size)] for size in sizes]
 

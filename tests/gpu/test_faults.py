@@ -1,4 +1,4 @@
-"""A broken device ends the engine, and Kubernetes restarts the container: nothing more can run in the process."""
+"""A broken device ends the engine, and Kubernetes restarts the container, because the device stays broken."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from model_server.compute.cpu.environment import ALLOC_CONF, set_defaults
 
 
 def test_device_side_assert_ends_the_engine_and_answers_its_requests(device: torch.device) -> None:
-    """A step that fails on the device is not tried again in halves, as a step with one bad sequence is."""
+    """The engine does not retry the step in halves, as it does for a step with one failing sequence."""
     command = [sys.executable, "-m", "tests.gpu.device_assert", device.type]
     environ = {**os.environ}
     set_defaults(environ)
@@ -29,7 +29,7 @@ def test_device_side_assert_ends_the_engine_and_answers_its_requests(device: tor
 
 
 def test_setting_that_lets_the_process_live_on_is_one_that_pytorch_knows() -> None:
-    """An unknown one raises a ValueError; "True" is the only spelling."""
+    """PyTorch raises a ValueError for an unknown setting, and accepts only the spelling "True"."""
     torch._C._accelerator_setAllocatorSettings(ALLOC_CONF)
 
 

@@ -1,4 +1,4 @@
-"""Flash attention, CUDA graphs and copies: no fallback is taken, and they give what plain attention gives."""
+"""Flash attention, CUDA graphs and copies: they run without a fallback and match plain attention."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_SEQUENCE_TOKENS = 256
 
 @dataclass
 class Card:
-    """A model on a device that computes as a GPU does."""
+    """A model on a GPU or on its stand-in."""
 
     model: MistralForCausalLM
 
@@ -103,7 +103,7 @@ def test_flash_attention_and_graphs_give_what_plain_attention_gives(
 
 
 def test_steps_give_the_models_own_logits(card: Card) -> None:
-    """Transformers' forward shares no code with this server's KV cache; logits go up to 5."""
+    """Transformers' forward shares no code with this server's KV cache; logits reach 5."""
     tokens = [*((7 * i + 70) % 290 + 5 for i in range(70)), 20, 21]
     expected = card.model(torch.tensor([tokens], device=card.device)).logits[0, 69:].float()
     runner = card.runner()
@@ -167,7 +167,7 @@ def test_copies_do_not_wait_for_later_work() -> None:
 
 
 def test_waiting_for_a_step_sleeps_instead_of_spinning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`cudaEventSynchronize` spins on an event that is not blocking, and takes a core."""
+    """For an event that is not blocking, `cudaEventSynchronize` spins and uses up a core."""
     FakeCuda(monkeypatch)
     made: list[dict[str, bool]] = []
     event: Callable[..., object] = torch.cuda.Event
@@ -175,7 +175,7 @@ def test_waiting_for_a_step_sleeps_instead_of_spinning(monkeypatch: pytest.Monke
     tensor = torch.tensor([4, 2])
 
     class OnCuda:
-        """Claims to be on a GPU; copies as a CPU tensor."""
+        """A tensor that claims to be on a GPU but copies like a CPU tensor."""
 
         device, shape, dtype = torch.device("cuda"), tensor.shape, tensor.dtype
 

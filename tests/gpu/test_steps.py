@@ -1,4 +1,4 @@
-"""The step loop on a device: it waits for tokens alone, and overlap changes no answer."""
+"""The step loop on a device: it waits only for tokens, and overlap changes no answer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KINDS: list[dict[str, Any]] = [
     {"generate": SAMPLED | {"top_k": 0, "top_p": 0.8, "min_p": 0.01}, "seed": 3},
 ]
 NEAR_TIE = 0.1
-"""Log-probabilities closer than this change places when a step of another size rounds in 16 bits."""
+"""Tokens with closer log-probabilities may swap ranks when a step of another size rounds differently in 16 bits."""
 
 
 def make_runner(device: torch.device, *, flash: bool) -> Runner:
@@ -47,7 +47,7 @@ def make_runner(device: torch.device, *, flash: bool) -> Runner:
     )
     runner = Runner(model, cache)
     runner.capture_graphs(8)
-    torch.cuda.synchronize()  # engines compute on streams of their own
+    torch.cuda.synchronize()  # engines compute on other streams
     return runner
 
 
@@ -65,7 +65,7 @@ def sync_debug_mode(mode: str) -> Iterator[None]:
 def test_admission_steps_and_sampling_wait_for_nothing_but_tokens(
     device: torch.device, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In this mode PyTorch raises where the host would wait for the device, reads of a finished copy aside."""
+    """In this mode, PyTorch raises if the host would wait for the device; reads of a finished copy are allowed."""
     caplog.set_level(logging.DEBUG, logger="model_server.engine")
     config = EngineConfig(
         max_batch_size=8, max_queue_size=8, max_fallback_tokens=0, max_prefill_tokens_per_step=32,
@@ -89,12 +89,12 @@ def test_admission_steps_and_sampling_wait_for_nothing_but_tokens(
 
 
 async def generated(make_engine: MakeEngine, runner: Runner, kinds: list[dict[str, Any]], count: int) -> list[Any]:
-    """Return the events of requests of all kinds that arrive at random, beside beam searches of the fallback."""
+    """Return the events of requests of all kinds that arrive at random times while the fallback runs beam searches."""
     draw = random.Random(0)
     engine = make_engine(runner.model, runner=runner, max_batch_size=8, max_queue_size=count)
     requests: list[Request] = []
     for i in range(count):
-        words = range(5, draw.choice((8, 290)))  # of three words some follow each other again and again
+        words = range(5, draw.choice((8, 290)))  # with only three words, the prompt repeats itself
         prompt = [*range(5, 5 + 20 * draw.randrange(3)), *draw.choices(words, k=draw.randrange(1, 90))]
         requests.append(request(draw.randrange(1, 24), prompt, sampling=draw.choice(kinds)) if i % 20 else beams(8))
     reading = []

@@ -1,1 +1,1 @@
-"""Doubles and helpers that tests share; fixtures are in conftest.py."""
+"""Test doubles and helpers that tests share; fixtures are in conftest.py."""

@@ -1,7 +1,7 @@
-"""Checks rendered objects as a cluster does: Kubernetes' schemas, and the rules of Kubernetes, KServe and Knative.
+"""Validates rendered objects as a cluster does: by Kubernetes' schemas and by Kubernetes', KServe's and Knative's rules.
 
-Rules that no schema has are written here in our words. Their sources: Kubernetes' validation of labels, annotations and
-pods (pkg/apis/core/validation); KServe 0.20's webhooks (pkg/apis/serving/v1beta1); Knative Serving 1.23's validation
+Rules without a schema are implemented here. Their sources: Kubernetes' validation of labels, annotations and pods
+(pkg/apis/core/validation); KServe 0.20's webhooks (pkg/apis/serving/v1beta1); Knative Serving 1.23's validation
 (pkg/apis/serving/k8s_validation.go, fieldmask.go).
 """
 
@@ -30,7 +30,7 @@ KNATIVE_VOLUMES = {"name", "emptyDir", "secret", "configMap", "projected"}
 
 
 def objections(objects: list[Object]) -> list[str]:
-    """Return everything that the cluster would object to."""
+    """Return the errors with which a cluster would refuse the objects."""
     found = [f"{kind}/{name} twice" for (kind, name), n in Counter(map(_key, objects)).items() if n > 1]
     return found + [f"{o['kind']}: {words}" for o in objects for words in _object_objections(o)]
 

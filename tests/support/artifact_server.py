@@ -1,4 +1,4 @@
-"""An image registry and a model hub in one, over real HTTP: as much of both as preflight asks.
+"""An image registry and a model hub in one HTTP server, limited to the requests that preflight sends.
 
 The registry follows the OCI distribution specification 1.1 (manifests, blobs, bearer tokens).
 """
@@ -20,18 +20,18 @@ LOGIN = base64.b64encode(b"user:password").decode()
 
 @dataclass
 class Artifacts:
-    """What the server holds; a test changes it before it asks."""
+    """The contents of the server; a test changes them before its requests."""
 
     host: str = ""
     platforms: tuple[str, ...] = ("linux/amd64", "linux/arm64")
     private: bool = False
-    """The registry gives a bearer token for user and password alone."""
+    """Whether the registry issues bearer tokens only for user and password."""
     has_image: bool = True
     single: bool = False
-    """The image has one manifest, without an index."""
+    """Whether the image has a single manifest without an index."""
     repository_status: int = 200
     tokens: list[str] = field(default_factory=list)
-    """The Authorization headers that the hub got."""
+    """The Authorization headers that the hub received."""
 
     @property
     def image(self) -> str:

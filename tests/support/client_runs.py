@@ -1,4 +1,4 @@
-"""`mistral predict` run against a scripted server, as a function."""
+"""A function that runs `mistral predict` against a scripted server."""
 
 from __future__ import annotations
 

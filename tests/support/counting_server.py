@@ -1,4 +1,4 @@
-"""A small server that streams as many words as it is asked for: `python -m tests.support.counting_server PORT`."""
+"""A small server that streams the requested number of words: `python -m tests.support.counting_server PORT`."""
 
 from __future__ import annotations
 

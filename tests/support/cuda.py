@@ -1,8 +1,8 @@
-"""Stand-ins for `torch.cuda` streams, graphs and events on a CPU, so that the code around them runs without a card.
+"""Stand-ins for `torch.cuda` streams, graphs and events on a CPU, for tests without a GPU.
 
-They follow torch 2.13's Python sources (`torch/cuda/graphs.py`, `torch/cuda/streams.py`). The real signature of
-`torch.cuda.graph` binds the arguments, and a graph is replayed only after it was captured. A replay computes the
-captured operations again, with the values that the input tensors hold by then, as a graph does.
+They follow torch 2.13's Python sources (`torch/cuda/graphs.py`, `torch/cuda/streams.py`). Arguments are bound to the
+real signature of `torch.cuda.graph`, and a graph can be replayed only after its capture. As on a GPU, a replay computes
+the captured operations again with the current values of the input tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Stream:
-    """Remembers its priority; work on it runs at once."""
+    """A stream that records its priority and runs work immediately."""
 
     made: int = 0
 
@@ -69,7 +69,7 @@ class _Recorder(TorchDispatchMode):
 
 
 class CUDAGraph:
-    """Its kernels keep the priority of the stream that they were captured on: torch instantiates it so."""
+    """A graph whose kernels keep the priority of the stream on which they were captured, as in torch."""
 
     def __init__(self) -> None:
         self.compute: Callable[[], None] | None = None
@@ -83,7 +83,7 @@ class CUDAGraph:
 
 
 def _replay(calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]]) -> None:
-    """Run recorded operations again, each result into the tensor that it had."""
+    """Run recorded operations again; write each result to its original tensor."""
     for func, args, kwargs, out in calls:
         again = func(*args, **kwargs)
         for old, new in zip(_tensors(out), _tensors(again), strict=True):
@@ -103,7 +103,7 @@ def _set_sync_debug_mode(mode: str) -> None:
 
 
 class FakeCuda:
-    """Replaces what `cuda_graphs` and `host_device` use of `torch.cuda`."""
+    """Replaces the parts of `torch.cuda` that `cuda_graphs` and `host_device` use."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.default_stream = Stream()

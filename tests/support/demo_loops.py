@@ -1,9 +1,9 @@
-"""Run in an environment of its own: loops of tools, and structured output, against the demo model.
+"""Runs tool loops and structured output against the demo model, in a separate environment.
 
     python tests/support/demo_loops.py http://localhost:8080
 
-Needs `pip install langchain langchain-openai instructor litellm openai`. The demo model knows one tool: it asks for the
-weather, and says what the result was. Prints a line for each client that fails.
+Needs `pip install langchain langchain-openai instructor litellm openai`. The demo model knows one tool: it calls the
+weather tool and repeats the result. Prints a line for each client that fails.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def openai_responses(url: str, *, streamed: bool = False) -> None:
 
 
 def instructor_answer(url: str) -> None:
-    """Not `Mode.TOOLS` or `Mode.JSON`: this model knows no tool but its own, and no schema that stands in a prompt."""
+    """Use `Mode.JSON_SCHEMA`, because this model knows only its own tool and ignores a schema in the prompt."""
     client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
     patched = instructor.from_openai(client, mode=instructor.Mode.JSON_SCHEMA).chat.completions
     question = [{"role": "user", "content": COLOUR}]

@@ -1,4 +1,4 @@
-"""Requests to an engine, their events, and a gate in front of its forward."""
+"""Requests to an engine, their events, and a gate that delays its forward."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def beams(num_tokens: int = 200) -> Request:
 
 
 async def events(*requests: Request) -> list[list[Event] | ServeError]:
-    """Read each request to its end: its events, or the error that ended it."""
+    """Return the events of each request until its end, or the error that ended it."""
 
     async def read(one: Request) -> list[Event] | ServeError:
         try:
@@ -54,13 +54,13 @@ async def events(*requests: Request) -> list[list[Event] | ServeError]:
 
 
 async def answers(engine: Engine, requests: list[Request]) -> list[Any]:
-    """Submit requests in one call and read each to its end."""
+    """Submit requests in one call and return the events of each until its end."""
     engine.submit(requests)
     return await events(*requests)
 
 
 async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Wait until a condition that other threads bring about holds."""
+    """Wait until a condition that depends on other threads holds."""
     deadline_s = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline_s, "the condition did not become true"
@@ -68,7 +68,7 @@ async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 
 class Gate:
-    """Holds each forward of an engine until the gate is open; `fault` is called before the forward and may raise."""
+    """Delays each forward of an engine until the gate is open; calls `fault`, which may raise, before the forward."""
 
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open = threading.Event()
@@ -87,7 +87,7 @@ class Gate:
 
 
 def launches_and_reads(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list to which the engine's launches and reads of tokens are added."""
+    """Return a list to which the engine's launches and token reads are appended."""
     happened: list[str] = []
     read = SampledTokens.read
 

@@ -1,7 +1,7 @@
 """Doubles for the edges of the server: a byte tokenizer, and an engine that plays a script.
 
-Small real objects, not mocks: text decodes bytes as the real one decodes tokens, events travel the real
-channel.
+They are small working objects, not mocks: the tokenizer decodes bytes as a real one decodes tokens, and events use the
+real channel.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VOCAB_SIZE = FIRST_BYTE + 256
 
 
 class ByteStream:
-    """Decodes bytes as they come; never half a character."""
+    """Decodes bytes as they arrive; returns only whole characters."""
 
     stopped = False
 
@@ -36,7 +36,7 @@ class ByteStream:
 
 
 class FullByteStream(ByteStream):
-    """The same for prompt and completion as one text."""
+    """A `ByteStream` that decodes prompt and completion as one text."""
 
     def __init__(self, prompt: str) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class ByteText:
 
 
 def play(request: Request, *script: str | ServeError | FinishReason) -> None:
-    """Be the engine for one answer: a string is a chunk, a reason the end. Called in the event loop."""
+    """Play the engine for one answer: a string is a chunk, a finish reason ends it. Call it in the event loop."""
     for item in script:
         match item:
             case FinishReason():
@@ -106,7 +106,7 @@ def play(request: Request, *script: str | ServeError | FinishReason) -> None:
 
 
 class TokenIds:
-    """A detokenizer whose text is the token ids themselves."""
+    """A detokenizer whose text is the token ids."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []
@@ -121,7 +121,7 @@ class TokenIds:
 
 
 class Stopping(TokenIds):
-    """Finds a stop string after some tokens."""
+    """A detokenizer that finds a stop string after some tokens."""
 
     def __init__(self, after: int) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class Stopping(TokenIds):
 
 
 class OnlyTokens:
-    """A matcher whose grammar allows the same tokens at every step; it may fail as a grammar does."""
+    """A matcher that allows the same tokens at every step; it can fail as a real matcher does."""
 
     field = "grammar"
 
@@ -169,7 +169,7 @@ class OnlyTokens:
         for i, matcher in enumerate(matchers):
             if isinstance(matcher._fill_error, ServeError):
                 failures[i] = matcher._fill_error
-                continue  # its mask is undefined: here no token is allowed
+                continue  # the mask of a failed matcher is undefined; here, it allows no token
             if matcher._fill_error is not None:
                 raise matcher._fill_error
             for token_id in matcher.allowed:

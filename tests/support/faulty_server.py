@@ -1,8 +1,8 @@
-"""The server, composed by its own `__main__`, with a model that fails: which way, the prompt says.
+"""The real server, started by its `__main__`, with a model that fails in the way that the prompt selects.
 
     python -m tests.support.faulty_server --model_dir ...
 
-The double sits at the model's edge, `Runner.forward`. Memory is short whenever a step has more than `MAX_ROWS` rows.
+The double replaces `Runner.forward`. A step with more than `MAX_ROWS` rows runs out of memory.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from model_server.compute.runner import Runner
 MAX_ROWS = 4
 
 POISON, KILL, HANG, KEEP_GIL = "\x01", "\x02", "\x03", "\x04"
-"""In a prompt: control characters, which no other prompt has and whose tokens are bytes."""
+"""Characters in a prompt that select a failure: control characters, whose tokens are bytes and no other prompt has."""
 _FIRST_BYTE = 3
-"""Token id of byte 0 in the tokenizer of the `model_dir` fixture."""
+"""The token id of byte 0 in the tokenizer of the `model_dir` fixture."""
 
 
 def break_model() -> None:
@@ -41,7 +41,7 @@ def break_model() -> None:
         if ord(HANG) in read:
             threading.Event().wait()
         if ord(KEEP_GIL) in read:
-            ctypes.PyDLL(None).pause()  # unlike CDLL, PyDLL calls with the lock held
+            ctypes.PyDLL(None).pause()  # unlike CDLL, PyDLL holds the GIL during the call
         if len(decode) + len(prefill) > MAX_ROWS:
             raise torch.OutOfMemoryError("no memory for another row")
         return forward(self, decode, prefill, wanted)

@@ -20,7 +20,7 @@ def documented_varlen_attn(
     seqused_k: Tensor,
     num_splits: int | None = None,
 ) -> Tensor:
-    """Compute what the documentation of `torch.nn.attention.varlen` (torch 2.13) promises, in plain arithmetic.
+    """Compute attention as documented in `torch.nn.attention.varlen` (torch 2.13), in plain arithmetic.
 
     Causal masks and windows are aligned to the last key, as FlashAttention aligns them.
     """
@@ -43,7 +43,7 @@ def _attend(
     scale: float,
     window_size: list[int],
 ) -> Tensor:
-    """One operation for whoever records operations, as the kernel is."""
+    """Wrap the computation in one operation, because recorders of operations see the kernel as one operation."""
     out = torch.empty_like(query)
     left, right = window_size
     for sequence, used in enumerate(seqused_k.tolist()):

@@ -1,4 +1,4 @@
-"""Run in an environment of its own: LangChain, instructor and litellm as they are, against a running server.
+"""Runs unmodified LangChain, instructor and litellm against a running server, in a separate environment.
 
     python tests/support/framework_clients.py http://localhost:8080
 
@@ -52,7 +52,7 @@ def calls(base_url: str) -> Iterator[tuple[str, Callable[[], Any]]]:
         structured = model.with_structured_output(Answer, method=method)
         yield f"LangChain {method}", lambda structured=structured: Answer.model_validate(structured.invoke(QUESTION))
     yield "LangChain bind_tools", call_a_tool
-    # Not instructor.Mode.JSON: it sends the schema in the prompt alone, which only a trained model follows.
+    # Not instructor.Mode.JSON: it sends the schema only in the prompt, which only a trained model follows.
     for mode in (instructor.Mode.JSON_SCHEMA, instructor.Mode.TOOLS):
         patched = instructor.from_openai(client, mode=mode).chat.completions
         yield (

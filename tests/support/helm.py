@@ -1,4 +1,4 @@
-"""Helm as the chart's tests use it: values in, objects or its refusal out, each rendered once."""
+"""Renders the chart with Helm: returns the objects or Helm's error for given values, and caches each result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from charts.render_manifests import CHART, Key, Object, helm_template, load, sce
 
 SCENARIOS = sorted(scenarios())
 Values = Mapping[str, Any]
-"""Dotted paths and what to set there, such as `{"scaling.minReplicas": 1}`."""
+"""Values by dotted path, such as `{"scaling.minReplicas": 1}`."""
 NONE: Values = {}
 RELEASE_NAME = "mistral-7b"
 
@@ -21,12 +21,12 @@ RELEASE_NAME = "mistral-7b"
 def render(
     values: Values = NONE, scenario: str | None = None, chart: Path = CHART, release: str = RELEASE_NAME
 ) -> dict[Key, Object]:
-    """Return the objects by kind and name; without a scenario of `gfd`, which are the chart's defaults and a token."""
+    """Return the objects by kind and name. The default scenario is `gfd`: the chart's defaults and a token."""
     return load(_render(json.dumps(values), scenario, chart, release))
 
 
 def inference_service(values: Values = NONE, scenario: str | None = None, chart: Path = CHART) -> Object:
-    """Return the one InferenceService of what is rendered."""
+    """Return the only rendered InferenceService."""
     [service] = [o for (kind, _), o in render(values, scenario, chart).items() if kind == "InferenceService"]
     return service
 
@@ -48,20 +48,20 @@ def environment(values: Values = NONE, scenario: str | None = None) -> dict[str,
 
 
 def helm_test_pod(values: Values = NONE) -> Object:
-    """Return the pod of `helm test`, which is a hook and no part of `render`."""
+    """Return the pod of `helm test`, a hook that `render` leaves out."""
     shown = helm_template("--values", str(scenarios()["gfd"]), *_sets(values), hooks=True)
     return load(shown)[("Pod", "mistral-7b-test")]
 
 
 def notes(values: Values = NONE, scenario: str | None = None) -> str:
-    """Return NOTES.txt as `helm install` prints it; no other command does, so a template asks for it."""
+    """Return NOTES.txt as `helm install` prints it. No other command prints it, so a template renders it."""
     text = '{{ include "mistral-7b/templates/NOTES.txt" . | toJson }}'
     probe = f"kind: Notes\nmetadata: {{name: notes}}\ntext: {text}\n"
     return render({**values, "extraObjects": [probe]}, scenario)[("Notes", "notes")]["text"]
 
 
 def refusal(values: Values, scenario: str | None = None, release: str = RELEASE_NAME) -> str:
-    """Return what Helm says when it refuses the values."""
+    """Return the error with which Helm refuses the values."""
     return _refusal(json.dumps(values), scenario, release)
 
 
@@ -81,5 +81,5 @@ def _render(values: str, scenario: str | None, chart: Path, release: str = RELEA
 
 
 def _sets(values: Values) -> list[str]:
-    """Return the arguments of Helm that set the values."""
+    """Return the Helm arguments that set the values."""
     return [part for path, value in values.items() for part in ("--set-json", f"{path}={json.dumps(value)}")]

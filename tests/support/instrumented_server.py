@@ -1,6 +1,6 @@
-"""The server, composed by its own `__main__`, that also counts its asyncio tasks.
+"""The real server, started by its `__main__`, which also counts its asyncio tasks.
 
-SIGUSR1 writes the number into the file that TASKS_FILE names: tasks cannot be counted from outside a process.
+On SIGUSR1, it writes the number to the file that TASKS_FILE names. Other processes cannot count its tasks.
 """
 
 from __future__ import annotations

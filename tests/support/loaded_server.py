@@ -1,4 +1,4 @@
-"""A server under load: the requests that tests send, and what /metrics and /proc say about it."""
+"""A server under load: the requests that tests send, and its state from /metrics and /proc."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Resources:
     tasks: int
 
     def growth(self, before: Resources) -> list[str]:
-        """Name what has grown since `before`; resident memory by more than 5 MB."""
+        """Return the names of the resources that have grown since `before`; resident memory counts from 5 MB."""
         allowed = Resources(before.rss_bytes + 5_000_000, before.threads, before.sockets, before.tasks)
         now, most = vars(self), vars(allowed)
         return [f"{name}: {now[name]} > {most[name]}" for name in now if now[name] > most[name]]
 
 
 class LoadedServer:
-    """A server process of `tests.support.instrumented_server` and a client with a connection for each request."""
+    """A process of `tests.support.instrumented_server`, and a client that opens a connection for each request."""
 
     def __init__(self, process: ServerProcess, model_dir: Path, tasks_file: Path) -> None:
         self.process, self._model_dir, self._tasks_file = process, model_dir, tasks_file
@@ -56,12 +56,12 @@ class LoadedServer:
         return httpx.AsyncClient(limits=limits, timeout=httpx.Timeout(None, connect=60))
 
     async def predict(self, client: httpx.AsyncClient, **body: Any) -> list[str]:
-        """Return the texts of an answer; a refusal raises."""
+        """Return the texts of an answer; raise if the server refuses the request."""
         response = (await client.post(self.url, json={"temperature": 0, **body})).raise_for_status()
         return [prediction["generated_text"] for prediction in response.json()["predictions"]]
 
     async def gauges(self, client: httpx.AsyncClient) -> tuple[float, float, float]:
-        """Return the requests that run and wait, and the share of the KV cache in use."""
+        """Return the numbers of running and waiting requests, and the share of the KV cache in use."""
         families = text_string_to_metric_families((await client.get(f"{self.process.url}/metrics")).text)
         values = {sample.name: sample.value for family in families for sample in family.samples}
         names = ("mistral_requests_running", "mistral_requests_waiting", "mistral_kv_cache_usage_ratio")
@@ -80,7 +80,7 @@ class LoadedServer:
 
     @contextlib.asynccontextmanager
     async def running(self, count: int, *load: Awaitable[object]) -> AsyncIterator[None]:
-        """Keep a load running inside the block, and cancel it at the end; a load that ended before is an error."""
+        """Keep a load running inside the block and cancel it at the end; raise if a load has ended earlier."""
         tasks = [asyncio.ensure_future(one) for one in load]
         try:
             async with self.client() as client:
@@ -96,7 +96,7 @@ class LoadedServer:
             await self.until_idle()
 
     async def resources(self) -> Resources:
-        """Return what the process holds; the caller's own connections count, so close them before."""
+        """Return the resources that the process holds; close the caller's connections first, because they count."""
         pid = self.process.process.pid
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
         rss_kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))

@@ -1,7 +1,7 @@
-"""Some 340 bodies that predict must refuse: each with the word its error sentence has to hold.
+"""About 340 bodies that predict must refuse, each with a word that its error message must contain.
 
-Bodies are bytes, as a client sends them, so that one table serves the parser and the running server. They are
-wrong for any model with fewer than ten million tokens in its vocabulary and a window of 4,096 tokens.
+Bodies are bytes, as a client sends them, so that the tests of the parser and of the running server share one table.
+They are invalid for any model with a vocabulary of fewer than ten million tokens and a window of 4,096 tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class Malformed(NamedTuple):
     name: str
     body: bytes
     word: str
-    """What the sentence must name."""
+    """The word that the error message must contain."""
 
 
 NO_TOKEN = 10_000_000
@@ -243,7 +243,7 @@ def _table() -> list[Malformed]:
     for name, values in _WRONG.items():
         for value in values:
             body = json.dumps({"prompt": "Hello", name: value}).encode()
-            # JSON has no NaN or Infinity: the body as a whole is wrong then, and no field can be named.
+            # JSON has no NaN or Infinity: the whole body is invalid, so the error cannot name a field.
             word = "body" if value in (INFINITY, -INFINITY) or value != value else name
             rows.append(Malformed(f"{name}={ascii(value)[:40]}", body, word))
     for word, fields in _WRONG_TOGETHER:

@@ -20,14 +20,14 @@ Pieces = Sequence[tuple[str, float, str]]
 
 
 class Oracle:
-    """mistral-common in a process of its own environment."""
+    """mistral-common in a separate process with a separate environment."""
 
     def __init__(self) -> None:
         self.pieces: Pieces = json.loads(subprocess.run([PYTHON, ENCODE, "--pieces"], capture_output=True).stdout)
         self._process = subprocess.Popen([PYTHON, ENCODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def encode(self, conversation: dict[str, Any]) -> list[int] | str:
-        """Return the tokens of a conversation in OpenAI's form, or the text of an error."""
+        """Return the tokens of a conversation in OpenAI's format, or the text of an error."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -41,7 +41,7 @@ class Oracle:
 
 
 def hf_tokenizer(pieces: Pieces, form: Literal["prepend", "metaspace"]) -> PreTrainedTokenizerFast:
-    """Return the tokenizer; `form` is how it puts a space before a text, of which both are in checkpoints."""
+    """Return the tokenizer; `form` selects how it adds a space before a text. Checkpoints use both forms."""
     vocab = {piece: i for i, (piece, _, _) in enumerate(pieces)}
     scores = {piece: score for piece, score, kind in pieces if kind == "normal"}
     merges = []

@@ -1,4 +1,4 @@
-"""OpenAI's API around an engine, the routes a few lines here."""
+"""OpenAI's API around an engine, with routes of a few lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The oracle: `model.generate` on the same weights, and the parameters that are compared with it."""
+"""The oracle: `model.generate` on the same weights, and the parameters for which tests compare it with the engine."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def prompt(length: int) -> list[int]:
 
 
 def expected(model: MistralForCausalLM, prompt_ids: list[int], num_tokens: int, fields: dict[str, Any]) -> list[int]:
-    """Return the tokens that plain `generate` returns."""
+    """Return the tokens of a plain `generate` call."""
     fields = dict(fields)
     if "negative_prompt_ids" in fields:
         fields["negative_prompt_ids"] = torch.tensor([fields["negative_prompt_ids"]])

@@ -1,4 +1,4 @@
-"""The playground's page in a browser: how a test asks, and what it waits for."""
+"""Helpers for the playground's page in a browser: send a prompt, and wait for a text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Open = Callable[..., Any]
 
 
 def shows(page: Any, selector: str, text: str | re.Pattern[str]) -> None:
-    """Wait until an element's text holds this."""
+    """Wait until the element contains the text."""
     from playwright.sync_api import expect
 
     expect(page.locator(selector)).to_contain_text(text, timeout=20_000)

@@ -1,4 +1,4 @@
-"""The arguments of a preflight check, without a cluster: a rendered release and its target."""
+"""The arguments of a preflight check without a cluster: a rendered release and its target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mistral preflight` run against the double of the cluster, a registry and a hub, as a function."""
+"""Functions that run `mistral preflight` against the cluster double, a registry and a hub."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Finding = dict[str, str]
 
 @dataclass
 class Site:
-    """A cluster, the servers beside it, and the command."""
+    """A cluster, its registry and hub, and the command."""
 
     store: AdmittingStore
     artifacts: Artifacts
     kubeconfig: Path
 
     def run(self, *args: str, context: str = CONTEXT) -> Result:
-        """Run the command with these arguments after its name."""
+        """Run `mistral preflight` with these arguments."""
         env = {"KUBECONFIG": str(self.kubeconfig), "HF_ENDPOINT": f"http://{self.artifacts.host}"}
         named = ["--context", context] if context else []
         return CliRunner().invoke(app, ["preflight", *args, *named], env=env)
@@ -45,7 +45,7 @@ class Site:
         return ["--chart", str(CHART), "--values", str(CHART / "ci" / "gfd-values.yaml"), *given, *more]
 
     def findings(self, *more: str) -> tuple[int, list[Finding]]:
-        """Return the exit code and what was found for the chart."""
+        """Return the exit code and the findings for the chart."""
         result = self.run(*self.chart(*more), "--output", "json")
         assert result.stdout, result.output
         return result.exit_code, json.loads(result.stdout)["findings"]

@@ -1,4 +1,4 @@
-"""Requests that guess tokens by prompt lookup, and a model whose text makes the guesses right."""
+"""Requests with prompt lookup, and a model for whose text the drafts are right."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ both_loops = pytest.mark.parametrize("overlap", [False, True], ids=["plain", "ov
 
 
 def make_chain_model(dtype: torch.dtype) -> MistralForCausalLM:
-    """Return a model whose next token follows from the last alone: 3 and 4 take turns, and from 5 on it counts up.
+    """Return a model whose next token depends only on the last: 3 and 4 alternate, and from 5 on it counts up.
 
-    The projections that add to the residual are zero, so the embedding reaches the head, which knows the next token.
+    The projections that add to the residual are zero, so the embedding reaches the head, which encodes the next token.
     """
     model = tiny_mistral(vocab_size=VOCAB_SIZE)
     for layer in model.model.layers:
@@ -46,12 +46,12 @@ def prompt(seed: int, length: int) -> list[int]:
 
 
 def drafted() -> tuple[float, float]:
-    """Return how many tokens were guessed so far, and how many of them were right."""
+    """Return the numbers of tokens drafted and accepted so far."""
     return metrics.drafted_tokens_total._value.get(), metrics.drafted_tokens_accepted_total._value.get()
 
 
 def looping(num_tokens: int = 30, **changes: Any) -> Request:
-    """Return a request whose answer by the chain model repeats two tokens, and that guesses them."""
+    """Return a request with prompt lookup whose answer by the chain model repeats two tokens."""
     fields = GREEDY | LOOKUP | {"eos_token_id": None}
     return request(num_tokens, [9, 3], sampling={"generate": fields} | changes.pop("sampling", {}), **changes)
 

@@ -1,4 +1,4 @@
-"""Helm keeps its releases in Secrets and sends them as protobuf: what of that format is needed to read one.
+"""Decodes the Secrets in which Helm stores its releases, which it sends as protobuf. Leaves out all other objects.
 
 The field numbers are those of `generated.proto` in k8s.io/apimachinery (Unknown, ObjectMeta) and k8s.io/api (Secret).
 """
@@ -13,7 +13,7 @@ MAGIC = b"k8s\x00"
 
 
 def decode(body: bytes) -> dict[str, Any]:
-    """Return the Secret as its JSON would be."""
+    """Return the Secret in its JSON form."""
     raw = _one(body.removeprefix(MAGIC), 2)
     metadata = _one(raw, 1)
     return {
@@ -30,7 +30,7 @@ def decode(body: bytes) -> dict[str, Any]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """The length-delimited fields of a message; numbers are skipped."""
+    """Yield the length-delimited fields of a message; skip numbers."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)

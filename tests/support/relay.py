@@ -1,4 +1,4 @@
-"""A relay over HTTP: requests to it, the answers of the server behind it, and the receiver of its webhooks."""
+"""Helpers for the relay over HTTP: requests, answers of the server behind it, and a receiver of its webhooks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAST = {"max_attempts": 3, "initial_delay_ms": 0, "max_delay_ms": 0}
 
 
 class Receiver(httpx.AsyncBaseTransport):
-    """Stands where webhooks arrive: verifies each signature and answers with a script of statuses."""
+    """Receives webhooks: verifies each signature and answers with a script of statuses."""
 
     def __init__(self, *statuses: int) -> None:
         self.statuses = list(statuses) or [204]
@@ -38,7 +38,7 @@ def ask(client: TestClient, path: str = "/production/async_predict", **body: Any
 
 
 def ended(client: TestClient, request_id: str, webhook: bool = False) -> dict[str, Any]:
-    """Wait until a request has ended, and its webhook if asked; return what the relay says of it."""
+    """Wait until a request, and with `webhook` its webhook, has ended; return the relay's description of it."""
     for _ in range(1000):
         shown = client.get(f"/async_request/{request_id}").json()
         if shown["status"] not in ("QUEUED", "IN_PROGRESS") and not (webhook and shown["webhook_status"] == "PENDING"):

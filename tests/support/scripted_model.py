@@ -1,4 +1,4 @@
-"""A model that plays a script behind the real routes, and httpx in front: in the process, or over a socket."""
+"""A model that plays a script behind the real routes, and httpx clients in the process or over a socket."""
 
 import asyncio
 import socket
@@ -84,7 +84,7 @@ def ask(model: ScriptedModel, method: str, path: str, *, docs: bool = False, **r
 
 
 def over_a_socket(model: ScriptedModel, act, client_stall_s: float = 30):
-    """Run `act(client)` against a server on a port of its own, in the loop that serves."""
+    """Run `act(client)` against a server on a free port, in the server's event loop."""
 
     async def run():
         server = uvicorn.Server(

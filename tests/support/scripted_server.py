@@ -1,4 +1,4 @@
-"""A real HTTP server on a loopback socket that plays a script, one act a request: what clients meet."""
+"""A real HTTP server on a loopback socket that plays a script for clients, one act per request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DONE = b"data: [DONE]\n\n"
 
 @dataclass
 class Asked:
-    """A request as it arrived."""
+    """A received request."""
 
     method: str
     path: str
@@ -28,12 +28,12 @@ Act = Callable[[BaseHTTPRequestHandler], None]
 
 @dataclass
 class ScriptedServer:
-    """Plays `acts` in turn, the last one for ever; `GET /v1/models` is answered by itself. Use in `with`."""
+    """Plays `acts` in turn and repeats the last one; answers `GET /v1/models` without an act. Use it in `with`."""
 
     acts: list[Act]
     models: list[str] = field(default_factory=lambda: ["mistral-7b"])
     pages: dict[str, Act] = field(default_factory=dict)
-    """GET path to what answers it."""
+    """Maps GET paths to acts."""
     port: int = 0
     asked: list[Asked] = field(default_factory=list)
     """Every POST, in order."""
@@ -113,12 +113,12 @@ def last_event(tokens: int, finish_reason: str = "stop", **more: Any) -> bytes:
 
 
 def error_event(sentence: str, code: str = "internal") -> bytes:
-    """Return the failure of a stream that has begun."""
+    """Return the error event of a stream that has begun."""
     return b"event: error\ndata: " + json.dumps({"error": sentence, "code": code}).encode() + b"\n\n"
 
 
 def stream(*chunks: bytes, then: Act | None = None, whole: bool = True) -> Act:
-    """Stream chunks as an event stream; `then` may go on; `whole=False` drops the connection at the end."""
+    """Stream chunks as an event stream; `then` runs after them; `whole=False` drops the connection at the end."""
 
     def act(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
@@ -144,13 +144,13 @@ def send_chunk(handler: BaseHTTPRequestHandler, chunk: bytes) -> None:
 
 
 def hang_up(handler: BaseHTTPRequestHandler) -> None:
-    """Drop the connection without another byte."""
+    """Drop the connection without sending another byte."""
     handler.close_connection = True
     handler.connection.shutdown(socket.SHUT_RDWR)
 
 
 def after(event_: threading.Event, act: Act) -> Act:
-    """Wait for the test's word, then act."""
+    """Wait until the test sets the event, then act."""
 
     def wait(handler: BaseHTTPRequestHandler) -> None:
         assert event_.wait(30)
@@ -160,7 +160,7 @@ def after(event_: threading.Event, act: Act) -> Act:
 
 
 def until_gone(gone: threading.Event, chunks: Iterable[bytes]) -> Act:
-    """Send chunks until the reader has left, then tell the test."""
+    """Send chunks until the reader has disconnected, then set the event."""
 
     def act(handler: BaseHTTPRequestHandler) -> None:
         pace = threading.Event()

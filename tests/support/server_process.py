@@ -1,4 +1,4 @@
-"""The server as a container runs it: `python -m model_server` in a process of its own."""
+"""Runs the server as a container does: `python -m model_server` in a separate process."""
 
 from __future__ import annotations
 

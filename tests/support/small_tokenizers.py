@@ -1,4 +1,4 @@
-"""Two tiny tokenizers of the real kinds: Mistral 7B's form with byte fallback, and GPT-2's byte-level one."""
+"""Tiny tokenizers of two real kinds: with byte fallback, as Mistral 7B's, and byte-level, as GPT-2's."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def byte_fallback() -> Text:
 
 @functools.cache
 def with_tools() -> Text:
-    """The same with the control tokens and the chat template of the demo model, which call tools in v0.3's form."""
+    """`byte_fallback` with the demo model's control tokens and chat template, which call tools in v0.3's format."""
     text = byte_fallback()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(text.tokenizer_json()),
@@ -90,6 +90,6 @@ def byte_level() -> Text:
 
 
 def streamed(text: Text, ids: list[int], stop: tuple[str, ...] = ()) -> list[str]:
-    """Return the pieces of a stream: one for each token, and what the end releases."""
+    """Return the pieces of a stream: one for each token, and one that the end releases."""
     stream: Detokenizer = text.stream(stop)
     return [*map(stream.push, ids), stream.flush()]

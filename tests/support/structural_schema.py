@@ -1,8 +1,8 @@
-"""A structural schema of a CustomResourceDefinition, applied as an API server applies it with strict field validation.
+"""Validates objects against a CustomResourceDefinition's schema, like an API server with strict field validation.
 
-Owns what KServe's CRDs use: types, required, enum, pattern, bounds, integer formats, unknown fields, and the keys that
-make the entries of a list unique. Leaves out CEL rules and defaults, which those CRDs have none of where the chart
-writes.
+It supports the keywords of KServe's CRDs: types, required, enum, pattern, bounds, integer formats, unknown fields, and
+the keys that make the entries of a list unique. It leaves out CEL rules and defaults, because the fields that the chart
+sets have none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BITS = {"int32": 31, "int64": 63}
 
 
 def violations(value: Any, schema: dict[str, Any], at: str = "") -> Iterator[str]:
-    """Yield what an API server would say about a value."""
+    """Yield the errors that an API server would report for a value."""
     if schema.get("x-kubernetes-int-or-string"):
         if not isinstance(value, int | str) or isinstance(value, bool):
             yield f"{at}: must be an integer or a string"

@@ -9,7 +9,7 @@ VOCAB_SIZE = 300
 
 
 def tiny_mistral(**changes: object) -> MistralForCausalLM:
-    """Return the same random Mistral on every call, `changes` to its config aside."""
+    """Return the same random Mistral on every call, except for `changes` to its config."""
     torch.manual_seed(0)
     settings = {
         "hidden_size": 64,
@@ -22,11 +22,11 @@ def tiny_mistral(**changes: object) -> MistralForCausalLM:
         "sliding_window": None,
         "bos_token_id": 1,
         "eos_token_id": 2,
-        # Ten times the usual: sharper logits, so that answers differ from one another and do not repeat themselves.
+        # Ten times the default: sharper logits, so that answers differ from each other and do not repeat themselves.
         "initializer_range": 0.2,
     }
     model = MistralForCausalLM(MistralConfig(**(settings | changes))).eval().requires_grad_(False)
     for name, weight in model.named_parameters():
-        if "norm" in name:  # all ones, as they are made, they would not be missed
+        if "norm" in name:  # initialised with ones: a forward that skips them would give the same logits
             weight.uniform_(0.5, 1.5)
     return model

@@ -1,8 +1,8 @@
-"""How KServe and Knative split the traffic of an InferenceService, as a function of two objects.
+"""Computes how KServe and Knative split the traffic of an InferenceService.
 
-Imitates KServe v0.20 (`createKnativeService` in `reconcilers/knative/ksvc_reconciler.go`, `PropagateStatus` in
-`inference_service_status.go`) and Knative's Configuration: a changed template is a new revision, and the latest ready
-revision is what `latestRevision: true` resolves to.
+It imitates KServe v0.20 (`createKnativeService` in `reconcilers/knative/ksvc_reconciler.go`, `PropagateStatus` in
+`inference_service_status.go`) and Knative's Configuration: a changed template creates a new revision, and
+`latestRevision: true` resolves to the latest ready revision.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NOT_IN_THE_TEMPLATE = ("canaryTrafficPercent",)
 
 @dataclass
 class Knative:
-    """The revisions of one Knative Service and which of them are ready."""
+    """The revisions of one Knative Service and their readiness."""
 
     name: str
     templates: list[Any] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Knative:
 
 
 def reconcile(service: dict[str, Any], knative: Knative) -> None:
-    """Make a revision if the template changed, and bring the status to rest."""
+    """Create a revision if the template has changed, and update the status until it is stable."""
     predictor = service["spec"]["predictor"]
     template = {key: copy.deepcopy(value) for key, value in predictor.items() if key not in NOT_IN_THE_TEMPLATE}
     if not knative.templates or knative.templates[-1] != template:

@@ -1,7 +1,7 @@
-"""A Kubernetes API over HTTP with as much in it as `helm upgrade` and `kubectl patch` use, and KServe's traffic rule.
+"""A Kubernetes API over HTTP for `helm upgrade` and `kubectl patch`, with KServe's traffic rule.
 
-It keeps objects, merges patches and streams changes. It imitates kube-apiserver's REST paths; nothing is validated.
-A new revision becomes ready when the test says so.
+It stores objects, merges patches and streams changes. It imitates kube-apiserver's REST paths and validates nothing.
+A new revision becomes ready when the test calls `become_ready`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SERVICE = "/apis/serving.kserve.io/v1beta1/namespaces/mistral/inferenceservices/
 
 
 class UpgradeApi:
-    """The server, the objects by path, and the one InferenceService's Knative Service."""
+    """The server, its objects by path, and the Knative Service of the only InferenceService."""
 
     def __init__(self) -> None:
         self.objects: dict[str, Any] = {}
@@ -53,12 +53,12 @@ class UpgradeApi:
         path.write_text(yaml.safe_dump({**config, "clusters": [cluster], "contexts": [context], "users": users}))
 
     def become_ready(self) -> None:
-        """The newest revision becomes ready."""
+        """Make the newest revision ready."""
         self.knative.ready.add(self.knative.created)
         self.store(SERVICE, self.objects[SERVICE])
 
     def traffic(self) -> dict[str, int]:
-        """Return the percent of each image that gets any."""
+        """Return the percentage of each image that gets traffic."""
         status = self.objects[SERVICE]["status"]["components"]["predictor"]
         shares: dict[str, int] = {}
         for target in status["traffic"]:
@@ -67,7 +67,7 @@ class UpgradeApi:
         return {image: percent for image, percent in shares.items() if percent}
 
     def store(self, path: str, value: Any) -> Any:
-        """Keep an object as the API server does: with a version, and KServe's status."""
+        """Store an object as the API server does, with a resource version and KServe's status."""
         with self.changed:
             self.version += 1
             metadata = value.setdefault("metadata", {})
@@ -85,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
-        """Say nothing on stderr."""
+        """Write nothing to stderr."""
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
@@ -128,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, {"kind": "Status", "apiVersion": "v1", "status": "Success"})
 
     def _watch(self, collection: str, query: dict[str, str]) -> None:
-        if "sendInitialEvents" in query:  # as an API server without the feature WatchList
+        if "sendInitialEvents" in query:  # imitates an API server without the feature WatchList
             self._answer(
                 422, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Invalid", "code": 422}
             )

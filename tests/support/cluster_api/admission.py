@@ -1,7 +1,7 @@
-"""What the webhooks of a cluster answer to a dry run, and a cluster that lacks nothing for a release with a GPU.
+"""The answers of a cluster's webhooks to a dry run, and a cluster that lacks nothing for a release with a GPU.
 
 The rules are KServe 0.20's defaults (`inference_service_defaults.go`) and Knative 1.21's validation of a dry run
-(`k8s_validation.go`, `fieldmask.go`, `podspec_dryrun.go`); their sentences are those of a real cluster.
+(`k8s_validation.go`, `fieldmask.go`, `podspec_dryrun.go`). The error messages are those of a real cluster.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FIELDS = (
 
 @dataclass
 class AdmittingStore(Store):
-    """A store whose dry runs go through the webhooks."""
+    """A store that passes dry runs through the webhooks."""
 
     def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> Any:
         if query.get("dryRun") and method in ("POST", "PUT"):
@@ -84,7 +84,7 @@ class AdmittingStore(Store):
 
 
 def cluster_that_lacks_nothing() -> AdmittingStore:
-    """Return a cluster with everything that the `gfd` scenario with a PodMonitor needs."""
+    """Return a cluster that meets all requirements of the `gfd` scenario with a PodMonitor."""
     store = AdmittingStore()
     store.objects["/version"] = {"gitVersion": "v1.34.4"}
     for version, kinds in {
@@ -112,7 +112,7 @@ def cluster_that_lacks_nothing() -> AdmittingStore:
 
 
 def node(labels: Mapping[str, str] | None = None, **allocatable: str) -> Object:
-    """Return a node with two A10Gs, as NVIDIA's operator labels it."""
+    """Return a node with two A10Gs and the labels of NVIDIA's operator."""
     own = {
         "nvidia.com/gpu.product": "NVIDIA-A10G",
         "nvidia.com/cuda.driver-version.major": "580",
@@ -128,7 +128,7 @@ def node(labels: Mapping[str, str] | None = None, **allocatable: str) -> Object:
 
 
 def gpu_pod(namespace: str = "other") -> Object:
-    """Return a pod that has a GPU of the node."""
+    """Return a pod that uses one GPU of the node."""
     container = {"resources": {"requests": {"nvidia.com/gpu": "1"}}}
     return {
         "metadata": {"namespace": namespace},

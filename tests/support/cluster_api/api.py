@@ -1,4 +1,4 @@
-"""Objects over HTTP as an API server keeps them: merge patches, conflicts, dry runs, refusals on demand."""
+"""Serves objects over HTTP as an API server does: merge patches, conflicts, dry runs, and errors on demand."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ CONTEXT = "double"
 
 @dataclass
 class Fault:
-    """Answers the next requests that match instead of the store."""
+    """An answer to the next matching requests, in place of the store's answer."""
 
     method: str
     part: str
-    """Of the path."""
+    """The part of the path that must match."""
     status: int
     message: str
     times: int = 1
@@ -40,7 +40,7 @@ class Refusal(Exception):
 
 @dataclass
 class Store:
-    """Every object by path, with versions and generations."""
+    """All objects by path, with resource versions and generations."""
 
     objects: dict[str, Object] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
@@ -48,12 +48,12 @@ class Store:
     """Method, path and body of every request."""
     logs: dict[str, str] = field(default_factory=dict)
     before: Callable[[str, str], None] = lambda method, path: None
-    """Called before every request; it may raise to break the connection."""
+    """Called before every request with method and path; it may raise to break the connection."""
     lock: threading.RLock = field(default_factory=threading.RLock)
     _version: int = 100
 
     def put(self, path: str, thing: Object) -> Object:
-        """Keep an object as a controller writes it."""
+        """Store an object as if a controller had written it."""
         self._version += 1
         metadata = thing.setdefault("metadata", {})
         parts = path.split("/")
@@ -80,7 +80,7 @@ class Store:
         ]
 
     def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> Any:
-        """Answer one request, or raise the refusal."""
+        """Return the answer to one request, or raise the error that refuses it."""
         for fault in self.faults:
             if fault.times and method == fault.method and fault.part in path:
                 fault.times -= 1
@@ -114,7 +114,7 @@ class Store:
         if wanted is not None and wanted != current["metadata"]["resourceVersion"]:
             raise Refusal(409, "the object has been modified; please apply your changes to the latest version")
         changed = merge(copy.deepcopy(current), body) if method == "PATCH" else copy.deepcopy(body)
-        changed["status"] = current.get("status", {})  # a subresource: nobody else writes it here
+        changed["status"] = current.get("status", {})  # status is a subresource: this request cannot change it
         if query.get("dryRun"):
             return changed
         if manager := query.get("fieldManager"):
@@ -129,7 +129,7 @@ PLURALS = {
 
 
 def note_writer(thing: Object, manager: str, patch: Any, time: int) -> None:
-    """Keep `managedFields` as far as anything here reads it."""
+    """Update `managedFields`, limited to the fields that the code under test reads."""
     if "containers" in (patch.get("spec") or {}).get("predictor", {}):
         fields = {"f:spec": {"f:predictor": {"f:containers": {}}}}
         thing["metadata"].setdefault("managedFields", []).append(
@@ -138,7 +138,7 @@ def note_writer(thing: Object, manager: str, patch: Any, time: int) -> None:
 
 
 def merge(target: Any, patch: Any) -> Any:
-    """RFC 7386: null deletes, an object merges, anything else (lists among it) replaces."""
+    """Merge a patch by RFC 7386: null deletes, an object merges, and any other value, lists included, replaces."""
     if not isinstance(patch, dict):
         return patch
     if not isinstance(target, dict):
@@ -160,7 +160,7 @@ def _selected(thing: Object, selector: str) -> bool:
 
 @contextmanager
 def serve(store: Store, folder: Path) -> Iterator[Path]:
-    """Serve a store, and give the kubeconfig that reaches it."""
+    """Serve a store on loopback; yield the path of a kubeconfig for it."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -1,4 +1,4 @@
-"""The ingress in front of the double: asks by `Host`, answers as the image behind it would. Over real HTTP."""
+"""The ingress of the cluster double, over real HTTP: routes by `Host` and answers as the routed image would."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ WORDS = ("Paris", " is", " a", " city", " on", " the", " Seine", ".")
 
 @dataclass(frozen=True)
 class Behaviour:
-    """How a model server of an image answers."""
+    """The behaviour of an image's model server."""
 
     words: tuple[str, ...] = WORDS
     status: int = 200
     cut: bool = False
-    """The stream ends without its marker."""
+    """Whether the stream ends without its end marker."""
     first_s: float = 0.0
     word_s: float = 0.0
 
@@ -37,7 +37,7 @@ CUTTING = Behaviour(cut=True)
 
 @dataclass
 class Gateway:
-    """Routes as the world's route says."""
+    """Routes requests by the world's route."""
 
     world: World
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Gateway:
     url: str = ""
 
     def image_for(self, host: str) -> str | None:
-        """Return the image that a request with this host meets."""
+        """Return the image that answers a request with this host."""
         with self.world.store.lock:
             images = self.world.images_by_revision()
             tag = next((t for t in self.world.route if host.startswith(f"{t['tag']}-")), None)

@@ -1,4 +1,4 @@
-"""Knative's controllers below KServe's, for one InferenceService, moved by `tick`."""
+"""Knative's controllers, on top of KServe's, for one InferenceService; `tick` runs them."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ TICK_S = 2
 REVISIONS = f"/apis/serving.knative.dev/v1/namespaces/{NAMESPACE}/revisions"
 QUOTAS = f"/api/v1/namespaces/{NAMESPACE}/resourcequotas"
 LONGEST_LAG = 2
-"""Ticks that a controller may sleep in a row."""
+"""The most ticks in a row in which a controller does not run."""
 IDLE_TICKS = 4
 """The stable window."""
 
 
 @dataclass
 class Image:
-    """How a server of this image behaves."""
+    """The behaviour of an image's server."""
 
     load_ticks: int = 2
     crashes: bool = False
     pull_error: str = ""
     hangs: bool = False
-    """It never answers its probe."""
+    """Whether it never answers its probe."""
 
 
 @dataclass
 class World(KServe):
-    """The cluster: every controller looks once in a tick. An image that is not in `images` is good."""
+    """The cluster: a tick runs every controller once. An image that is not in `images` works."""
 
     images: dict[str, Image] = field(default_factory=dict)
     gpus: int = 3
     seed: int | None = None
-    """Which controllers run in a tick, at random; None: all of them, in order."""
+    """The seed for running random controllers in each tick; None runs all of them, in order."""
     shares: list[dict[str, int]] = field(default_factory=list)
-    """What users got at each tick, by image."""
+    """The percentage of user traffic by image, at each tick."""
     ages: Counter[str] = field(default_factory=Counter)
     idle: Counter[str] = field(default_factory=Counter)
     ever_ready: set[str] = field(default_factory=set)
@@ -61,7 +61,7 @@ class World(KServe):
         raise AssertionError("the first revision never became ready")
 
     def tick(self) -> None:
-        """Let every controller look once."""
+        """Run every controller once."""
         with self.store.lock:
             self.now += timedelta(seconds=TICK_S)
             for controller in (self._kserve, self._configuration, self._revisions, self._route, self._kserve_status):
@@ -83,7 +83,7 @@ class World(KServe):
             return
         name = f"{NAME}-predictor-{self.ksvc['generation']:05d}"
         path = f"{REVISIONS}/{name}"
-        if path not in self.store.objects:  # the newest comes back when it is deleted
+        if path not in self.store.objects:  # Knative recreates the newest revision after its deletion
             self.ages[name] = 0
             self.ever_ready.discard(name)
             self.store.put(

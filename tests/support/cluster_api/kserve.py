@@ -1,4 +1,4 @@
-"""KServe's controllers over a store: an InferenceService becomes a Knative Service, and gets its status from it."""
+"""KServe's controllers over a store: make a Knative Service from an InferenceService and copy its status back."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ DOMAIN = "example.com"
 
 @dataclass
 class KServe:
-    """What KServe reads and writes; the Knative Service stands here as a dict."""
+    """The state that KServe reads and writes; the Knative Service is a dict."""
 
     store: Store
     quota: int | None = None
-    """Pods that the namespace may have."""
+    """The most pods of the namespace; None is no limit."""
     initial_scale_zero: bool = True
     now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     ksvc: dict[str, Any] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class KServe:
         predictor = service["spec"]["predictor"]
         annotations = dict(predictor.get("annotations") or {})
         if annotations.get("autoscaling.knative.dev/initial-scale") == "0" and not self.initial_scale_zero:
-            del annotations["autoscaling.knative.dev/initial-scale"]  # KServe drops it without a word
+            del annotations["autoscaling.knative.dev/initial-scale"]  # KServe drops it silently
         template = {"containers": predictor["containers"], "annotations": annotations}
         percent, rolled_out = predictor.get("canaryTrafficPercent"), self.component.get("latestRolledoutRevision")
         traffic: list[dict[str, Any]] = [{"latest": True, "percent": 100, "tag": "latest"}]
@@ -56,7 +56,7 @@ class KServe:
         self.ksvc = {**wanted, "generation": generation}
 
     def _kserve_status(self) -> None:
-        """`PropagateStatus`: a revision is rolled out once it has 100 percent."""
+        """Imitate `PropagateStatus`: a revision is rolled out once it has 100 percent of the traffic."""
         component, ready, created = self.component, self.ksvc.get("ready"), self.ksvc.get("created")
         if not created:
             return
@@ -110,7 +110,7 @@ class KServe:
 
 
 def inference_service(image: str, **predictor: Any) -> Object:
-    """Return the service as the chart makes it."""
+    """Return the InferenceService as the chart renders it."""
     gpu = {"cpu": "1", "memory": "4Gi", "nvidia.com/gpu": "1"}
     return {
         "apiVersion": "serving.kserve.io/v1beta1",

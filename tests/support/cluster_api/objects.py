@@ -1,4 +1,4 @@
-"""Objects as a cluster gives them, one builder each: Kubernetes 1.34, KServe 0.20, Knative 1.23."""
+"""Builders of objects as a cluster returns them: Kubernetes 1.34, KServe 0.20, Knative 1.23."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def service(
     image: str = NEW, percent: int | None = 0, created: str = R2, ready: str = R1, rolled_out: str = R1,
     traffic: dict[str, int] | None = None, observed_generation: int = 1, **metadata: Any,
 ) -> Object:  # fmt: skip
-    """Return an InferenceService in the middle of a canary."""
+    """Return an InferenceService during a canary rollout."""
     predictor: Object = {"containers": [{"name": "kserve-container", "image": image}]}
     if percent is not None:
         predictor["canaryTrafficPercent"] = percent
@@ -62,7 +62,7 @@ def revision(name: str, image: str, status: str = "True", reason: str = "", mess
 def pod(
     owner: str, *, scheduled_ago: float | None = None, inits: Any = (), containers: Any = (), ready: bool = False
 ) -> Object:
-    """Return a pod of a revision; `scheduled_ago` is how long it has found no node."""
+    """Return a pod of a revision; `scheduled_ago` is the time since it first found no node."""
     conditions = [{"type": "Ready", "status": str(ready)}]
     if scheduled_ago is not None:
         message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
@@ -83,7 +83,7 @@ def pod(
 def container(
     name: str = "kserve-container", *, restarts: int = 0, ended: Object | None = None, **state: Any
 ) -> Object:
-    """Return a container's status; `state` is one of running, waiting, terminated."""
+    """Return a container's status; `state` is running, waiting or terminated."""
     return {
         "name": name,
         "ready": False,
@@ -104,6 +104,6 @@ def event(kind: str, name: str, reason: str, message: str, seconds_ago: float = 
 
 
 def observed(svc: Object | None = None, **more: Any) -> Observed:
-    """Return what a reader reads: by default R1 serves and R2 is the newest."""
+    """Return the observed state: by default, R1 serves and R2 is the newest revision."""
     more.setdefault("revisions", [revision(R1, OLD), revision(R2, NEW, "Unknown", "Deploying")])
     return Observed(service=svc or service(), now=NOW, **more)

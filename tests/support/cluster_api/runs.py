@@ -1,4 +1,4 @@
-"""Rollouts on the double in the test's own time: a pause of the runner is some ticks of the cluster."""
+"""Runs rollouts on the cluster double in simulated time: a pause of the runner advances the cluster by some ticks."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ BROKEN = {
 
 @dataclass
 class Verdicts:
-    """Gates with given results: an image fails from this percentage on. Real gates are in `test_gates`."""
+    """Gates with given results: an image fails from a given percentage on. `test_gates` tests real gates."""
 
     fails_from: dict[str, int] = field(default_factory=dict)
     measured: list[int] = field(default_factory=list)
     on_measure: Callable[[int], object] = lambda share: None
-    """Runs while a step is measured."""
+    """Called while a step is measured."""
 
     def baseline(self, status: Status) -> dict[str, Any]:
         return {"texts": {}, "ttft_s": [], "tokens_per_second": []}
@@ -57,11 +57,11 @@ class Verdicts:
 
 
 class Killed(BaseException):
-    """The runner is gone, as after kill -9: nothing it would still do reaches the cluster."""
+    """The runner is killed, as by kill -9: it sends nothing more to the cluster."""
 
 
 class MortalCluster(Cluster):
-    """The client of a runner that dies at its n-th exchange: before the request arrives, or before the answer does."""
+    """The client of a runner that is killed at its n-th request, before the request or the answer arrives."""
 
     def __init__(self, kubeconfig: Path, dies_at: int | None) -> None:
         super().__init__(CONTEXT, config_file=str(kubeconfig), retries=2)
@@ -82,7 +82,7 @@ class MortalCluster(Cluster):
 
 @dataclass
 class Bench:
-    """A cluster, its kubeconfig, and runners that come and go."""
+    """A cluster, its kubeconfig, and functions that start runners."""
 
     world: Any
     kubeconfig: Path
@@ -117,7 +117,7 @@ class Bench:
         self, image: str = NEW, owner: str = "runner-1", timeout_s: float = 2700, dies_at: int | None = None,
         **options: Any,
     ) -> str | None:  # fmt: skip
-        """Run `deploy` as one runner would, lock included; None when it died."""
+        """Run `deploy` as one runner would, lock included; return None if the runner was killed."""
         executor = self.executor(owner, timeout_s, dies_at)
         try:
             executor.lock.acquire()
@@ -128,14 +128,14 @@ class Bench:
             return None
 
     def users(self) -> dict[str, int]:
-        """Return what users get now, by image."""
+        """Return the current percentage of user traffic, by image."""
         return {image: share for image, share in self.world.shares[-1].items() if share}
 
     def highest_share(self, image: str) -> int:
         return max(shares.get(image, 0) for shares in self.world.shares)
 
     def patches(self) -> list[dict[str, Any]]:
-        """Return the predictors of all patches that the service got."""
+        """Return the predictors of all patches to the service."""
         return [
             body["spec"]["predictor"]
             for method, path, body in self.world.store.asked
@@ -143,7 +143,7 @@ class Bench:
         ]
 
     def change_service(self, image: str, percent: int | None) -> None:
-        """Change the service as kubectl would, and let the cluster act."""
+        """Change the service as kubectl would, and run the cluster's controllers."""
         service = self.world.store.objects[SERVICE]
         changed = {**service["spec"]["predictor"], "containers": [{"name": "kserve-container", "image": image}]}
         changed.pop("canaryTrafficPercent", None)
@@ -156,7 +156,7 @@ class Bench:
 
 @contextmanager
 def bench(folder: Path, image: str = OLD, **world: Any) -> Iterator[Bench]:
-    """Serve a cluster on which `image` has all users."""
+    """Serve a cluster on which `image` has all traffic."""
     store = Store()
     predictor = world.pop("predictor", {})
     made = world.pop("kind", World)(store, **world).install(image, **predictor)
@@ -166,7 +166,7 @@ def bench(folder: Path, image: str = OLD, **world: Any) -> Iterator[Bench]:
 
 @contextmanager
 def ticking(world: World, period_s: float = 0.02) -> Iterator[None]:
-    """Let the cluster move by itself, for runners that are processes."""
+    """Tick the cluster in a thread, for runners in other processes."""
     ended = threading.Event()
 
     def tick() -> None:

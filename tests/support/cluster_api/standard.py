@@ -1,4 +1,4 @@
-"""KServe's controller in Standard mode: Deployments, `spec.canary[]` and the HTTPRoute's weights, moved by `tick`."""
+"""KServe's controller in Standard mode: Deployments, `spec.canary[]` and HTTPRoute weights; `tick` runs it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROUTE = f"/apis/gateway.networking.k8s.io/v1/namespaces/{NAMESPACE}/httproutes/{
 
 @dataclass
 class StandardWorld:
-    """The cluster; `gateway_api=False` is one where KServe makes an Ingress, and splits nothing."""
+    """The cluster; with `gateway_api=False`, KServe creates an Ingress and does not split traffic."""
 
     store: Store
     images: dict[str, Image] = field(default_factory=dict)
