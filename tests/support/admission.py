@@ -1,4 +1,4 @@
-"""Validates rendered objects as a cluster does: by Kubernetes' schemas and by Kubernetes', KServe's and Knative's rules.
+"""Validates rendered objects as a cluster does: by Kubernetes' schemas and Kubernetes', KServe's and Knative's rules.
 
 Rules without a schema are implemented here. Their sources: Kubernetes' validation of labels, annotations and pods
 (pkg/apis/core/validation); KServe 0.20's webhooks (pkg/apis/serving/v1beta1); Knative Serving 1.23's validation
