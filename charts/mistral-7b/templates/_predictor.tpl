@@ -9,7 +9,7 @@ labels:
 {{- if or $knative .Values.podAnnotations -}}
 annotations:
   {{- if $knative }}
-  # Without it queue-proxy closes the request's body as the answer begins, and cuts one stream in a thousand.
+  # Without it, queue-proxy closes the request body when the response begins, and cuts one stream in a thousand.
   features.knative.dev/http-full-duplex: Enabled
   autoscaling.knative.dev/window: {{ int64 .Values.scaling.windowSeconds }}s
   autoscaling.knative.dev/target-utilization-percentage: "100"
@@ -24,7 +24,7 @@ annotations:
 {{ end -}}
 serviceAccountName: {{ include "mistral.serviceAccountName" . | quote }}
 automountServiceAccountToken: false
-# Otherwise a Service called mistral-7b puts MISTRAL_7B_PORT and the like among the server's settings.
+# Otherwise, a Service called mistral-7b would add MISTRAL_7B_PORT and similar variables to the server's settings.
 enableServiceLinks: false
 {{- if include "mistral.downloads" . }}
 {{- with include "mistral.storageContainerName" . }}
@@ -35,7 +35,7 @@ storageContainerName: {{ . | quote }}
 deploymentStrategy:
   type: RollingUpdate
   rollingUpdate:
-    # The old replica gives its GPU to the new one: a rollout needs no spare GPU, and one replica has a gap.
+    # The old replica ends before the new one starts: a rollout needs no spare GPU, but a single replica has downtime.
     maxSurge: 0
     maxUnavailable: 1
 terminationGracePeriodSeconds: {{ add (include "mistral.drainSeconds" . | int64) 15 }}

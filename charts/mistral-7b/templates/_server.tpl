@@ -52,7 +52,7 @@ env:
         key: HF_TOKEN
   {{- end }}
   {{- else }}
-  # The weights are here: nothing may be asked of the hub.
+  # The weights are local, so the server must not contact the hub.
   - name: HF_HUB_OFFLINE
     value: "1"
   {{- end }}
@@ -78,12 +78,12 @@ livenessProbe:
   httpGet: {{ toJson (dict "path" "/v2/health/live" "port" 8080) }}
   {{- toYaml .Values.probes.liveness | nindent 2 }}
 {{- if not $knative }}
-  # A server that no longer answers has nothing to drain; Knative knows no such field.
+  # A server that no longer answers has nothing to drain. Knative does not support this field.
   terminationGracePeriodSeconds: 10
 lifecycle:
   preStop:
     sleep:
-      # Until every proxy has taken the pod off its list; Knative does this by itself and refuses a lifecycle.
+      # Waits until every proxy has removed the pod. Knative waits by itself and refuses a lifecycle.
       seconds: 5
 {{- end }}
 securityContext:
@@ -98,7 +98,7 @@ volumeMounts:
     mountPath: /mnt/hub
   {{- end }}
   {{- if include "mistral.apiKeysSecretName" . }}
-  # The directory, not the file: a mount by subPath would never see a changed key.
+  # Mounts the directory, not the file: a subPath mount would never see changed keys.
   - name: api-keys
     mountPath: /etc/mistral
     readOnly: true
