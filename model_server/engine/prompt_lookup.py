@@ -50,7 +50,7 @@ class PromptLookup:
         self._num_right = 0
         """Guesses in a row that were right, up to the latest token."""
         self._source = find_source(self._ids[: self._length], max_ngram_size)
-        """The index of the token that is the guess for the next token; None without a guess."""
+        """The index of the guess for the next token; None without a guess."""
 
     @property
     def is_confident(self) -> bool:

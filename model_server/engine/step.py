@@ -108,7 +108,7 @@ class Batch:
         return sampled + prompt_logprobs + drafted
 
     def without(self, late: Collection[Sequence], logits: Tensor) -> tuple[Batch, Tensor]:
-        """Return the step without the late decoding sequences, and the logits without those of these sequences."""
+        """Return the step without the late decoding sequences, and the logits of the remaining step."""
         kept = Batch(
             [s for s in self.decode if s not in late], self.prefill, [d for d in self.drafts if d.sequence not in late]
         )

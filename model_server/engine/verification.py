@@ -27,8 +27,8 @@ def verify_drafts(
 ) -> None:
     """Sample further tokens for the sequences of a step, one at a time, while the latest token equals the drafted one.
 
-    After a right guess, the logits are those of a step that computes only that token. The next step overwrites the keys
-    and values of wrong guesses.
+    After a right guess, the logits equal the logits of a step that computes only that token. The next step overwrites
+    the keys and values of wrong guesses.
 
     Args:
         step: a step whose own tokens are processed.

@@ -58,7 +58,7 @@ class KVCache(Protocol):
         """Return how many sequences of these lengths could be allocated now, in this order."""
 
     def release_unused(self) -> bool:
-        """Return unused memory to the system; return whether that is possible. Call it while nothing is allocated."""
+        """Return unused memory to the system; return whether the cache supports it. Call it with nothing allocated."""
 
     def step(self, decode: Sequence[TokenRange], prefill: Sequence[TokenRange]) -> Step:
         """Return a step over these ranges as tensors. A `decode` range has one token, a `prefill` range any number."""
