@@ -26,7 +26,7 @@ def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 def allocate():
-    pieces = [libc.malloc(60_000) for _ in range(1000)]  # each too small for a separate mapping
+    pieces = [libc.malloc(60_000) for _ in range(1000)]  # each too small for a mapping of its own
     for piece in pieces:
         ctypes.memset(piece, 1, 60_000)
     for piece in pieces[:-1]:  # the last one holds the end of the heap
