@@ -70,9 +70,9 @@ Ask = Callable[[str, Answer], Coroutine[None, None, None]]
 
 @asynccontextmanager
 async def asking(target: Target) -> AsyncIterator[Ask]:
-    """Open a client with one connection for each concurrent request."""
+    """Open a client with a new connection for each request: llama.cpp closes a used one while the next is sent."""
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
+        connector=aiohttp.TCPConnector(limit=0, force_close=True),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=30),
         headers=dict(target.headers),
     ) as session:
