@@ -203,7 +203,7 @@ def run(all_steps: dict[str, Callable[[], Any]], write: Callable[[Sequence[Figur
     """Run each step; return for each its outcome, seconds and figures, or why it failed or was skipped.
 
     Args:
-        write: writes the results so far: a machine that is lent for minutes may be taken back before the last step.
+        write: writes the results so far: a rented machine may stop before the last step.
     """
     done: list[Figure] = []
     for title, work in all_steps.items():
