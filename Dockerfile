@@ -17,8 +17,9 @@ RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /build
 COPY requirements.lock ./
-# Wheels only: nothing here could compile.
-RUN pip install --no-cache-dir --no-compile --only-binary :all: --require-hashes --requirement requirements.lock \
+# Wheels only: nothing here could compile. Without --no-deps, pip takes the newest version of a package that another one
+# requires with an extra, and the lock file has no hash for it.
+RUN pip install --no-cache-dir --no-compile --only-binary :all: --no-deps --require-hashes --requirement requirements.lock \
  && pip uninstall --yes pip
 # The bytecode is made here and never compared with its source again, so that a cold start neither compiles thousands of
 # files nor looks at their dates.

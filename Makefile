@@ -132,7 +132,9 @@ manifests: .venv/installed ## write what is generated: the flags in chart and do
 	$(BIN)/python -m charts.render_server
 	$(BIN)/python -m charts.render_manifests
 
+# --no-deps: the lock file is complete, and pip would take the newest version of a package that another one requires with
+# an extra, for which the lock file has no hash.
 .venv/installed: requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Python 3.11 or newer is needed: set PYTHON=/path/to/python3.11' >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --require-hashes -r requirements-dev.lock && $(BIN)/pip install -q --no-deps -e . && touch $@
+	$(BIN)/pip install -q --no-deps --require-hashes -r requirements-dev.lock && $(BIN)/pip install -q --no-deps -e . && touch $@

@@ -72,7 +72,7 @@ def test_dependencies_have_a_layer_that_a_change_of_the_code_leaves_alone() -> N
 
 def test_dependencies_are_those_of_the_servers_lock_with_their_hashes() -> None:
     [install] = [run for run in stages()["dependencies"].all("RUN") if "pip install" in run]
-    assert "--require-hashes --requirement requirements.lock" in install
+    assert "--no-deps --require-hashes --requirement requirements.lock" in install
     assert "--no-cache-dir" in install
     assert "--only-binary :all:" in install
 
