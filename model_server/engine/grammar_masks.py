@@ -55,10 +55,9 @@ class GrammarMasks:
         Late masks are filled separately until one is quick, because it is unknown which of them was slow. A sequence
         that completes its prompt is never late: the grammar's compilation has computed the mask of the first token.
         """
-        pending = {s: s.mask.filled for s in batch.sampled if s.mask is not None and not s.mask.done}
+        pending = {s: s.mask.filled for s in batch.sampled if s.decoding and s.mask is not None and not s.mask.done}
         if not pending:
             return set()
-        concurrent.futures.wait({filled for s, filled in pending.items() if not s.decoding})
         concurrent.futures.wait(set(pending.values()), timeout=LIMIT_S + LIMIT_PER_MASK_S * len(pending))
         late = {s for s, filled in pending.items() if not filled.done()}
         for sequence in late:

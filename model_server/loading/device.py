@@ -26,9 +26,7 @@ def resolve_device(environ: Mapping[str, str] = os.environ) -> tuple[torch.devic
             CPU in its place would look healthy and be a hundred times slower.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # PyTorch warns of a driver that is too old; the error below has the same message
+        warnings.simplefilter("ignore")  # PyTorch warns of a driver that is too old; the error below says so too
         available = torch.cuda.is_available()
     if available:
         return torch.device("cuda:0"), torch.cuda.get_device_name(0)

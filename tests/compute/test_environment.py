@@ -10,12 +10,7 @@ import pytest
 
 from model_server.compute.cpu import environment
 
-IMPORT = """
-import os
-from model_server.compute.cpu import environment
-environment.set_defaults(os.environ)
-import torch
-"""
+IMPORT = "import model_server.__main__, torch"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch comes with libgomp on Linux only")

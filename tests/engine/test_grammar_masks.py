@@ -201,6 +201,18 @@ async def test_a_sequence_with_a_late_mask_survives_steps_that_fail(
     assert [answer] == await events(free)
 
 
+def test_the_masks_of_others_do_not_wait_for_a_slow_one(held: HeldMasks) -> None:
+    held.after = 1
+    held.accepted.append(5)  # the mask of its first token is known
+    masks = GrammarMasks(TokenMaskFiller(VOCAB_SIZE, torch.device("cpu")))
+    slow, other = FakeSequence(held, mask_is_slow=True), FakeSequence(OnlyTokens({5}))
+
+    masks.start([slow, other])
+
+    assert masks.of([other]) is not None
+    assert not slow.mask.done
+
+
 def test_a_late_sequence_joins_the_others_again_once_its_mask_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     filler = TokenMaskFiller(VOCAB_SIZE, torch.device("cpu"))
     masks = GrammarMasks(filler)
