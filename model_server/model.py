@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import kserve
 import torch
 
+from model_server.api.parse_threads import ParseThreads
 from model_server.api.prompts import Call, ModelLimits, ServedModel
 from model_server.api.routes import accepts_plain_text
 from model_server.api.v1.predict import parse
@@ -45,6 +46,7 @@ class MistralModel(kserve.Model):
         self.settings = settings
         self.llm_engine: Engine | None = None
         """Not `engine`: KServe's base class uses that name for a flag."""
+        self._parse_threads = ParseThreads(settings.max_queue_size)
 
     def load(self) -> bool:
         """Read the model, start the engine, and generate once, so that the first request is not slower.
@@ -113,8 +115,8 @@ class MistralModel(kserve.Model):
         """
         assert self.llm_engine is not None, "KServe registers a model only once it is loaded"
         self.llm_engine.ensure_accepting()
-        # In a thread: tokenizing a prompt that fills the context takes long enough to stall other streams.
-        call = await asyncio.to_thread(parse, time.monotonic() + self.settings.request_timeout_seconds)
+        deadline_s = time.monotonic() + self.settings.request_timeout_seconds
+        call = await self._parse_threads.run(functools.partial(parse, deadline_s))
         for request in call.requests:
             request.caller = caller.get()
         self.llm_engine.submit(call.requests)

@@ -13,7 +13,9 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
@@ -26,9 +28,6 @@ MAX_SOURCE_CHARS = 64 * 1024
 MAX_CHOICES = 1000
 CACHE_SIZE = 64
 """Compiled grammars kept, the least recently used one dropped first."""
-
-MAX_COMPILATIONS = 2
-"""Grammars compiled at once, each in one thread: while one takes long, another compiles."""
 
 WHITESPACE = r"[ \t\r\n]{0,64}"
 """Between the tokens of JSON. Bounded, because some models write white space without end."""
@@ -149,8 +148,25 @@ def _executor() -> LLExecutor:
     return LLExecutor()
 
 
+_only_compiled = ContextVar("only_compiled", default=False)
+
+
+class NotCompiled(Exception):
+    """The grammar is not compiled yet, and `only_compiled` forbids to compile it."""
+
+
+@contextmanager
+def only_compiled() -> Iterator[None]:
+    """Make `GrammarCompiler.compile` raise `NotCompiled` instead of compiling, in this context and in its copies."""
+    token = _only_compiled.set(True)
+    try:
+        yield
+    finally:
+        _only_compiled.reset(token)
+
+
 class GrammarCompiler:
-    """Compiles grammars for one tokenizer. Thread-safe; every call may take tens of milliseconds."""
+    """Compiles grammars for one tokenizer. Thread-safe; a compilation may take a second."""
 
     def __init__(self, tokenizer_json: Callable[[], str], *, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         """Take what is needed to read the tokenizer; it is read at the first grammar, so that a start pays nothing.
@@ -163,7 +179,6 @@ class GrammarCompiler:
         self._tokenizer: LLTokenizer | None = None
         self._compiled: OrderedDict[GrammarSpec, tuple[LLMatcher, bytes]] = OrderedDict()
         self._lock = threading.Lock()
-        self._building = threading.Semaphore(MAX_COMPILATIONS)
 
     def compile(self, spec: GrammarSpec, *, wake_token_id: int | None = None) -> Matcher:
         """Return a matcher at the start of the grammar.
@@ -172,6 +187,7 @@ class GrammarCompiler:
 
         Raises:
             BadRequest: the grammar is wrong, not supported or too large, or no text fits it; names the place.
+            NotCompiled: see `only_compiled`.
         """
         field = spec.field or spec.kind.value
         if len(spec.source) > MAX_SOURCE_CHARS:
@@ -183,10 +199,11 @@ class GrammarCompiler:
             if compiled is not None:
                 self._compiled.move_to_end(spec)
                 return Matcher(compiled[0].deep_copy(), field, wake_token_id, compiled[1])
+            if _only_compiled.get():
+                raise NotCompiled
             tokenizer = self._tokenizer or self._read_tokenizer()
-        with self._building:
-            matcher = LLMatcher(tokenizer, _source(spec), log_level=0, limits=_LIMITS)
-            first_mask = b"" if matcher.is_error() else matcher.compute_bitmask()
+        matcher = LLMatcher(tokenizer, _source(spec), log_level=0, limits=_LIMITS)
+        first_mask = b"" if matcher.is_error() else matcher.compute_bitmask()
         if matcher.is_error():  # a grammar that no text fits fails at its first mask
             raise BadRequest(f"{field}: {_reason(matcher)}", field=field)
         with self._lock:
