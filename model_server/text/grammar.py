@@ -27,7 +27,7 @@ MAX_SOURCE_CHARS = 64 * 1024
 """A schema, expression or grammar, as text. OpenAI allows schemas of 120,000 characters over all names and values."""
 MAX_CHOICES = 1000
 CACHE_SIZE = 64
-"""Compiled grammars kept, the least recently used one dropped first."""
+"""Compiled grammars kept, refused ones included; the least recently used one is dropped first."""
 
 WHITESPACE = r"[ \t\r\n]{0,64}"
 """Between the tokens of JSON. Bounded, because some models write white space without end."""
@@ -148,6 +148,9 @@ def _executor() -> LLExecutor:
     return LLExecutor()
 
 
+Compiled = tuple[LLMatcher, bytes] | str
+"""A matcher at the start of a grammar with the mask of the first token, or the reason why the grammar is refused."""
+
 _only_compiled = ContextVar("only_compiled", default=False)
 
 
@@ -177,7 +180,7 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._eos_token_ids = list(eos_token_ids)
         self._tokenizer: LLTokenizer | None = None
-        self._compiled: OrderedDict[GrammarSpec, tuple[LLMatcher, bytes]] = OrderedDict()
+        self._compiled: OrderedDict[GrammarSpec, Compiled] = OrderedDict()
         self._lock = threading.Lock()
 
     def compile(self, spec: GrammarSpec, *, wake_token_id: int | None = None) -> Matcher:
@@ -196,22 +199,32 @@ class GrammarCompiler:
             )
         with self._lock:
             compiled = self._compiled.get(spec)
-            if compiled is not None:
-                self._compiled.move_to_end(spec)
-                return Matcher(compiled[0].deep_copy(), field, wake_token_id, compiled[1])
-            if _only_compiled.get():
-                raise NotCompiled
-            tokenizer = self._tokenizer or self._read_tokenizer()
-        matcher = LLMatcher(tokenizer, _source(spec), log_level=0, limits=_LIMITS)
-        first_mask = b"" if matcher.is_error() else matcher.compute_bitmask()
-        if matcher.is_error():  # a grammar that no text fits fails at its first mask
-            raise BadRequest(f"{field}: {_reason(matcher)}", field=field)
+            if compiled is None:
+                if _only_compiled.get():
+                    raise NotCompiled
+                tokenizer = self._tokenizer or self._read_tokenizer()
+        if compiled is None:
+            compiled = self._build(spec, tokenizer)
         with self._lock:
-            first_mask = first_mask[: (self._vocab_size + 31) // 32 * 4]
-            self._compiled[spec] = matcher, first_mask
+            self._compiled[spec] = compiled
+            self._compiled.move_to_end(spec)
             if len(self._compiled) > CACHE_SIZE:
                 self._compiled.popitem(last=False)
-            return Matcher(matcher.deep_copy(), field, wake_token_id, first_mask)
+            if not isinstance(compiled, str):
+                matcher, first_mask = compiled
+                return Matcher(matcher.deep_copy(), field, wake_token_id, first_mask)
+        raise BadRequest(f"{field}: {compiled}", field=field)
+
+    def _build(self, spec: GrammarSpec, tokenizer: LLTokenizer) -> Compiled:
+        try:
+            source = _source(spec)
+        except ValueError as error:
+            return str(error)
+        matcher = LLMatcher(tokenizer, source, log_level=0, limits=_LIMITS)
+        first_mask = b"" if matcher.is_error() else matcher.compute_bitmask()
+        if matcher.is_error():  # a grammar that no text fits fails at its first mask
+            return _reason(matcher)
+        return matcher, first_mask[: (self._vocab_size + 31) // 32 * 4]
 
     def _read_tokenizer(self) -> LLTokenizer:
         self._tokenizer = LLTokenizer(
@@ -221,14 +234,13 @@ class GrammarCompiler:
 
 
 def _source(spec: GrammarSpec) -> str:
-    """Return the grammar in the form that llguidance takes."""
+    """Return the grammar in the form that llguidance takes.
+
+    Raises:
+        ValueError: a JSON schema is wrong or not supported.
+    """
     if spec.kind is GrammarKind.JSON_SCHEMA:
-        try:
-            return LLMatcher.grammar_from_json_schema(spec.source, defaults={"whitespace_pattern": WHITESPACE})
-        except ValueError as error:
-            raise BadRequest(
-                f"{spec.field or spec.kind.value}: {error}", field=spec.field or spec.kind.value
-            ) from error
+        return LLMatcher.grammar_from_json_schema(spec.source, defaults={"whitespace_pattern": WHITESPACE})
     if spec.kind is GrammarKind.REGEX:
         return LLMatcher.grammar_from_regex(spec.source)
     if spec.kind is GrammarKind.CHOICE:
