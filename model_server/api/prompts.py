@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from model_server.api.tools.messages import NOT_SUPPORTED, uses_tools
-from model_server.api.validation import check_unicode
+from model_server.api.validation import check_unicode, describe
 from model_server.errors import BadRequest
 from model_server.request import Detokenizer, Request
 from model_server.text.grammar import GrammarCompiler, GrammarSpec, Matcher
@@ -132,6 +132,17 @@ def encode_prompt(prompt: str, model: ServedModel, label: str, *, add_special_to
     check_unicode(prompt, label)
     _check_chars(len(prompt), model, label)
     return _some(model.text.encode(prompt, add_special_tokens=add_special_tokens), label)
+
+
+def check_messages(value: object, model: ServedModel, label: str) -> None:
+    """Refuse anything but a list of messages, and more messages than tokens fit: each takes at least one token.
+
+    Raises:
+        BadRequest: the sentence names the field.
+    """
+    limit = model.limits.max_model_len
+    if not isinstance(value, list) or not 1 <= len(value) <= limit:
+        raise BadRequest(f"{label} must be a list of 1 to {limit} messages, not {describe(value)}.", field=label)
 
 
 def encode_messages(

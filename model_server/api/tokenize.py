@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from model_server.api.interface import Model
 from model_server.api.openai.requests import chat_messages, check_model
 from model_server.api.openai.schema import ChatMessage, NotEmpty
-from model_server.api.prompts import ServedModel, encode_messages, encode_prompt
+from model_server.api.prompts import ServedModel, check_messages, encode_messages, encode_prompt
 from model_server.api.tools.schema import ToolFields
 from model_server.api.tools.use import tool_use
 from model_server.api.v1.predict import parse_json
@@ -85,6 +85,7 @@ def tokenize(payload: object, model: ServedModel) -> Tokens:
         body = validate(TokenizeMessages, given)
         tools = tool_use(body, model)
         definitions = tools.definitions if tools else ()
+        check_messages(body.messages, model, "messages")
         _, ids = encode_messages(chat_messages(body.messages), model, "messages", definitions)
     else:
         body = validate(TokenizePrompt, given)

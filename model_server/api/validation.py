@@ -119,7 +119,9 @@ def _refusal(
     else:
         rule = f"must be {allowed(place.schema, defs)}"
         if not (isinstance(place.value, str) and place.schema.keys() & {"enum", "const"}):
-            rule += f", not {describe(place.value)}"  # "not a string" says nothing where only some strings are allowed
+            too_many = entry["type"] == "too_long" and isinstance(place.value, Mapping)
+            given = f"one of {len(place.value)}" if too_many else describe(place.value)
+            rule += f", not {given}"  # "not a string" says nothing where only some strings are allowed
     return BadRequest(f"{place.label} {rule}.", field=place.label)
 
 
@@ -185,7 +187,9 @@ def _phrase(schema: Schema, defs: Mapping[str, Schema]) -> tuple[str, str]:
         case _:
             required = " and ".join(schema.get("required", ()))
             optional = ", ".join(schema.get("properties", ()))
-            return "object", f"with {required}" if required else f"with any of {optional}" if optional else ""
+            if required or optional:
+                return "object", f"with {required}" if required else f"with any of {optional}"
+            return "object", _length(schema, "minProperties", "maxProperties", " names")
 
 
 def _length(schema: Schema, low_key: str, high_key: str, unit: str) -> str:

@@ -18,6 +18,7 @@ from model_server.api.prompts import (
     Call,
     ServedModel,
     Text,
+    check_messages,
     encode_messages,
     encode_prompt,
     nth_seed,
@@ -68,7 +69,10 @@ def parse_completion(
         )
     if body.max_tokens == 0 and not body.echo:
         raise BadRequest("max_tokens must be at least 1 without echo.", field="max_tokens")
-    prompts = [_completion_prompt(prompt, model) for prompt in _prompts(body.prompt)]
+    given = _prompts(body.prompt)
+    if len(given) * body.n > MAX_CHOICES:
+        raise BadRequest(f"n times the prompts must be at most {MAX_CHOICES}, not {len(given) * body.n}.", field="n")
+    prompts = [_completion_prompt(prompt, model) for prompt in given]
     return OpenAICall(
         model=model.name,
         chat=False,
@@ -115,6 +119,7 @@ def parse_chat(
     except BadRequest as error:
         raise as_param(error) from None
     definitions = tools.definitions if tools else ()
+    check_messages(body.messages, model, "messages")
     _, ids = encode_messages(chat_messages(body.messages), model, "messages", definitions)
     return OpenAICall(
         model=model.name,
@@ -209,8 +214,6 @@ def _requests(
     tools: ToolUse | None = None,
 ) -> tuple[Request, ...]:
     """Return one request for each choice."""
-    if len(prompts) * body.n > MAX_CHOICES:
-        raise BadRequest(f"n times the prompts must be at most {MAX_CHOICES}, not {len(prompts) * body.n}.", field="n")
     generate = _generate(body, model.limits.vocab_size)
     if tools is not None:
         generate = tools.generate(generate)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from model_server.api.prompts import (
     Call,
     ServedModel,
+    check_messages,
     encode_messages,
     encode_prompt,
     nth_seed,
@@ -190,7 +191,8 @@ def _prompt(fields: Mapping[str, Any], model: ServedModel, where: str, shared: M
     label = where + name
     content = fields[name]
     if name == "messages":
-        content = _messages(content, label, model.limits.max_model_len)
+        check_messages(content, model, label)
+        content = conversation(validate(_Messages, {"messages": content}, {"messages": label}).messages, label)
     else:
         content = check_prompt(content, label)
     of_tools = {field: fields[field] for field in ToolFields.model_fields if fields.get(field) is not None}
@@ -210,13 +212,6 @@ def _tools(
         field = parameters.labels["eos_token_id"]
         raise BadRequest(f"{field} does not work with tools, which say where the text ends.", field=field)
     return tools
-
-
-def _messages(value: object, label: str, max_messages: int) -> list[dict[str, Any]]:
-    # Every message costs at least a token, so more of them than the context length can never fit.
-    if not isinstance(value, list) or not 1 <= len(value) <= max_messages:
-        raise BadRequest(f"{label} must be a list of 1 to {max_messages} messages, not {describe(value)}.", field=label)
-    return conversation(validate(_Messages, {"messages": value}, {"messages": label}).messages, label)
 
 
 def _check_sequences(prompts: list[_Prompt], streams: bool) -> None:

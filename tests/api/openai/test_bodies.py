@@ -35,6 +35,8 @@ SCHEMA = {"name": "a", "schema": {"type": "object"}}
         ({"logit_bias": {"5": 101}}, "logit_bias.5 must be a number from -100 to 100, not 101."),
         ({"n": 2, "best_of": 3}, "best_of must be n (2)"),
         ({"n": 100, "prompt": ["a", "b"]}, "n times the prompts must be at most 128, not 200."),
+        # Counted before the prompts are read.
+        ({"n": 65, "prompt": ["\ud800", "a"]}, "n times the prompts must be at most 128, not 130."),
         ({"max_tokens": 0}, "max_tokens must be at least 1 without echo."),
         ({"suffix": "end"}, "suffix is not supported here"),
         ({"stream_options": {"include_usage": True}}, "stream_options needs stream to be true."),
@@ -48,6 +50,20 @@ def test_a_wrong_completion_is_refused_with_its_fields_name(wrong: dict[str, Any
         parse_completion({"model": NAME, "prompt": "a"} | wrong, SERVER)
     assert str(refused.value).startswith(sentence)
     assert refused.value.field == next(reversed(wrong)) or refused.value.field in wrong
+
+
+def test_too_many_biases_are_refused_with_their_number() -> None:
+    bias = {str(token_id): 1 for token_id in range(1025)}
+
+    with pytest.raises(BadRequest, match=r"^logit_bias must be an object of up to 1024 names, not one of 1025\.$"):
+        parse_completion({"model": NAME, "prompt": "a", "logit_bias": bias}, SERVER)
+
+
+def test_more_messages_than_tokens_fit_are_refused_before_they_are_tokenized() -> None:
+    messages = [{"role": "user", "content": ""}] * 65
+
+    with pytest.raises(BadRequest, match=r"^messages must be a list of 1 to 64 messages, not a list of 65\.$"):
+        parse_chat({"model": NAME, "messages": messages}, SERVER)
 
 
 @pytest.mark.parametrize(
