@@ -5,122 +5,101 @@
     python -m benchmarks serve --url http://HOST/v1/models/mistral-7b:predict --tokenizer DIR
     python -m benchmarks serve --url http://HOST/openai/v1/completions --model mistral-7b --tokenizer DIR
 
-Results and plot are written after each part, so an interrupted run keeps what it has.
+Results are written after each part, so an interrupted run keeps what it has.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import time
-from collections.abc import Callable, Collection
+import signal
 from dataclasses import replace
 from pathlib import Path
 
-import uvloop
-
 from benchmarks import report, serve, start
-from benchmarks.checkpoint import checkpoint, prompts_for
+from benchmarks.checkpoint import SHAPES, checkpoint
 from benchmarks.client import Target
 from benchmarks.figures import Figure
-from benchmarks.process import stop_children_on_sigterm
-from benchmarks.systems import ONE_AT_A_TIME, OURS, SYSTEMS, TRANSFORMERS_CB, Plan, installed
+from benchmarks.systems import ONE_AT_A_TIME, OURS, SYSTEMS, TRANSFORMERS_CB, installed
+
+PARTS = ("serve", "start", "roofline")
+
+
+def measure(part: str, options: argparse.Namespace) -> list[Figure]:
+    if part == "serve":
+        return measure_serving(options)
+    if part == "start":
+        return start.measure(quick=options.quick)
+    # Imported here: torch's threads and memory would disturb the servers that are measured before.
+    from benchmarks import roofline
+
+    return roofline.measure(options.shape)
 
 
 def measure_serving(options: argparse.Namespace) -> list[Figure]:
-    model_dir = options.tokenizer or checkpoint("100m", "bfloat16")
-    plan = Plan(options.systems, options.clients, options.repeats, options.prompt_tokens, options.max_new_tokens)
+    names = ("systems", "clients", "repeats", "prompt_tokens", "max_new_tokens")
+    plan = serve.Plan(**{name: getattr(options, name) for name in names})
     if options.quick:
         plan = replace(plan, systems=(OURS, TRANSFORMERS_CB, ONE_AT_A_TIME), repeats=1, min_seconds=2)
     if options.url:
         headers = dict(header.split(": ", 1) for header in options.header)
         try:
             target = Target(options.url, plan.max_new_tokens, options.model, options.extra, headers)
-            prompts = itertools.cycle(prompts_for(model_dir, plan.prompt_tokens, count=1024))
+            return serve.load_server(target, options.tokenizer, replace(plan, limit_s=options.limit_seconds or 300))
         except ValueError as error:
             raise SystemExit(str(error)) from None
-        figures = uvloop.run(serve.load_url(target, prompts, replace(plan, limit_s=options.limit_seconds)))
-    else:
-        figures = serve.compare(model_dir, replace(plan, systems=installed(plan.systems)))
-    serve.card(figures)
-    return figures
-
-
-def measure_starts(options: argparse.Namespace) -> list[Figure]:
-    figures = [figure for plan in (start.QUICK if options.quick else start.FULL) for figure in start.compare(plan)]
-    start.card(figures)
-    return figures
-
-
-def measure_roofline(options: argparse.Namespace) -> list[Figure]:
-    # Imported here: torch's threads and memory would disturb the servers that are measured before.
-    from benchmarks import roofline
-
-    figures = roofline.measure(roofline.default_plan(quick=options.quick))
-    roofline.card(figures)
-    return figures
-
-
-PARTS: dict[str, Callable[[argparse.Namespace], list[Figure]]] = {
-    "serve": measure_serving,
-    "start": measure_starts,
-    "roofline": measure_roofline,
-}
+    plan = replace(plan, systems=installed(plan.systems), limit_s=options.limit_seconds or plan.limit_s)
+    model_dir = checkpoint(options.shape or "100m", "float16" if options.shape == "7b" else "bfloat16")
+    return serve.compare_systems(model_dir, plan)
 
 
 def main() -> None:
-    options = _parser().parse_args()
-    stop_children_on_sigterm()
-    began_s = time.monotonic()
+    options = _options()
     report.announce(machine := report.machine())
     whole = not (options.parts or options.quick or options.url)
     out = options.out or (report.RESULTS_DIR if whole else None)
     figures: list[Figure] = []
     for part in ["serve"] if options.url else options.parts or PARTS:
-        figures += PARTS[part](options)
+        figures += (measured := measure(part, options))
+        print(report.tables(measured))
         if out:
             report.write(machine, figures, out)
-    report.print_json_lines(figures)
-    report.progress.print(f"{(time.monotonic() - began_s) / 60:.1f} minutes")
+    print(*report.json_lines(figures), sep="\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    plan, add = Plan(), parser.add_argument
-    add("parts", nargs="*", type=_one_of(PARTS), metavar="PART", help=f"of {' '.join(PARTS)}; default: all")
+    plan, add = serve.Plan(), parser.add_argument
+    add("parts", nargs="*", metavar="PART", help=f"of {' '.join(PARTS)}; default: all")
     add("--quick", action="store_true", help="fewer systems and one repeat: not a result")
     add("--out", type=Path, help=f"directory for results; default of a whole run: {report.RESULTS_DIR}")
-    add("--systems", type=lambda text: [*map(_one_of(SYSTEMS), text.split(","))], default=plan.systems,
-        help=f"of {','.join(SYSTEMS)}")  # fmt: skip
-    add(
-        "--clients",
-        type=lambda text: [*map(int, text.split(","))],
-        default=plan.clients,
-        help="concurrent streams: 1,8",
-    )
+    add("--systems", type=lambda text: text.split(","), default=plan.systems, help=f"of {','.join(SYSTEMS)}")
+    add("--shape", choices=SHAPES, help="the model of serve and roofline; default: 100m, and 7b for a GPU's roofline")
+    add("--clients", type=_integers, default=plan.clients, help="concurrent streams: 1,8")
     add("--repeats", type=int, default=plan.repeats)
-    add("--prompt-tokens", type=int, default=plan.prompt_tokens)
+    add("--prompt-tokens", type=_integers, default=plan.prompt_tokens, help="lengths of prompts: 128,1024")
     add("--max-new-tokens", type=int, default=plan.max_new_tokens)
-    add("--url", help="load this V1 or OpenAI URL instead of starting systems")
+    add("--limit-seconds", type=float, help="a load is cut after this time; default: 10, with --url 300")
+    add("--url", help="load this V1 or OpenAI URL instead of starting systems; needs --tokenizer")
     add("--model", default="", help="with an OpenAI --url: the model's name")
     add("--header", action="append", default=[], help="with --url: 'Authorization: Api-Key ...'")
     add("--extra", type=json.loads, default={}, help="with --url: more body fields, as JSON ('min_new_tokens')")
     add("--tokenizer", type=Path, help="with --url: the directory of the served model's tokenizer.json")
-    add("--limit-seconds", type=float, default=300, help="with --url: a load is cut after this time")
-    return parser
+    options = parser.parse_args()
+    for name, known in [*((part, PARTS) for part in options.parts), *((s, SYSTEMS) for s in options.systems)]:
+        if name not in known:
+            parser.error(f"{name!r} is not one of {', '.join(known)}.")
+    if options.url and not options.tokenizer:
+        parser.error("--url needs --tokenizer.")
+    return options
 
 
-def _one_of(known: Collection[str]) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in known:
-            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(known)}")
-        return text
-
-    return parse
+def _integers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # unwinds as Ctrl-C does, which stops the systems
     main()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,49 +23,34 @@ if TYPE_CHECKING:  # torch and Transformers take seconds to import, and most run
 
 CACHE_DIR = Path(".cache/benchmarks")
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>")
-
-
-def _shape(hidden: int, layers: int, intermediate: int, heads: int, kv_heads: int, vocab: int) -> dict[str, int]:
-    return {
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
-        "intermediate_size": intermediate,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": vocab,
-    }
-
-
+_SIZES = (
+    "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size",
+)  # fmt: skip
 SHAPES: Mapping[str, dict[str, int]] = {
-    "tiny": _shape(64, 2, 128, 4, 2, 256),
-    "100m": _shape(768, 12, 2048, 12, 4, 8000),
-    "2b": _shape(4096, 8, 14336, 32, 8, 32000),  # the first eight layers of 7b: 4 GB in 16 bits
-    "7b": _shape(4096, 32, 14336, 32, 8, 32000),  # Mistral-7B-v0.1
+    "tiny": dict(zip(_SIZES, (64, 2, 128, 4, 2, 256), strict=True)),
+    "100m": dict(zip(_SIZES, (768, 12, 2048, 12, 4, 8000), strict=True)),
+    "2b": dict(zip(_SIZES, (4096, 8, 14336, 32, 8, 32000), strict=True)),  # the first eight layers of 7b: 4 GB
+    "7b": dict(zip(_SIZES, (4096, 32, 14336, 32, 8, 32000), strict=True)),  # Mistral-7B-v0.1
 }
 
 
 def checkpoint(shape: str, dtype: str, cache_dir: Path = CACHE_DIR, device: str = "cpu") -> Path:
     """Return the directory of a checkpoint of this shape and dtype, made on the device on the first call and kept."""
     directory = cache_dir / f"mistral-{shape}-{dtype}"
-    if directory.exists():
-        return directory.resolve()
-    import torch
-    from transformers import PreTrainedTokenizerFast
+    if not directory.exists():
+        import torch
+        from transformers import PreTrainedTokenizerFast
 
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    # An interrupted run must not leave half a checkpoint under the final name.
-    unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=cache_dir))
-    try:
-        random_mistral(shape, getattr(torch, dtype), device).save_pretrained(unfinished, max_shard_size="2GB")
-        tokenizer = word_tokenizer(SHAPES[shape]["vocab_size"])
-        PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-        ).save_pretrained(unfinished)
-        unfinished.chmod(0o755)
-        os.replace(unfinished, directory)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+        words = word_tokenizer(SHAPES[shape]["vocab_size"])
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=words, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+        )
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache_dir) as scratch:  # an interrupted run leaves no half of a checkpoint
+            unfinished = Path(scratch, "checkpoint")
+            random_mistral(shape, getattr(torch, dtype), device).save_pretrained(unfinished, max_shard_size="2GB")
+            tokenizer.save_pretrained(unfinished)
+            os.replace(unfinished, directory)
     return directory.resolve()
 
 
@@ -120,3 +105,7 @@ def prompts_for(model_dir: Path, num_tokens: int, count: int) -> list[str]:
     if {len(tokenizer.encode(prompt)) for prompt in prompts} != {num_tokens}:
         raise ValueError(f"Prompts of exactly {num_tokens} tokens cannot be made with the tokenizer in {model_dir}.")
     return prompts
+
+
+if __name__ == "__main__":
+    checkpoint(sys.argv[1], sys.argv[2], device=sys.argv[3])

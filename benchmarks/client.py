@@ -37,11 +37,11 @@ class Target:
 
     def body(self, prompt: str) -> dict[str, Any]:
         """Return a greedy, streamed request for exactly `max_new_tokens` tokens."""
-        common = {"temperature": 0, "stream": True, **self.extra}
+        common = {"prompt": prompt, "temperature": 0, "stream": True}
         if self._path.endswith(":predict"):
-            return {"prompt": prompt, "max_new_tokens": self.max_new_tokens, **common}
-        limits = {"max_tokens": self.max_new_tokens, "stream_options": {"include_usage": True}}
-        return {"model": self.model, "prompt": prompt, **limits, **common}
+            return {**common, "max_new_tokens": self.max_new_tokens, **self.extra}
+        openai = {"model": self.model, "max_tokens": self.max_new_tokens, "stream_options": {"include_usage": True}}
+        return {**common, **openai, **self.extra}
 
 
 @dataclass
@@ -53,7 +53,6 @@ class Answer:
     """When each piece of text arrived."""
     ended_s: float | None = None
     """None: cut at the time limit."""
-    prompt_tokens: int | None = None
     completion_tokens: int | None = None
     """As the server counts; None when it sends no usage."""
     error: str | None = None
@@ -95,8 +94,7 @@ async def _ask(session: aiohttp.ClientSession, target: Target, prompt: str, answ
 
 
 async def _read(content: aiohttp.StreamReader, answer: Answer) -> None:
-    finished = False
-    rest = b""
+    finished, rest = False, b""
     # Chunks and not lines: the client shares the server's cores, and reading line by line takes twice the time.
     async for chunk in content.iter_any():
         now_s = time.perf_counter()
@@ -123,6 +121,5 @@ def _read_event(data: bytes, answer: Answer, now_s: float) -> bool:
         usage = event.get("usage") or {}
     if choice.get("text"):
         answer.chunk_times_s.append(now_s)
-    if usage.get("completion_tokens") is not None:
-        answer.prompt_tokens, answer.completion_tokens = usage.get("prompt_tokens"), usage["completion_tokens"]
+    answer.completion_tokens = usage.get("completion_tokens", answer.completion_tokens)
     return choice.get("finish_reason") is not None

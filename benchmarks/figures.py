@@ -22,25 +22,28 @@ def summary(run: Run) -> Figure:
     `unfinished` or `unanswered` (no first token) is above 0.
     """
     good = [answer for answer in run.answers if answer.error is None]
-    first_s = [(a.chunk_times_s[0] if a.chunk_times_s else run.ended_s) - a.asked_s for a in good]
-    total_s = [(a.ended_s or run.ended_s) - a.asked_s for a in good]
-    gaps_s = [float(gap_s) for a in good for gap_s in np.diff(a.chunk_times_s)]
     output_tokens, seconds = sum(a.output_tokens for a in good), run.ended_s - run.began_s
-    errors = sorted({a.error for a in run.answers if a.error})
+    times: dict[str, list[float]] = {
+        "first_token_s": [(a.chunk_times_s[0] if a.chunk_times_s else run.ended_s) - a.asked_s for a in good],
+        "gap_s": [float(gap_s) for a in good for gap_s in np.diff(a.chunk_times_s)],
+        "total_s": [(a.ended_s or run.ended_s) - a.asked_s for a in good],
+    }
     return {
         "requests": len(run.answers),
         "errors": len(run.answers) - len(good),
-        **({"error_examples": errors[:3]} if errors else {}),
+        "error_examples": sorted({a.error for a in run.answers if a.error})[:3],
         "unfinished": sum(a.ended_s is None for a in good),
         "unanswered": sum(not a.chunk_times_s for a in good),
-        "prompt_tokens": sorted({a.prompt_tokens for a in good if a.prompt_tokens is not None}),
         "output_tokens": output_tokens,
         "seconds": seconds,
         "cpu_steal": run.cpu_steal,
         "output_tokens_per_s": output_tokens / seconds if seconds else 0.0,
-        **_percentiles("first_token_s", first_s),
-        **_percentiles("gap_s", gaps_s),
-        **_percentiles("total_s", total_s),
+        **{
+            f"{name}_p{percent}": float(np.percentile(values, percent))
+            for name, values in times.items()
+            for percent in (50, 90, 99)
+            if values
+        },
     }
 
 
@@ -52,23 +55,17 @@ def spread(values: Iterable[float]) -> dict[str, float]:
 def over_repeats(repeats: Sequence[Figure]) -> Figure:
     """Merge the figures of several repeats: counts are added, measures become median, min and max."""
     merged: Figure = {"repeats": len(repeats)}
-    for key in repeats[0]:
+    for key, first in repeats[0].items():
         values = [repeat[key] for repeat in repeats if key in repeat]
         if key in COUNTS:
             merged[key] = sum(values)
-        elif isinstance(values[0], list):
+        elif isinstance(first, list):
             merged[key] = sorted({item for value in values for item in value})
-        elif isinstance(values[0], float):
-            merged[key] = spread(values)
         else:
-            merged[key] = values[0]
+            merged[key] = spread(values)
     return merged
 
 
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float]:
     """Return the spread of the ratios of neighbouring repeats: a machine that slows down slows both of a pair."""
     return spread(a / b for a, b in zip(numerators, denominators, strict=True) if b)
-
-
-def _percentiles(name: str, values: Sequence[float]) -> Figure:
-    return {f"{name}_p{percent}": float(np.percentile(values, percent)) for percent in (50, 90, 99) if values}

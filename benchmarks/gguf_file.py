@@ -15,22 +15,6 @@ if TYPE_CHECKING:
     import torch
     from gguf import GGUFWriter
 
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-"""Transformers' name of a module to GGUF's."""
-
 
 def gguf_file(model_dir: Path) -> Path:
     """Return the GGUF file of a checkpoint, made beside it on the first call and kept."""
@@ -43,7 +27,7 @@ def gguf_file(model_dir: Path) -> Path:
 
 
 def _write(model_dir: Path, path: Path) -> None:
-    from gguf import GGUFWriter
+    from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, get_tensor_name_map, quantize
     from safetensors.torch import load_file
 
     config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
@@ -59,10 +43,15 @@ def _write(model_dir: Path, path: Path) -> None:
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     _add_tokenizer(writer, model_dir)
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    matrix_dtype = GGMLQuantizationType[{"bfloat16": "BF16", "float16": "F16", "float32": "F32"}[config["dtype"]]]
     for file in weight_files(model_dir):
         for name, tensor in load_file(file).items():
-            num_heads = {"q_proj": heads, "k_proj": kv_heads}.get(name.split(".")[-2])
-            _add_tensor(writer, _gguf_name(name), _interleaved(tensor, num_heads) if num_heads else tensor)
+            dtype = GGMLQuantizationType.F32 if tensor.dim() == 1 else matrix_dtype
+            if num_heads := {"q_proj": heads, "k_proj": kv_heads}.get(name.split(".")[-2]):
+                tensor = _interleaved(tensor, num_heads)
+            gguf_name = names[name.removesuffix(".weight")] + ".weight"
+            writer.add_tensor(gguf_name, quantize(tensor.float().numpy(), dtype), raw_dtype=dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -85,25 +74,6 @@ def _add_tokenizer(writer: GGUFWriter, model_dir: Path) -> None:
     writer.add_add_eos_token(False)
 
 
-def _gguf_name(name: str) -> str:
-    module = name.removesuffix(".weight")
-    if module in NAMES:
-        return f"{NAMES[module]}.weight"
-    layer, part = module.removeprefix("model.layers.").split(".", 1)
-    return f"blk.{layer}.{NAMES[part]}.weight"
-
-
 def _interleaved(tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
     """Return a projection whose rotary pairs are neighbours, as llama.cpp reads them, and not half a head apart."""
     return tensor.unflatten(0, (num_heads, 2, -1)).transpose(1, 2).flatten(0, 2)
-
-
-def _add_tensor(writer: GGUFWriter, name: str, tensor: torch.Tensor) -> None:
-    import torch
-    from gguf import GGMLQuantizationType
-
-    if tensor.dim() == 1 or tensor.dtype is torch.float32:
-        writer.add_tensor(name, tensor.float().numpy())
-        return
-    dtype = {torch.bfloat16: GGMLQuantizationType.BF16, torch.float16: GGMLQuantizationType.F16}[tensor.dtype]
-    writer.add_tensor(name, tensor.contiguous().view(torch.uint8).numpy(), raw_dtype=dtype)

@@ -30,22 +30,7 @@ class Run:
     cut: bool
     """Whether the limit ended it."""
     cpu_steal: float
-    """Share of the CPU time that the host of a virtual machine gave to others meanwhile."""
-
-
-class CpuSteal:
-    """Measures the share of CPU time that the hypervisor takes, from construction on."""
-
-    def __init__(self) -> None:
-        self._began_s, self._steal_s = time.perf_counter(), self._now_s()
-
-    def share(self) -> float:
-        """Return the share so far, 0 to 1; 0 where the kernel does not report it."""
-        elapsed_s = (time.perf_counter() - self._began_s) * (psutil.cpu_count() or 1)
-        return (self._now_s() - self._steal_s) / elapsed_s
-
-    def _now_s(self) -> float:
-        return float(getattr(psutil.cpu_times(), "steal", 0.0))
+    """Share of the CPU time that the host of a virtual machine gave to others meanwhile; 0 if it is not reported."""
 
 
 async def closed_loop(ask: Ask, prompts: Iterator[str], *, clients: int, min_seconds: float, limit_s: float) -> Run:
@@ -68,7 +53,7 @@ async def closed_loop(ask: Ask, prompts: Iterator[str], *, clients: int, min_sec
             if answer.error:
                 return
 
-    steal = CpuSteal()
+    psutil.cpu_times_percent()  # the next call returns the shares since this one
     began_s = time.perf_counter()
     tasks = [asyncio.create_task(client()) for _ in range(clients)]
     try:
@@ -81,7 +66,8 @@ async def closed_loop(ask: Ask, prompts: Iterator[str], *, clients: int, min_sec
         task.result()  # an error of the benchmark itself; the server's errors are in the answers
     last_text_s = max((answer.chunk_times_s[-1] for answer in answers if answer.chunk_times_s), default=began_s)
     ended_s = began_s + limit_s if late else last_text_s
-    return Run(answers, began_s, ended_s, cut=bool(late), cpu_steal=steal.share())
+    cpu_steal = getattr(psutil.cpu_times_percent(), "steal", 0.0) / 100
+    return Run(answers, began_s, ended_s, cut=bool(late), cpu_steal=cpu_steal)
 
 
 async def ask_once(target: Target, prompt: str, limit_s: float) -> Answer:

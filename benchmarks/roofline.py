@@ -7,215 +7,103 @@ A step must read every weight but the embedding table, and every sequence's keys
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import gc
-import random
+import itertools
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils.benchmark import timer
 
 from benchmarks import report
 from benchmarks.checkpoint import random_mistral
 from benchmarks.figures import Figure, spread
-from model_server.compute.cpu.packed_linear import pack
-from model_server.compute.fused_linear import fuse
+from benchmarks.runner import random_runner
 from model_server.compute.kv_cache.base import TokenRange, head_dim, kv_bytes_per_token
-from model_server.compute.kv_cache.flash_check import flash_attention_unavailable_reason
-from model_server.compute.runner import Runner, make_kv_cache
-from model_server.loading.device import free_bytes
+from model_server.compute.runner import Runner
+
+BATCH_SIZES, STEPS = (1, 8, 32, 64), 32
 
 
-@dataclass(frozen=True)
-class Plan:
-    device: str
-    shape: str
-    dtype: str
-    prompt_lengths: Sequence[int]
-    """For the time to first token."""
-    batch_sizes: Sequence[int] = (1, 8, 32, 64)
-    contexts: Sequence[int] = (64,)
-    """Tokens of each sequence before its first step."""
-    steps: int = 32
-    seconds: float = 1.0
-    """Budget of one point."""
+def measure(shape: str | None = None) -> list[Figure]:
+    """Return the limits, and what this server's runner reaches of them."""
+    on_gpu = torch.cuda.is_available()
+    device, dtype, default = ("cuda", "float16", "7b") if on_gpu else ("cpu", "bfloat16", "100m")
+    contexts = (128, 1024, 4096) if on_gpu else (64,)
+    shape = shape or default
+    report.progress.print(f"roofline: {shape} on {device}")
+    bandwidth = _gb_per_s(device)
+    runner = random_runner(Runner, shape, dtype, device, max_batch_size=max(BATCH_SIZES), max_len=max(contexts) + 1)
+    # On the meta device, because the runner keeps some weights in oneDNN's own format.
+    parameters = random_mistral(shape, runner.model.dtype, "meta").named_parameters()
+    weight_bytes = sum(parameter.nbytes for name, parameter in parameters if "embed_tokens" not in name)
+    figures: list[Figure] = [{"benchmark": "bandwidth", "device": device, **bandwidth}]
+    for context, batch_size in itertools.product(contexts, BATCH_SIZES):
+        if runner.kv_cache.num_allocatable([context + 1] * batch_size) == batch_size:  # else memory is too small
+            what = {"benchmark": "roofline", "device": device, "shape": shape, "dtype": dtype}
+            figures.append({**what, **_decode(runner, batch_size, context, weight_bytes, bandwidth)})
+    return figures
 
 
-CPU = Plan("cpu", "100m", "bfloat16", (64, 256, 1024))
-GPU = Plan("cuda", "7b", "float16", (128, 1024, 4096), contexts=(128, 1024, 4096), steps=64)
+def _decode(runner: Runner, batch_size: int, context: int, weight_bytes: int, bandwidth: dict[str, float]) -> Figure:
+    """Time decode steps and their matmuls in turn, because a machine's speed changes."""
+    report.progress.print(f"roofline: decode, {batch_size} sequences of {context} tokens")
+    cache, model = runner.kv_cache, runner.model
+    # The keys and values are zeros: the bytes that are read count.
+    ranges = [TokenRange(cache.allocate(context + 1) or 0, context, [3]) for _ in range(batch_size)]
+    matmuls = _matmuls(model, batch_size)
+
+    def step() -> None:
+        runner.forward(ranges, [], range(batch_size)).argmax(-1).tolist()
+
+    times_s = [(_time_s(step), _time_s(matmuls)) for _ in range(1 + STEPS)][1:]  # the first is a warm-up
+    for one in ranges:
+        cache.free(one.kv_offset)
+    step_s, matmuls_s = (statistics.median(times) for times in zip(*times_s, strict=True))
+    num_bytes = weight_bytes + batch_size * (context + 1) * kv_bytes_per_token(model.config, model.dtype)
+    return {
+        "batch_size": batch_size,
+        "context": context,
+        "tokens_per_s": spread(batch_size / seconds for seconds, _ in times_s),
+        "of_matmuls": matmuls_s / step_s,
+        "of_bandwidth": num_bytes / step_s / 1e9 / max(bandwidth.values()),
+    }
 
 
-def default_plan(*, quick: bool = False) -> Plan:
-    plan = GPU if torch.cuda.is_available() else CPU
-    if not quick:
-        return plan
-    return dataclasses.replace(plan, prompt_lengths=plan.prompt_lengths[:1], batch_sizes=(1, 8, 32), steps=8)
+def _matmuls(model: Any, batch_size: int) -> Callable[[], None]:
+    """Return a call that multiplies the fused weight matrices in their order, with nothing between them."""
+    config = model.config
 
+    def inputs(width: int) -> torch.Tensor:
+        return torch.randn((batch_size, width), dtype=model.dtype, device=model.device)
 
-class RunnerDecoder:
-    """This server's runner with the KV cache that the server would give it."""
-
-    def __init__(self, model: Any, batch_size: int, max_len: int) -> None:
-        config, dtype, device = model.config, model.dtype, model.device
-        flash = flash_attention_unavailable_reason(config, dtype, device) is None
-        cache = make_kv_cache(
-            config, dtype, device, max_batch_size=batch_size, num_tokens=batch_size * max_len,
-            max_sequence_tokens=max_len, flash=flash,
-        )  # fmt: skip
-        self._runner = Runner(model, cache)
-        self._runner.capture_graphs(batch_size)
-        self._offsets = [cache.allocate(max_len) or 0 for _ in range(batch_size)]
-
-    def prefill(self, prompt: Sequence[int]) -> int:
-        return int(self._runner.forward([], [TokenRange(self._offsets[0], 0, prompt)], [len(prompt) - 1]).argmax())
-
-    def start(self, batch_size: int, context: int) -> None:
-        """Decode from here on for so many sequences whose keys and values are zeros: the bytes that are read count."""
-        self._next, self._lengths = [3] * batch_size, [context] * batch_size
-
-    def step(self) -> list[int]:
-        batch = zip(self._offsets, self._lengths, self._next, strict=False)
-        ranges = [TokenRange(offset, length, [token]) for offset, length, token in batch]
-        self._next = self._runner.forward(ranges, [], range(len(ranges))).argmax(-1).tolist()
-        self._lengths = [length + 1 for length in self._lengths]
-        return self._next
-
-
-class Matmuls:
-    """The fused weight matrices of a model, multiplied in their order and with nothing between them."""
-
-    def __init__(self, model: Any) -> None:
-        config = model.config
-        hidden, attention = config.hidden_size, config.num_attention_heads * head_dim(config)
-        self.projections: list[tuple[Any, int]] = []
-        for layer in model.model.layers:
-            attn, mlp = layer.self_attn, layer.mlp
-            self.projections += [(attn.qkv, hidden), (attn.o_proj, attention)]
-            self.projections += [(mlp.gate_up, hidden), (mlp.down_proj, config.intermediate_size)]
-        self.projections.append((model.lm_head, hidden))
-        self._new = functools.partial(torch.randn, dtype=model.dtype, device=model.device)
+    hidden, mlp = inputs(config.hidden_size), inputs(config.intermediate_size)
+    heads = inputs(config.num_attention_heads * head_dim(config))
+    calls: list[tuple[Any, torch.Tensor]] = []
+    for layer in model.model.layers:
+        attention, feed_forward = layer.self_attn, layer.mlp
+        calls += [(attention.qkv, hidden), (attention.o_proj, heads)]
+        calls += [(feed_forward.gate_up, hidden), (feed_forward.down_proj, mlp)]
+    calls.append((model.lm_head, hidden))
 
     @torch.inference_mode()
-    def run(self, batch_size: int) -> None:
-        inputs = {width: self._new((batch_size, width)) for width in {width for _, width in self.projections}}
-        for projection, width in self.projections:
-            projection(inputs[width])
+    def multiply() -> None:
+        for projection, x in calls:
+            projection(x)
+
+    return multiply
 
 
-def measure(plan: Plan) -> list[Figure]:
-    """Return the limits, and what this server's runner reaches of them."""
-    report.progress.print(f"roofline: {plan.shape} on {plan.device}")
-    bandwidth = _bytes_per_s(plan.device)
-    torch.set_grad_enabled(False)
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False  # as the server does
-    model: Any = random_mistral(plan.shape, getattr(torch, plan.dtype), plan.device)
-    # Counted before `pack`, which turns parameters into oneDNN's own format.
-    weight_bytes = sum(p.nbytes for p in model.parameters()) - model.model.embed_tokens.weight.nbytes
-    fuse(model)
-    pack(model)
-    gc.freeze()  # as the server does
-    figures: list[Figure] = [{"what": "bandwidth", "bytes_per_s": bandwidth}]
-    for context in plan.contexts:
-        figures += _decode(model, context, plan, weight_bytes, bandwidth)
-    figures += [_first_token(model, length, plan) for length in plan.prompt_lengths]
-    what = {"benchmark": "roofline", "device": plan.device, "shape": plan.shape, "dtype": plan.dtype}
-    return [{**what, **figure} for figure in figures]
-
-
-def _decode(model: Any, context: int, plan: Plan, weight_bytes: int, bandwidth: dict[str, float]) -> Iterator[Figure]:
-    """Yield the rate of each batch size whose keys and values fit into memory."""
-    torch.cuda.empty_cache()  # the allocator keeps the last KV cache, and the device calls that memory used
-    max_len = context + plan.steps + 8
-    token_bytes = kv_bytes_per_token(model.config, model.dtype)
-    fits = [n for n in plan.batch_sizes if n * max_len * token_bytes < 0.85 * free_bytes(model.device)]
-    if not fits:
-        return
-    decoder, measured = RunnerDecoder(model, max(fits), max_len), max(bandwidth["read"], bandwidth["copy"])
-    for size in fits:
-        report.progress.print(f"roofline: decode, {size} sequences of {context} tokens")
-        decoder.start(size, context)
-        step_s, matmuls_s = in_turn(decoder.step, functools.partial(Matmuls(model).run, size), plan)
-        rate = spread(size / seconds for seconds in step_s)
-        num_bytes = weight_bytes + size * (context + len(step_s) // 2) * token_bytes
-        of_data_sheet = {}
-        if "data sheet" in bandwidth:
-            of_data_sheet["of_data_sheet"] = rate["median"] * num_bytes / size / bandwidth["data sheet"]
-        yield {
-            "what": "decode",
-            "batch_size": size,
-            "context": context,
-            "tokens_per_s": rate,
-            "of_matmuls": statistics.median(matmuls_s) / statistics.median(step_s),
-            "of_bandwidth": rate["median"] * num_bytes / size / measured,
-            **of_data_sheet,
-            "bandwidth_allows_tokens_per_s": size * measured / num_bytes,
-        }
-
-
-def _first_token(model: Any, length: int, plan: Plan) -> Figure:
-    report.progress.print(f"roofline: first token after {length} tokens")
-    draw = random.Random(0)
-    prompt = [draw.randrange(3, model.config.vocab_size) for _ in range(length)]
-    prefill = functools.partial(RunnerDecoder(model, 1, length + 1).prefill, prompt)
-    return {"what": "first token", "prompt_tokens": length, "first_token_s": spread(_times_s(prefill, plan.device))}
-
-
-def in_turn(step: Callable[[], object], matmuls: Callable[[], object], plan: Plan) -> tuple[list[float], list[float]]:
-    """Return the times of steps and of matmuls, each step followed by its matmuls: a machine's speed changes."""
-    times_s: tuple[list[float], list[float]] = ([], [])
-    step(), matmuls()  # warm-up
-    began_s = time.perf_counter()
-    while len(times_s[0]) < plan.steps and (len(times_s[0]) < 3 or time.perf_counter() - began_s < 2 * plan.seconds):
-        for work, taken in zip((step, matmuls), times_s, strict=True):
-            taken.append(_time_s(work, plan.device))
-    return times_s
-
-
-def _bytes_per_s(device: str) -> dict[str, float]:
-    """Return the bandwidth of reading memory, of copying it (bytes read and written both count), and on paper."""
-    num_bytes = (4 if device == "cuda" else 1) << 29  # far beyond any cache
-    source = torch.zeros(num_bytes // 4, dtype=torch.float32, device=device)
+def _gb_per_s(device: str) -> dict[str, float]:
+    """Return the bandwidth of reading memory, and of copying it: bytes read and written both count."""
+    gb = (4 if device == "cuda" else 1) * 0.5  # far beyond any cache
+    source = torch.zeros(int(gb * 1e9) // 4, dtype=torch.float32, device=device)
     copy = torch.empty_like(source)
-    read_s, copy_s = _times_s(source.sum, device), _times_s(lambda: copy.copy_(source), device)
-    rates = {"read": num_bytes / min(read_s), "copy": 2 * num_bytes / min(copy_s)}
-    if device == "cuda":  # as data sheets compute it: two transfers a clock, the clock in kHz and the width in bits
-        properties = torch.cuda.get_device_properties(0)
-        rates["data sheet"] = 2 * 1000 * properties.memory_clock_rate * properties.memory_bus_width / 8
-    return rates
+    read_s, copy_s = (min(_time_s(work) for _ in range(4)) for work in (source.sum, lambda: copy.copy_(source)))
+    return {"read_gb_per_s": gb / read_s, "copy_gb_per_s": 2 * gb / copy_s}
 
 
-def _times_s(work: Callable[[], object], device: str) -> list[float]:
-    work()  # warm-up
-    return [_time_s(work, device) for _ in range(3)]
-
-
-def _time_s(work: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    began_s = time.perf_counter()
+def _time_s(work: Callable[[], object]) -> float:
+    began_s = timer()  # which waits for the GPU, as the second call does
     work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began_s
-
-
-def card(figures: Sequence[Figure]) -> None:
-    """Print the limits, and what a decode step and a prefill reach."""
-    bandwidth, *rest = figures
-    rates = [[name, f"{rate / 1e9:.1f}"] for name, rate in bandwidth["bytes_per_s"].items()]
-    report.table(f"Memory bandwidth ({bandwidth['device']})", ["", "GB/s"], rates)
-    rows = [
-        [f"{f['batch_size']} x {f['context']}", report.measured(f["tokens_per_s"])]
-        + [f"{f[of]:.0%}" if of in f else "-" for of in ("of_matmuls", "of_bandwidth", "of_data_sheet")]
-        for f in rest
-        if f["what"] == "decode"
-    ]
-    columns = ["sequences x tokens", "tokens/s", "of matmuls", "of bandwidth", "of data sheet"]
-    report.table("A decode step without a server", columns, rows)
-    first = [figure for figure in rest if figure["what"] == "first token"]
-    rows = [[str(f["prompt_tokens"]), report.measured(f["first_token_s"], scale=1000)] for f in first]
-    report.table("Time to first token of one prompt", ["prompt tokens", "ms"], rows)
+    return timer() - began_s

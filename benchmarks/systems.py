@@ -1,180 +1,104 @@
-"""The systems that are compared, and how each is started, loaded and stopped."""
+"""The systems that are compared, and how each is started."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import itertools
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvloop
 
-from benchmarks.checkpoint import prompts_for
-from benchmarks.client import Target, asking
-from benchmarks.figures import Figure, summary
+from benchmarks.client import Target
 from benchmarks.gguf_file import gguf_file
-from benchmarks.load import Run, ask_once, closed_loop, least_disturbed
-from benchmarks.process import START_LIMIT_S, Program, StartFailed, free_port
+from benchmarks.load import ask_once
+from benchmarks.process import START_LIMIT_S, Program, free_port
 
 OURS, TRANSFORMERS_CB, ONE_AT_A_TIME, VLLM, LLAMA_CPP = "ours", "transformers-cb", "truss-1", "vllm", "llama-cpp"
 
 
 @dataclass(frozen=True)
 class System:
-    """A server as its users start it; `{model_dir}` and `{port}` are filled in."""
+    """A server as its users start it."""
 
-    title: str
     command: tuple[str, ...]
+    """`{model_dir}` and `{port}` are filled in."""
     ready_path: str
     path: str
-    max_clients: int | None = None
-    """More clients would only wait in its queue."""
-    executable: str = ""
-    """The name of a program that is installed apart; `BENCHMARKS_<NAME>` in the environment gives its path."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    gguf: bool = False
-    """Whether it reads the weights from a GGUF file."""
-
-    def missing(self) -> str | None:
-        """Return what to set when the system's program is not installed."""
-        if not self.executable or shutil.which(self._program()):
-            return None
-        return f"{self.title} is not measured: set {self._variable()} to the path of its program, {self.executable}."
+    weights: Callable[[Path], Path] = Path
+    """Converts a checkpoint to the file format that the system reads."""
 
     def command_for(self, model_dir: Path, port: int) -> list[str]:
-        model = gguf_file(model_dir) if self.gguf else model_dir
-        program = [self._program()] if self.executable else []
-        return [*program, *(part.format(model_dir=model, port=port) for part in self.command)]
-
-    def program(self, model_dir: Path, port: int) -> Program:
-        return Program(self.command_for(model_dir, port), self.environment)
-
-    def _variable(self) -> str:
-        return "BENCHMARKS_" + self.executable.upper().replace("-", "_")
-
-    def _program(self) -> str:
-        return os.environ.get(self._variable(), self.executable)
-
-    def target(self, model_dir: Path, port: int, max_new_tokens: int) -> Target:
-        return Target(f"http://127.0.0.1:{port}{self.path}", max_new_tokens, model=str(model_dir))
+        return [part.format(model_dir=self.weights(model_dir), port=port) for part in self.command]
 
 
 _V1 = "/v1/models/bench:predict"
-_PYTHON = (sys.executable, "-m")
-_OURS = (
-    *_PYTHON, "model_server", "--model_dir", "{model_dir}", "--http_port", "{port}", "--model_name", "bench",
-    "--watchdog_seconds", "0",  # a server that is not measured is frozen for minutes
-)  # fmt: skip
+_OPENAI = ("/health", "/v1/completions")
 _ADDRESS = ("--host", "127.0.0.1", "--port", "{port}")
-_TRANSFORMERS = (*_PYTHON, "transformers.cli.transformers", "serve", "{model_dir}", *_ADDRESS)
-_THREADS = (*_PYTHON, "benchmarks.thread_per_request", "{model_dir}", "{port}")
-_HEALTH, _COMPLETIONS = "/health", "/v1/completions"
-
+_PYTHON = (sys.executable, "-m")
 SYSTEMS: Mapping[str, System] = {
-    OURS: System("this server", _OURS, "/v2/health/ready", _V1),
+    OURS: System(
+        # The watchdog would end a server that is suspended for minutes.
+        (*_PYTHON, "model_server", "--model_dir", "{model_dir}", "--http_port", "{port}", "--model_name", "bench",
+         "--watchdog_seconds", "0"),
+        "/v2/health/ready", _V1,
+    ),
     TRANSFORMERS_CB: System(
-        "transformers serve --continuous-batching", (*_TRANSFORMERS, "--continuous-batching"), _HEALTH, _COMPLETIONS
+        (*_PYTHON, "transformers.cli.transformers", "serve", "{model_dir}", *_ADDRESS, "--continuous-batching"),
+        *_OPENAI,
     ),
-    "transformers": System("transformers serve", _TRANSFORMERS, _HEALTH, _COMPLETIONS, max_clients=8),
-    ONE_AT_A_TIME: System("one request at a time (Truss's default)", (*_THREADS, "--concurrency", "1"), "/ready", _V1),
-    "truss-all": System("a thread for each request", (*_THREADS, "--concurrency", "0"), "/ready", _V1),
-    # Its default wants 92 % of the memory, on a CPU as well; the other systems need some of it.
+    ONE_AT_A_TIME: System((*_PYTHON, "benchmarks.one_at_a_time", "{model_dir}", "{port}"), "/ready", _V1),
     VLLM: System(
-        "vLLM", ("serve", "{model_dir}", *_ADDRESS, "--gpu-memory-utilization", "0.4"), _HEALTH, _COMPLETIONS,
-        executable="vllm", environment={"VLLM_NO_USAGE_STATS": "1"},
+        # Its default wants 92 % of the memory, on a CPU as well; the other systems need some of it.
+        (os.environ.get("BENCHMARKS_VLLM", "vllm"), "serve", "{model_dir}", *_ADDRESS,
+         "--gpu-memory-utilization", os.environ.get("BENCHMARKS_VLLM_MEMORY", "0.4")),
+        *_OPENAI, environment={"VLLM_NO_USAGE_STATS": "1"},
     ),
-    # Its default is four requests at a time, and the context is divided between them.
     LLAMA_CPP: System(
-        "llama.cpp", ("--model", "{model_dir}", *_ADDRESS, "--parallel", "32", "--ctx-size", "16384"),
-        _HEALTH, _COMPLETIONS, executable="llama-server", gguf=True,
+        # Its default is four requests at a time, and the context is divided between them.
+        (os.environ.get("BENCHMARKS_LLAMA_SERVER", "llama-server"), "--model", "{model_dir}", *_ADDRESS,
+         "--parallel", "32", "--ctx-size", "16384"),
+        *_OPENAI, weights=gguf_file,
     ),
 }  # fmt: skip
 
 
 def installed(names: Sequence[str]) -> list[str]:
-    """Return the systems whose programs are installed, and print how to install the others."""
-    missing = {name: sentence for name in names if (sentence := SYSTEMS[name].missing())}
-    for sentence in missing.values():
-        print(sentence, file=sys.stderr)
-    return [name for name in names if name not in missing]
+    """Return the systems whose programs are installed, and print which are not."""
+    found = [name for name in names if shutil.which(SYSTEMS[name].command[0])]
+    for name in names:
+        if name not in found:
+            print(f"{name} is not measured: there is no program {SYSTEMS[name].command[0]}.", file=sys.stderr)
+    return found
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The load that every system gets."""
+class Server:
+    """A system that runs and has answered a request."""
 
-    systems: Sequence[str] = tuple(SYSTEMS)
-    clients: Sequence[int] = (1, 8, 32)
-    repeats: int = 3
-    prompt_tokens: int = 64
-    max_new_tokens: int = 64
-    min_seconds: float = 3
-    limit_s: float = 10
-    """A load is cut after this time: a server that answers one request at a time would need minutes."""
+    program: Program
+    target: Target
+    ready_s: float
+    first_token_s: float
+    """Times since its start."""
 
 
-class RunningSystem:
-    """A system of one benchmark run: started once, and stopped (SIGSTOP) while other systems are measured.
+@contextlib.contextmanager
+def serving(system: System, model_dir: Path, prompt: str, max_new_tokens: int) -> Iterator[Server]:
+    """Start a system, wait for its first answer, and stop it at the end of the block.
 
-    A server whose load was cut may go on generating for clients that left: the next load gets a fresh process.
+    Raises:
+        ProgramFailed: it does not start or does not answer.
     """
-
-    def __init__(self, system: System, model_dir: Path, plan: Plan) -> None:
-        self.clients = [n for n in plan.clients if system.max_clients is None or n <= system.max_clients]
-        self._system, self._model_dir, self._plan = system, model_dir, plan
-        # One iterator for all loads: no prompt is repeated.
-        self._prompts = itertools.cycle(prompts_for(model_dir, plan.prompt_tokens, count=1024))
-        self._program: Program | None = None
-        self._running = contextlib.ExitStack()
-        self._target: Target
-
-    def measure(self, clients: int) -> Figure:
-        """Load the system and return the figure.
-
-        Raises:
-            StartFailed: it does not start, does not answer, or ends under load.
-        """
-        server = self._program or self._start()
-        server.thaw()
-        run = uvloop.run(self._load(clients))
-        if not server.running:
-            raise StartFailed(f"It ended under load. {server.log_end()}")
-        figure = {**summary(run), "peak_memory_bytes": float(server.peak_memory_bytes())}
-        if run.cut:
-            self.close()
-        else:
-            server.freeze()
-        return figure
-
-    def close(self) -> None:
-        self._running.close()
-        self._program = None
-
-    def _start(self) -> Program:
-        port = free_port()
-        self._target = self._system.target(self._model_dir, port, self._plan.max_new_tokens)
-        with contextlib.ExitStack() as starting:
-            server = starting.enter_context(self._system.program(self._model_dir, port))
-            server.wait_until_ready(port, self._system.ready_path, START_LIMIT_S)
-            first = uvloop.run(ask_once(self._target, next(self._prompts), START_LIMIT_S))
-            if first.error or first.ended_s is None:
-                raise StartFailed(f"Its first answer failed: {first.error or 'no answer'}. {server.log_end()}")
-            self._running = starting.pop_all()
-        self._program = server
-        return server
-
-    async def _load(self, clients: int) -> Run:
-        plan = self._plan
-        async with asking(dataclasses.replace(self._target, max_new_tokens=2)) as warm_up:
-            await closed_loop(warm_up, self._prompts, clients=clients, min_seconds=0, limit_s=plan.limit_s / 2)
-        async with asking(self._target) as ask:
-            return await least_disturbed(
-                lambda: closed_loop(
-                    ask, self._prompts, clients=clients, min_seconds=plan.min_seconds, limit_s=plan.limit_s
-                )
-            )
+    port = free_port()
+    target = Target(f"http://127.0.0.1:{port}{system.path}", max_new_tokens, model=str(model_dir))
+    with Program(system.command_for(model_dir, port), system.environment) as program:
+        ready_s = program.wait_until_ready(port, system.ready_path, START_LIMIT_S)
+        answer = uvloop.run(ask_once(target, prompt, START_LIMIT_S))
+        if answer.error or answer.ended_s is None:
+            raise program.failure(f"Its first answer failed: {answer.error or 'no answer'}.")
+        yield Server(program, target, ready_s, answer.chunk_times_s[0] - program.started_s)

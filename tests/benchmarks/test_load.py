@@ -55,7 +55,7 @@ def test_counts_are_the_servers_own_in_both_formats() -> None:
     v1, _ = run(WHOLE)
     for result, chunks in ((openai, 2), (v1, 3)):
         [answer] = result.answers
-        assert (answer.error, answer.prompt_tokens, answer.output_tokens) == (None, 2, 3)
+        assert (answer.error, answer.output_tokens) == (None, 3)
         assert len(answer.chunk_times_s) == chunks
     assert (server.asked[0].body["model"], server.asked[0].body["max_tokens"]) == ("m", 3)
 

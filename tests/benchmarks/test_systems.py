@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import select
@@ -11,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -20,21 +20,23 @@ from gguf import GGUFReader
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks import __main__ as command
 from benchmarks import report, roofline, serve, start, systems
 from benchmarks.checkpoint import checkpoint, prompts_for
 from benchmarks.gguf_file import gguf_file
-from benchmarks.process import Program, StartFailed
-from benchmarks.systems import OURS, Plan, RunningSystem, System
-from benchmarks.thread_per_request import application
+from benchmarks.one_at_a_time import make_server
+from benchmarks.process import Program, ProgramFailed
+from benchmarks.serve import Plan, SuspendedSystem
+from benchmarks.systems import OURS, System
 
 V1 = "/v1/models/bench:predict"
 SERVER = [sys.executable, "-m", "tests.support.counting_server", "{port}"]
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 PLAN = Plan(systems=(OURS, "other", "broken"), clients=(1, 2), repeats=2, max_new_tokens=4, min_seconds=0, limit_s=20)
 SYSTEMS = {
-    OURS: System("this server", tuple(SERVER), "/ready", V1),
-    "other": System("another server", tuple(SERVER), "/ready", V1, max_clients=1),
-    "broken": System("a server that exits", (sys.executable, "-c", "exit('no weights here')"), "/ready", V1),
+    OURS: System(tuple(SERVER), "/ready", V1),
+    "other": System(tuple(SERVER), "/ready", V1),
+    "broken": System((sys.executable, "-c", "exit('no weights here')"), "/ready", V1),
 }
 
 
@@ -51,37 +53,65 @@ def small_systems(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, System]:
 
 
 @pytest.mark.usefixtures("small_systems")
-def test_systems_are_measured_in_turn_and_a_failed_start_is_a_figure(
-    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    figures = serve.compare(tiny, PLAN)
+def test_systems_are_measured_in_turn_and_a_failed_start_is_a_figure(tiny: Path, tmp_path: Path) -> None:
+    figures = serve.compare_systems(tiny, PLAN)
     measured = {(f["system"], f["clients"]): f for f in figures if "repeats" in f}
-    assert [*measured] == [(OURS, 1), (OURS, 2), ("other", 1)]
+    assert [*measured] == [(OURS, 1), (OURS, 2), ("other", 1), ("other", 2)]
     assert all(f["errors"] == 0 and f["requests"] >= f["clients"] * 2 for f in measured.values())
     assert [f["system"] for f in figures if "failed" in f] == ["broken"]
-    assert [(f["to"], f["clients"]) for f in figures if "ratio" in f] == [("other", 1)]
+    assert [(f["to"], f["clients"]) for f in figures if "ratio" in f] == [("other", 1), ("other", 2)]
 
-    serve.card(figures)
-    assert "failed" in capsys.readouterr().out
     path = report.write(
         {**report.machine(), "date": "2025-01-31", "cpu": "AMD EPYC(tm)", "cores": 2}, figures, tmp_path
     )
     assert path.name.startswith("2025-01-31-")
     assert len(json.loads(path.read_text())["figures"]) == len(figures)
-    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_server_is_suspended_between_loads_and_keeps_its_process(tiny: Path) -> None:
-    system = RunningSystem(SYSTEMS[OURS], tiny, PLAN)
+    system = SuspendedSystem(SYSTEMS[OURS], tiny, PLAN)
+    one, two = PLAN.points()
     try:
-        system.measure(1)
-        program = system._program
-        assert program is not None
-        os.waitid(os.P_PID, program.pid, os.WSTOPPED | os.WNOWAIT)
-        assert system.measure(2)["errors"] == 0
-        assert system._program is program
+        system.measure(one)
+        server = system._server
+        assert server is not None
+        os.waitid(os.P_PID, server.program.pid, os.WSTOPPED | os.WNOWAIT)
+        assert system.measure(two)["errors"] == 0
+        assert system._server is server
     finally:
         system.close()
+
+
+def test_a_running_server_is_loaded_by_its_url(tiny: Path) -> None:
+    [prompt] = prompts_for(tiny, num_tokens=8, count=1)
+    with systems.serving(SYSTEMS[OURS], tiny, prompt, max_new_tokens=4) as server:
+        figures = serve.load_server(server.target, tiny, PLAN)
+
+    assert [(f["system"], f["clients"], f["errors"]) for f in figures] == [(server.target.url, n, 0) for n in (1, 2)]
+
+
+def test_a_cold_start_is_timed_to_its_first_token(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "SYSTEMS", SYSTEMS)
+    figure = start._start(tiny, OURS, {"cache": "cold"})
+
+    assert 0 < figure["ready_s"] < figure["first_token_s"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["latency"], "'latency' is not one of serve, start, roofline."),
+        (["serve", "--systems", "ours,trus"], "'trus' is not one of ours, transformers-cb, truss-1, vllm, llama-cpp."),
+        (["--url", "http://host/v1/completions"], "--url needs --tokenizer."),
+    ],
+)
+def test_misuse_is_one_sentence(
+    arguments: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert sentence in capsys.readouterr().err
 
 
 def test_a_program_ends_with_its_block_and_says_why_it_failed() -> None:
@@ -89,7 +119,7 @@ def test_a_program_ends_with_its_block_and_says_why_it_failed() -> None:
         raise RuntimeError("ours")
     assert not program.running
     with (
-        pytest.raises(StartFailed, match=r"(?s)exited with 3.*no weights"),
+        pytest.raises(ProgramFailed, match=r"(?s)exited with 3.*no weights"),
         Program([sys.executable, "-c", "print('no weights'); exit(3)"]) as program,
     ):
         program.wait_until_ready(1, "/ready", limit_s=60)
@@ -98,9 +128,8 @@ def test_a_program_ends_with_its_block_and_says_why_it_failed() -> None:
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 def test_programs_do_not_outlive_a_killed_benchmark(signum: signal.Signals) -> None:
     code = (
-        "from benchmarks.process import Program, stop_children_on_sigterm\n"
+        "from benchmarks.process import Program\n"
         "import sys, time\n"
-        "stop_children_on_sigterm()\n"
         f"with Program({SLEEPER!r}) as program:\n"
         "    print(program.pid, flush=True)\n"
         "    time.sleep(600)\n"
@@ -157,9 +186,9 @@ def test_a_gguf_file_has_the_checkpoints_words_and_weights(tiny: Path) -> None:
 def test_a_system_that_is_not_installed_is_left_out_with_a_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("BENCHMARKS_VLLM", "/nowhere/vllm")
-    assert systems.installed([OURS, systems.VLLM]) == [OURS]
-    assert capsys.readouterr().err == ("vLLM is not measured: set BENCHMARKS_VLLM to the path of its program, vllm.\n")
+    monkeypatch.setattr(systems, "SYSTEMS", {**SYSTEMS, "vllm": System(("/nowhere/vllm", "serve"), "/health", V1)})
+    assert systems.installed([OURS, "vllm"]) == [OURS]
+    assert capsys.readouterr().err == "vllm is not measured: there is no program /nowhere/vllm.\n"
 
 
 def test_the_memory_of_child_processes_is_counted() -> None:
@@ -171,26 +200,40 @@ def test_the_memory_of_child_processes_is_counted() -> None:
         assert program.peak_memory_bytes() > 200 << 20
 
 
-def test_the_thread_per_request_server_streams_and_counts_all_tokens(tiny: Path) -> None:
-    app = application(AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny), concurrency=1)
+def test_the_server_of_one_request_at_a_time_streams_and_counts_all_tokens(tiny: Path) -> None:
+    with make_server(str(tiny), 0) as server:
+        Thread(target=server.handle_request).start()
+        body = {"prompt": "baba bebe", "max_new_tokens": 6}
+        response = httpx.post(f"http://127.0.0.1:{server.server_port}{V1}", json=body, timeout=60)
 
-    async def predict() -> list[dict[str, Any]]:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
-            response = await client.post(V1, json={"prompt": "baba bebe", "max_new_tokens": 6})
-        return [json.loads(line.removeprefix("data: ")) for line in response.text.splitlines() if line]
-
-    *texts, last = asyncio.run(predict())
+    *texts, last = [json.loads(line.removeprefix("data: ")) for line in response.text.splitlines() if line]
     assert len("".join(event["text"] for event in texts).split()) == 6
-    assert (last["prompt_tokens"], last["completion_tokens"]) == (3, 6)
+    assert last["completion_tokens"] == 6
 
 
 def test_the_roofline_counts_the_bytes_that_a_step_must_read() -> None:
-    plan = roofline.Plan("cpu", "tiny", "bfloat16", (8,), batch_sizes=(2,), contexts=(8,), steps=4, seconds=0)
-    bandwidth, decode, first_token = roofline.measure(plan)
+    bandwidth, decode, *_ = roofline.measure("tiny")
     layer = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128 + 2 * 64
     weight_bytes = 2 * (2 * layer + 64 + 256 * 64)
-    kv_bytes = 2 * 2 * 2 * 2 * 32 * (8 + 1)  # three steps are timed; in the middle one token more than the prompt
-    allowed = 2 * max(bandwidth["bytes_per_s"].values()) / (weight_bytes + kv_bytes)
-    assert decode["bandwidth_allows_tokens_per_s"] == pytest.approx(allowed)
-    assert decode["of_bandwidth"] == pytest.approx(decode["tokens_per_s"]["median"] / allowed)
-    assert first_token["first_token_s"]["min"] > 0
+    kv_bytes = 2 * 2 * 2 * 2 * 16 * (64 + 1)
+    gb_per_s = max(bandwidth["read_gb_per_s"], bandwidth["copy_gb_per_s"])
+    allowed = 1e9 * gb_per_s / (weight_bytes + kv_bytes)
+    assert decode["of_bandwidth"] == pytest.approx(decode["tokens_per_s"]["median"] / allowed, rel=0.05)
+
+
+def test_a_table_has_the_names_of_the_figures() -> None:
+    rate = {"median": 41.21, "min": 34.0, "max": 42.0}
+    figures = [
+        {"benchmark": "serve", "system": "ours", "clients": 1, "output_tokens_per_s": rate},
+        {"benchmark": "serve", "of": "ours", "to": "vllm", "clients": 1, "ratio": {"output_tokens_per_s": rate}},
+        {"benchmark": "serve", "system": "vllm", "failed": "Exited with 1."},
+    ]
+    measured, ratios = report.tables(figures).split("serve, ratios")
+    assert [cell.strip() for cell in measured.splitlines()[2].split("|")[1:-1]] == [
+        "system",
+        "clients",
+        "output_tokens_per_s",
+        "failed",
+    ]
+    assert "41.2 (34-42)" in measured
+    assert "| ours | vllm | 1 " in ratios

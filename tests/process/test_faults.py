@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.process import Program, StartFailed, free_port
+from benchmarks.process import Program, ProgramFailed, free_port
 from tests.support.faulty_server import HANG, KEEP_GIL, KILL, MAX_ROWS, POISON
 from tests.support.server_process import ServerProcess
 
@@ -173,7 +173,7 @@ def test_a_call_that_keeps_the_interpreters_lock_ends_the_process_with_the_stack
     with pytest.raises(httpx.RemoteProtocolError):
         httpx.post(url + PREDICT, json={"prompt": KEEP_GIL}, timeout=60)
 
-    with pytest.raises(StartFailed, match="Exited with 1"):
+    with pytest.raises(ProgramFailed, match="Exited with 1"):
         program.wait_for_exit(limit_s=60)
     assert "Timeout (0:00:05)!" in program.log()
     assert "in faulty" in program.log()
