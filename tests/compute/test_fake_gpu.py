@@ -6,6 +6,7 @@ No result is computed, so these tests find no wrong number; a card does (`tests/
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -96,19 +97,30 @@ def test_server_starts_on_an_a10g_without_a_fallback(gpu: FakeGPU, dtype: torch.
     assert runner.forward(decode, [], range(3), tokens).shape == (3, VOCAB_SIZE)
 
 
-def test_weights_are_allocated_on_the_gpu_and_converted_there(gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("dtype", "staging_bytes"), [(torch.float16, safetensors.CHUNK_BYTES), (torch.bfloat16, 0)])
+def test_bfloat16_weights_are_converted_on_the_gpu(
+    gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: torch.dtype, staging_bytes: int
+) -> None:
+    """The weights are allocated once, in their final memory and format."""
     monkeypatch.setattr(safetensors, "_read_bytes", lambda fd, buffer, offset: buffer.nbytes)
     config = MistralConfig(**SHAPES["2b"], sliding_window=None)
 
     with gpu.reading():  # the start waits for its copies
-        model = weights._empty_model(config, torch.float16, CUDA)
+        model = weights._empty_model(config, dtype, CUDA)
         weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
         assert weight_bytes <= gpu.allocated_bytes < 1.001 * weight_bytes
         gpu.reset_peak()
         for parameter in model.parameters():
-            stored = StoredTensor(monkeypatch, torch.bfloat16, tuple(parameter.shape), 0)
+            stored = StoredTensor(tmp_path, torch.bfloat16, tuple(parameter.shape), 0)
             assert sum(safetensors._read_one(0, stored, parameter.data)) == parameter.nbytes
-    assert gpu.peak_bytes - gpu.allocated_bytes == safetensors.CHUNK_BYTES
+    assert gpu.peak_bytes - gpu.allocated_bytes == staging_bytes
+
+
+def test_only_a_cpu_has_computed_when_a_forward_returns(gpu: FakeGPU, model: MistralForCausalLM) -> None:
+    cache: Any = None
+
+    assert Runner(mistral(gpu), cache).is_async
+    assert not Runner(model, cache).is_async
 
 
 @pytest.mark.parametrize("flash", [True, False], ids=["flash", "dense"])
