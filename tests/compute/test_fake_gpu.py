@@ -166,6 +166,8 @@ def test_every_parameter_of_the_batch_samples_on_the_gpu(gpu: FakeGPU, kind: dic
     one = sampler(model, kind, seed=1, logprobs=2)
     gpu.may_read = not one.batchable
 
+    tensors = [value for p in one.processors for value in vars(p).values() if isinstance(value, Tensor)]
+    assert all(tensor.device == CUDA for tensor in tensors), "every step would copy them"
     for mask in (None, allow_all(1, VOCAB_SIZE, CUDA)):
         sampled([one], mask).append_to([one])
 
