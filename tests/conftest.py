@@ -22,6 +22,7 @@ from model_server.engine.config import EngineConfig
 from model_server.engine.engine import Engine
 from model_server.text.tokenizer import Text
 from tests.support.contiguous_cache import contiguous_cache
+from tests.support.fake_gpu import FakeGPU, fake_gpu
 from tests.support.flash_attention import documented_varlen_attn
 from tests.support.server_process import ServerProcess
 from tests.support.small_tokenizers import byte_fallback, with_tools
@@ -66,6 +67,15 @@ def model() -> MistralForCausalLM:
     fuse(model)
     pack(model)
     return model
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGPU]:
+    """A GPU that checks every operation and computes nothing (`tests/support/fake_gpu.py`)."""
+    if not torch.backends.cuda.is_built():
+        pytest.skip("this PyTorch is built without CUDA, so it has no fake CUDA tensors")
+    with fake_gpu(monkeypatch) as gpu:
+        yield gpu
 
 
 @pytest.fixture

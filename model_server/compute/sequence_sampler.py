@@ -81,7 +81,8 @@ class SequenceSampler:
     def append(self, token: Tensor | int) -> None:
         """Append a sampled token, which may be on the device, to the history."""
         if self.history is not None:
-            self.history[0, self.length] = token
+            # To assign an int to an element of a CUDA tensor, PyTorch copies it from the host and waits.
+            self.history[0, self.length].fill_(token)
             self.length += 1
 
     @property

@@ -127,11 +127,11 @@ class BatchLoop:
     def sample(self, batch: Batch, logits: Tensor) -> InFlightStep:
         """Sample a token for each of `batch.sampled` from a forward's logits, except where a grammar mask is late."""
         late = self._masks.late(batch)
-        if late:
+        prompt_logprobs = launch_prompt_logprobs(batch, logits)
+        if late:  # copies no logits of prompts: they take as much memory as the rest of the step
             batch, logits = batch.without(late, logits)
         samplers = [sequence.sampler for sequence in batch.sampled]
         # Sampling comes last: it appends to histories, so a step can be run again only if it failed before sampling.
-        prompt_logprobs = launch_prompt_logprobs(batch, logits)
         sampled = sample(logits[: len(samplers)], samplers, self._generator, self._masks.of(batch.sampled))
         # Even an empty view would keep all logits on the device while the next step runs.
         drafted = logits[-batch.num_drafted :] if batch.num_drafted else logits.new_empty((0, logits.shape[-1]))

@@ -108,12 +108,12 @@ class Batch:
         return sampled + prompt_logprobs + drafted
 
     def without(self, late: Collection[Sequence], logits: Tensor) -> tuple[Batch, Tensor]:
-        """Return the step without the late decoding sequences, and the logits of the remaining step."""
+        """Return the step without the late decoding sequences, and the logits from which it samples."""
         kept = Batch(
             [s for s in self.decode if s not in late], self.prefill, [d for d in self.drafts if d.sequence not in late]
         )
-        num_sampled, first_drafted = len(self.sampled), len(logits) - self.num_drafted
-        rows = [i for i, s in enumerate(self.sampled) if s not in late] + [*range(num_sampled, first_drafted)]
+        first_drafted = len(logits) - self.num_drafted
+        rows = [i for i, s in enumerate(self.sampled) if s not in late]
         for draft in self.drafts:
             drafted = range(first_drafted, first_drafted + len(draft.token_ids))
             rows += drafted if draft.sequence not in late else ()

@@ -1,11 +1,13 @@
-"""CUDA graphs, with stand-ins for streams and graphs: the captured steps, their stream and the results of replays."""
+"""CUDA graphs, with stand-ins for streams and graphs: the captured steps, their stream, replays and operations."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model_server.compute.fused_linear import fuse
 from model_server.compute.gpu.cuda_graphs import DecodeGraphs, StaticStep, batch_sizes
@@ -133,3 +135,52 @@ def test_broken_device_stops_the_start(runner: Runner, monkeypatch: pytest.Monke
 
     with pytest.raises(torch.AcceleratorError):
         runner.capture_graphs(4)
+
+
+class Kernels(TorchDispatchMode):
+    """Counts the operations that launch a kernel: all except views and allocations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        returns = func._schema.returns
+        is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+        if not is_view and func.overloadpacket.__name__ not in ("empty", "empty_like", "new_empty", "detach"):
+            self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def operations_of_a_decode_step(num_layers: int) -> Counter[str]:
+    model = tiny_mistral(head_dim=128, num_hidden_layers=num_layers).to("meta", torch.float16)
+    fuse(model)
+    cache = ContiguousKVCache(
+        model.config, num_tokens=2000, max_sequence_tokens=256, dtype=model.dtype, device=model.device, flash=True
+    )
+    graphs = DecodeGraphs(Runner(model, cache).decoder, cache, 2)
+    with Kernels() as kernels:
+        graphs.run([TokenRange(0, 70, [3]), TokenRange(256, 6, [4])])
+    return Counter(kernels.names)
+
+
+def test_layer_of_a_decode_step_is_13_operations() -> None:
+    """On a GPU, each operation is a kernel of 2 to 5 us; attention is several kernels."""
+    per_layer = operations_of_a_decode_step(3) - operations_of_a_decode_step(2)
+
+    assert per_layer.total() == 13
+    assert per_layer == {
+        "rms_norm": 2,
+        "linear": 2,
+        "addmm_": 2,
+        "flip": 1,
+        "mul_": 2,
+        "addcmul_": 1,
+        "index_put_": 1,
+        "_flash_attention_forward": 1,
+        "silu": 1,
+    }
+
+
+def test_decode_step_of_a_7b_models_32_layers_is_430_operations() -> None:
+    assert operations_of_a_decode_step(32).total() == 430

@@ -10,12 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch.overrides import TorchFunctionMode
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from model_server.errors import StartupError
 from model_server.loading import checkpoint, weights
-from model_server.loading.safetensors import _read_one, stored_tensors
 from model_server.settings import Settings
 from model_server.telemetry.progress import Progress, in_units
 
@@ -114,27 +112,6 @@ def test_weights_are_read_into_their_final_memory(model_dir):
     assert layer.self_attn.q_proj.weight.untyped_storage().data_ptr() == (
         layer.self_attn.qkv.weight.untyped_storage().data_ptr()
     )
-
-
-def test_a_gpu_converts_the_weights_itself(tmp_path, monkeypatch):
-    """Without a card: memory of the meta device, by the copies that PyTorch receives."""
-    save_file({"w": torch.ones(8, dtype=torch.bfloat16)}, tmp_path / "w.safetensors")
-    stored = stored_tensors([tmp_path / "w.safetensors"])["w"]
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *args, pin_memory, **options: empty(*args, **options))
-    sources = []
-
-    class Recorder(TorchFunctionMode):
-        def __torch_function__(self, func, types, args=(), kwargs=None):
-            if func is torch.Tensor.copy_:
-                sources.append((args[1].device.type, args[1].dtype))
-            return func(*args, **(kwargs or {}))
-
-    for dtype in (torch.float16, torch.bfloat16):
-        with stored.file.open("rb") as stream, Recorder():
-            list(_read_one(stream.fileno(), stored, empty(8, dtype=dtype, device="meta")))
-
-    assert sources == [("meta", torch.bfloat16), ("cpu", torch.bfloat16)]
 
 
 def test_broken_generation_config_is_refused(model_dir):

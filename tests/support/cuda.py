@@ -87,7 +87,7 @@ def _replay(calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]]) -> No
     for func, args, kwargs, out in calls:
         again = func(*args, **kwargs)
         for old, new in zip(_tensors(out), _tensors(again), strict=True):
-            if old is not new and old.data_ptr() != new.data_ptr():
+            if old is not new and old.untyped_storage()._cdata != new.untyped_storage()._cdata:
                 old.copy_(new)
 
 

@@ -17,6 +17,7 @@ from transformers import MistralConfig
 from model_server.compute.attention import chunk_attention, short_chunk_attention, short_chunk_mask
 from model_server.compute.cpu import malloc
 from model_server.compute.cpu.packed_linear import padded
+from model_server.compute.gpu.host_device import to_device
 from model_server.compute.kv_cache.base import TokenRange, head_dim, kv_bytes_per_token, window_of
 
 SEPARATE_CALL_TOKENS = 128
@@ -120,8 +121,8 @@ class DenseStep:
         token_ids = [t for r in ranges for t in r.token_ids]
         positions = [p for r in ranges for p in range(r.start, r.kv_len)]
         padding = [0] * (padded(len(token_ids)) - len(token_ids))
-        self.token_ids = torch.tensor(token_ids + padding, device=cache.device)
-        self.positions = torch.tensor(positions + padding, device=cache.device)
+        self.token_ids = to_device(token_ids + padding, cache.device, torch.long)
+        self.positions = to_device(positions + padding, cache.device, torch.long)
         self._chunks = [Chunk(cache, chunk) for chunk in prefill]
         self._lengths = [len(decode), *(len(chunk.token_ids) for chunk in prefill), len(padding)]
         if decode:
@@ -132,7 +133,7 @@ class DenseStep:
         kv_heads = memory.shape[3]
         kv_lens = [r.kv_len for r in decode]
         indices = [self._cache.index(r.kv_offset) for r in decode]
-        self._indices = torch.tensor(indices, device=device)
+        self._indices = to_device(indices, device, torch.long)
         self._last = self.positions[: len(decode)]
         self._num_regions = num_regions = max(indices) + 1
         self._in_order = indices == list(range(num_regions))
