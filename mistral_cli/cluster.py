@@ -34,7 +34,11 @@ class Unreachable(ClusterError):
 
 
 class Forbidden(ClusterError):
-    """401 or 403: the sentence names the missing right."""
+    """403: the sentence names the missing right."""
+
+
+class Unauthenticated(Forbidden):
+    """401: the token or the certificate is not valid, or has expired."""
 
 
 class NotFound(ClusterError):
@@ -209,9 +213,11 @@ def _error(status: int, data: bytes, method: str, path: str) -> ClusterError:
         sentence = str(json.loads(data)["message"])
     except (ValueError, KeyError, TypeError):
         sentence = data.decode(errors="replace").strip()[:300] or f"{method} {path}"
-    kinds: dict[int, type[ClusterError]] = {401: Forbidden, 403: Forbidden, 404: NotFound, 409: Conflict}
+    kinds: dict[int, type[ClusterError]] = {401: Unauthenticated, 403: Forbidden, 404: NotFound, 409: Conflict}
     kind = Unreachable if status in RETRIED else kinds.get(status, Rejected)
     # A quota and an admission webhook also answer 403; they are refusals of the object, not of the caller.
     if status == 403 and ("admission webhook" in sentence or "exceeded quota" in sentence):
         kind = Rejected
+    if status == 401:
+        sentence = f"The API server does not accept the credentials of the kubeconfig's context: {sentence}"
     return kind(f"{sentence} (HTTP {status})")

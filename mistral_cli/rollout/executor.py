@@ -6,9 +6,10 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from mistral_cli.cluster import INFERENCE_SERVICE, REVISION, Conflict, Kind, Rejected, Unreachable
+from mistral_cli.cluster import INFERENCE_SERVICE, REVISION, Conflict, Forbidden, Kind, Rejected, Unreachable
 from mistral_cli.exit_codes import Failure
 from mistral_cli.objects import Object
 from mistral_cli.rollout.gates.rules import GateResult, format_result
@@ -218,7 +219,10 @@ class Executor:
         observed, status = self.refresh()
         for name in plan.failed_revisions(status, step):
             self.log(f"  deleting {name}")
-            self.cluster.delete(REVISION, observed.namespace, name)
+            try:
+                self._retry_while_unreachable(partial(self.cluster.delete, REVISION, observed.namespace, name))
+            except (Forbidden, Rejected) as error:
+                self.log(f"  {name} keeps its pod and its GPU until the progress deadline: {error}")
 
     def _check_progress(self, observed: Observed, status: Status, waited_s: float) -> None:
         self._check_generation(observed)

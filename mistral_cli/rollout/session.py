@@ -12,10 +12,11 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
 import typer
 
-from mistral_cli.cluster import Cluster, ClusterError, NotFound
+from mistral_cli.cluster import Cluster, ClusterError, Forbidden, NotFound, Unauthenticated
 from mistral_cli.rollout import report, verbs
 from mistral_cli.rollout.executor import Executor
 from mistral_cli.rollout.gates.evaluator import Addresses, GateEvaluator
@@ -28,7 +29,7 @@ from mistral_cli.rollout.reader import Reader
 from mistral_cli.rollout.record import Progress
 from mistral_cli.rollout.state.status import Phase, compute, seconds
 
-MISUSE, REFUSED, STUCK = 2, 3, 5
+MISUSE, REFUSED, STUCK, INTERRUPTED = 2, 3, 5, 130
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ def run_locked(command: CommandOptions, verb: Callable[[Executor], str]) -> None
             executor.lock.acquire()
             with executor.lock.renewing(executor.lost.set):
                 outcome = verb(executor)
+        except KeyboardInterrupt:
+            _fail_interrupted(command, executor)
         finally:
             meter.close()
             with suppress(ClusterError):  # otherwise it expires
@@ -83,9 +86,8 @@ def _report_outcome(command: CommandOptions, executor: Executor, outcome: str, e
     executor.log(f"{outcome} after {elapsed_s:.0f} s")
     if outcome == verbs.STUCK:
         executor.log(
-            f"The old image could not be put back. "
-            f"Status: mistral rollout status {command.name} --context {command.context}. "
-            f"Try again: mistral rollout revert {command.name} --context {command.context}"
+            f"The old image could not be put back. Status: {_command_line(command, 'status')}. "
+            f"Try again: {_command_line(command, 'revert')}"
         )
     if (
         outcome == verbs.PROMOTED
@@ -113,16 +115,33 @@ def _failures(command: CommandOptions) -> Iterator[None]:
         _fail(command, "refused", f"There is no InferenceService {command.name} there, or no KServe: {error}", REFUSED)
     except LockLost as error:
         _fail(command, "lost the lock", str(error), STUCK)
+    except Unauthenticated as error:
+        _fail(command, "refused", str(error), REFUSED)
+    except Forbidden as error:
+        _fail(command, "refused", f"{error}. manifests/ci/rollout.yaml grants the rights of this command.", REFUSED)
     except ClusterError as error:
         _fail(command, "refused", str(error), REFUSED)
     except ValueError as error:
         _fail(command, "misuse", str(error), MISUSE)
     except KeyboardInterrupt:
-        hint = f"Interrupted twice. Status: mistral rollout status {command.name} --context {command.context}; "
-        _fail(command, "stuck", f"{hint}undo: mistral rollout revert {command.name} --context {command.context}", STUCK)
+        _fail(command, "interrupted", "Interrupted.", INTERRUPTED)
 
 
-def _fail(command: CommandOptions, result: str, sentence: str, code: int) -> None:
+def _fail_interrupted(command: CommandOptions, executor: Executor) -> NoReturn:
+    """End a command whose verb did not handle Ctrl-C: it had changed nothing, or it was reverting."""
+    if executor.record is None or not executor.record.unfinished:
+        _fail(command, "refused", "Interrupted before any change.", REFUSED)
+    undo = f"Status: {_command_line(command, 'status')}. Undo: {_command_line(command, 'revert')}"
+    _fail(command, "stuck", f"Interrupted before the rollout ended. {undo}", STUCK)
+
+
+def _command_line(command: CommandOptions, verb: str) -> str:
+    """Return the command of another verb for the same service."""
+    namespace = f" --namespace {command.namespace}" if command.namespace else ""
+    return f"mistral rollout {verb} {command.name} --context {command.context}{namespace}"
+
+
+def _fail(command: CommandOptions, result: str, sentence: str, code: int) -> NoReturn:
     print(f"Error: {sentence}", file=sys.stderr, flush=True)
     if command.output == "json":
         empty = report.as_json(result, None, (), 0) | {"reason": sentence}

@@ -69,6 +69,8 @@ class Release:
     def uninstall(self) -> None:
         """Remove all of it, also what the chart leaves for older revisions."""
         self.helm("uninstall", NAME, "--ignore-not-found", "--wait")
+        # A pod that still drains delays the end of its namespace by half its grace period, which is the timeout.
+        self.kubectl("delete", "pods", "--all", "--force", "--grace-period=0")
         self.kubectl("delete", "namespace", self.namespace, "--ignore-not-found")
         for name in self.kubectl("get", "clusterstoragecontainer", "--output", "name").split():
             if f"/{self.namespace}-{NAME}" in name:

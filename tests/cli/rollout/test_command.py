@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mistral_cli.app import app
-from tests.support.cluster_api.api import CONTEXT
+from tests.support.cluster_api.api import CONTEXT, Fault
 from tests.support.cluster_api.gateway import FAILING, GOOD, Behaviour, Gateway, serving
 from tests.support.cluster_api.knative import Image
 from tests.support.cluster_api.kserve import NAME, NAMESPACE
@@ -105,6 +105,44 @@ def test_an_interrupted_rollout_is_reverted(tmp_path: Path, sent: signal.Signals
         assert "Reverting: interrupted" in stdout
         assert cluster.at.users() == {OLD: 100}
         assert NEW not in cluster.at.world.images_by_revision().values()
+
+
+def test_a_rollout_that_is_interrupted_before_its_first_change_is_refused(tmp_path: Path) -> None:
+    with live(tmp_path) as cluster:
+        store = cluster.at.world.store
+        store.faults.append(Fault("GET", "inferenceservices", 503, "connection refused", times=10_000))
+        process = cluster.deploy()
+        cluster.until(lambda: LEASE in store.objects)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=90)
+        assert process.returncode == 3, stderr
+        assert "Interrupted before any change." in stderr
+
+
+def test_a_revert_that_is_interrupted_names_the_commands_that_continue_it(tmp_path: Path) -> None:
+    with live(tmp_path, images={NEW: Image(hangs=True)}) as cluster:
+        process = cluster.deploy("--namespace", NAMESPACE)
+        cluster.until(lambda: NEW in cluster.at.world.images_by_revision().values())
+        fault = Fault("PATCH", "inferenceservices", 503, "connection refused", times=10_000)
+        cluster.at.world.store.faults.append(fault)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        assert any("Reverting: interrupted" in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=90)
+        assert process.returncode == 5, stderr
+        assert f"Undo: mistral rollout revert {NAME} --context {CONTEXT} --namespace {NAMESPACE}" in stderr
+
+
+def test_a_missing_right_and_bad_credentials_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    sentences = {403: "manifests/ci/rollout.yaml grants the rights", 401: "does not accept the credentials"}
+    for status, sentence in sentences.items():
+        with bench(tmp_path) as at:
+            at.world.store.faults.append(Fault("GET", "leases", status, "Unauthorized"))
+            env = {"KUBECONFIG": str(at.kubeconfig)}
+            ran = CliRunner().invoke(app, ["rollout", "deploy", NAME, "--image", NEW, "--context", CONTEXT], env=env)
+            assert ran.exit_code == 3, ran.output
+            assert sentence in ran.output
 
 
 def test_a_killed_runner_leaves_what_the_next_one_finishes(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from mistral_cli.rollout import verbs
 from tests.support.cluster_api.api import Fault
-from tests.support.cluster_api.runs import OLD, bench
+from tests.support.cluster_api.knative import Image
+from tests.support.cluster_api.runs import NEW, OLD, bench
 
 
 def test_a_helm_upgrade_in_the_middle_is_noticed_and_the_old_image_ends_up_with_all_users(tmp_path: Path) -> None:
@@ -50,3 +51,19 @@ def test_rights_that_only_a_better_check_needs_may_be_missing(tmp_path: Path) ->
             for part in ("nodes", "events", "/log")
         ]
         assert at.deploy() == verbs.PROMOTED
+
+
+def test_a_revert_succeeds_without_the_right_to_delete_the_failed_revision(tmp_path: Path) -> None:
+    with bench(tmp_path, images={NEW: Image(crashes=True)}) as at:
+        at.world.store.faults.append(Fault("DELETE", "revisions", 403, "cannot delete revisions", times=10_000))
+        assert at.deploy() == verbs.REVERTED
+        assert at.users() == {OLD: 100}
+        assert any("keeps its pod and its GPU until the progress deadline" in line for line in at.logged)
+
+
+def test_the_failed_revision_is_deleted_after_an_api_server_was_away(tmp_path: Path) -> None:
+    with bench(tmp_path, images={NEW: Image(crashes=True)}) as at:
+        at.world.store.faults.append(Fault("DELETE", "revisions", 503, "connection refused", times=7))
+        assert at.deploy() == verbs.REVERTED
+        assert NEW not in at.world.images_by_revision().values()
+        assert not any("to revert failed" in line for line in at.logged)
