@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tests.e2e.cluster import Release, wait_until
-from tests.e2e.load import ask_many
+from tests.e2e.load import ask
 from tests.e2e.test_rollout import FAULTY_IMAGE
 
 WATCHDOG_AND_ROOM_S = 50 + 70
@@ -26,7 +26,13 @@ def test_a_stuck_interpreter_ends_its_container_and_leaves_the_stacks_in_its_log
         return sum(c["restartCount"] for c in pod["status"]["containerStatuses"] if c["name"] == "kserve-container")
 
     assert restarts() == 0
-    threading.Thread(target=ask_many, args=[release.target, 20, 1], daemon=True).start()
+    target = release.target
+
+    def ask_until_it_is_stuck() -> None:
+        for _ in range(20):
+            ask(target)
+
+    threading.Thread(target=ask_until_it_is_stuck, daemon=True).start()  # a pool's thread would delay the exit
 
     wait_until(lambda: restarts() == 1, "the container was restarted", WATCHDOG_AND_ROOM_S)
     log = release.kubectl("logs", pod["metadata"]["name"], "--container", "kserve-container", "--previous")
