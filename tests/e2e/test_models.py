@@ -28,6 +28,7 @@ def downloading(make_release: Callable[[str], Release]) -> Iterator[Release]:
     release = make_release("-models")
     release.install(settings={**DOWNLOAD, "storage.uri": f"{MODEL}:one"})
     wait_until(lambda: release.objects("pod") != [], "the first revision has a pod")
+    wait_until(lambda: release.newest_revision != "", "KServe's status names the first revision")
     yield release
     release.uninstall()
 

@@ -54,7 +54,8 @@ def _image(options: Options) -> list[str]:
 def _state(observed: Observed, status: Status, options: Options) -> list[str]:
     reasons = []
     if not settled(status):
-        reasons.append(f"{observed.name} is not stable ({status.describe()}): promote or revert it first.")
+        remedy = "repair it first" if status.candidate is None else "promote or revert it first"
+        reasons.append(f"{observed.name} is not stable ({status.describe()}): {remedy}.")
     if observed.mode not in (KNATIVE, STANDARD):
         reasons.append(f"Deployment mode {observed.mode} is not supported.")
     if observed.mode == STANDARD:

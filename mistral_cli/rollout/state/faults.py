@@ -60,11 +60,29 @@ def of_update(service: Object, events: Sequence[Object], since: datetime | None)
 
 def _pod(pod: Object, events: Sequence[Object]) -> Iterable[str]:
     name = pod["metadata"]["name"]
+    yield from _missing_volume(pod, events)
     for init in dig(pod, "status", "initContainerStatuses") or ():
         yield from _container(name, init, RESTARTS_OF_A_DOWNLOAD, events)
     for container in dig(pod, "status", "containerStatuses") or ():
         if container.get("name") != "queue-proxy":
             yield from _container(name, container, RESTARTS_THAT_PROVE_A_CRASH_LOOP, events)
+
+
+def _missing_volume(pod: Object, events: Sequence[Object]) -> Iterable[str]:
+    """Return the event of a pod whose containers wait for a Secret or a ConfigMap that does not exist."""
+    name = pod["metadata"]["name"]
+    statuses = [*(dig(pod, "status", "initContainerStatuses") or ()), *(dig(pod, "status", "containerStatuses") or ())]
+    if any(dig(status, "state", "waiting") is None for status in statuses):
+        return
+    for event in events:
+        message = str(event.get("message", "")).strip()
+        if (
+            event.get("reason") == "FailedMount"
+            and dig(event, "involvedObject", "name") == name
+            and message.endswith("not found")
+            and any(f'{kind} "' in message for kind in ("secret", "configmap"))
+        ):
+            yield f"{name}: {_short(message)}"
 
 
 def _container(pod: str, status: Object, restarts: int, events: Sequence[Object]) -> Iterable[str]:

@@ -94,6 +94,20 @@ STATES: dict[str, tuple[Observed, Phase, str]] = {
         ),
         Phase.FAILED, 'secrets "hf-token" not found',
     ),
+    "a Secret that is mounted is missing": (
+        observed(
+            pods=waiting("ContainerCreating"),
+            events=[event("Pod", f"{R2}-deployment-6b-x", "FailedMount", 'MountVolume.SetUp: secret "keys" not found')],
+        ),
+        Phase.FAILED, 'secret "keys" not found',
+    ),
+    "a Secret was missing until the container could start": (
+        observed(
+            pods=[pod(R2, containers=[container(running={})])],
+            events=[event("Pod", f"{R2}-deployment-6b-x", "FailedMount", 'MountVolume.SetUp: secret "keys" not found')],
+        ),
+        Phase.LOADING, "loads",
+    ),
     "a ConfigMap key is missing": (
         observed(pods=waiting("CreateContainerConfigError", "k")),
         Phase.FAILED, "CreateContainerConfigError",
