@@ -55,7 +55,7 @@ def _quotas(observed: Observed, extra_pods: int) -> list[str]:
         for key, limit in hard.items():
             if key not in taken:
                 continue
-            free = quantity(limit) - quantity(used.get(key, "0"))
+            free = max(Decimal(0), quantity(limit) - quantity(used.get(key, "0")))
             needed = taken[key] * extra_pods
             if free < needed:
                 reasons.append(

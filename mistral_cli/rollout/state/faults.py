@@ -35,7 +35,7 @@ def of_version(version: Object, pods: Sequence[Object], events: Sequence[Object]
     """Return why this revision or Deployment cannot become ready, or None if it still may."""
     return next(
         (fault for pod in pods for fault in _pod(pod, events)), None
-    ) or _revision(version) or _deployment(version) or _refused_pod(version, events)  # fmt: skip
+    ) or _revision(version) or _deployment(version) or refused_pod(version, events)  # fmt: skip
 
 
 def of_update(service: Object, events: Sequence[Object], since: datetime | None) -> str | None:
@@ -123,24 +123,33 @@ def _deployment(deployment: Object) -> str | None:
     return None
 
 
-def _refused_pod(version: Object, events: Sequence[Object]) -> str | None:
-    """Return the event of a ReplicaSet whose pods are refused: a missing Secret, a quota, a storage container."""
+def refused_pod(version: Object, events: Sequence[Object]) -> str | None:
+    """Return the event of a ReplicaSet whose last pod was refused: a missing Secret, a quota, a storage container."""
     created = time_of(dig(version, "metadata", "creationTimestamp"))
-    for event in events:
-        owner, message = str(dig(event, "involvedObject", "name") or ""), str(event.get("message", ""))
-        if (
-            event.get("reason") == "FailedCreate"
-            and owner.startswith(version["metadata"]["name"])
-            and _is_new(event, created)
-            and any(part in message for part in REFUSED_PODS)
-        ):
-            return f"{owner}: no pod can be created: {_short(message)}"
+    mine = [
+        event
+        for event in events
+        if str(dig(event, "involvedObject", "name") or "").startswith(f"{version['metadata']['name']}-")
+        and _is_new(event, created)
+    ]
+    successes = [_seen(event) for event in mine if event.get("reason") == "SuccessfulCreate"]
+    for event in mine:
+        message = str(event.get("message", ""))
+        if event.get("reason") == "FailedCreate" and any(part in message for part in REFUSED_PODS):
+            seen = _seen(event)
+            if not any(seen is not None and success is not None and success >= seen for success in successes):
+                return f"{dig(event, 'involvedObject', 'name')}: no pod can be created: {_short(message)}"
     return None
 
 
 def _is_new(event: Object, since: datetime | None) -> bool:
-    seen = time_of(dig(event, "series", "lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime"))
+    seen = _seen(event)
     return since is None or seen is None or seen >= since.replace(microsecond=0)
+
+
+def _seen(event: Object) -> datetime | None:
+    """Return the time of an event's last occurrence."""
+    return time_of(dig(event, "series", "lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime"))
 
 
 def _short(message: str) -> str:

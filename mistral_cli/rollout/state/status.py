@@ -112,6 +112,9 @@ def compute(observed: Observed, changed: datetime | None = None) -> Status:
         starting, waits_for, _ = _starting(observed, newest, pods)
         return status(_traffic_phase(found, newest), f"{newest.name} is {starting.lower()}: {waits_for}")
     phase = _traffic_phase(found, newest)
+    # No fault: the event may be older than its repair, and the next request tries again.
+    if newest.name not in running and (refusal := faults.refused_pod(newest.source, observed.events)):
+        return status(phase, f"{newest.name} has no pod: {refusal}")
     sentences = {
         Phase.SETTLING: f"{newest.name} will get {_desired_share(found)} %",
         Phase.STABLE: f"{newest.name} runs {newest.image}",

@@ -94,6 +94,23 @@ STATES: dict[str, tuple[Observed, Phase, str]] = {
         ),
         Phase.FAILED, 'secrets "hf-token" not found',
     ),
+    "a service at zero whose last pod was refused": (
+        observed(
+            service(OLD, None, created=R1), revisions=[revision(R1, OLD)],
+            events=[event("ReplicaSet", f"{R1}-deployment-6b", "FailedCreate", "pods is forbidden: exceeded quota: q")],
+        ),
+        Phase.STABLE, "has no pod: ",
+    ),
+    "a service at zero whose pods were created after a refusal": (
+        observed(
+            service(OLD, None, created=R1), revisions=[revision(R1, OLD)],
+            events=[
+                event("ReplicaSet", f"{R1}-deployment-6b", "FailedCreate", "exceeded quota: q", seconds_ago=60),
+                event("ReplicaSet", f"{R1}-deployment-6b", "SuccessfulCreate", "Created pod", seconds_ago=30),
+            ],
+        ),
+        Phase.STABLE, f"runs {OLD}",
+    ),
     "a Secret that is mounted is missing": (
         observed(
             pods=waiting("ContainerCreating"),
