@@ -83,7 +83,8 @@ def pods_of(observed: Observed, version: Version) -> list[Object]:
 
 
 def compute(observed: Observed, changed: datetime | None = None) -> Status:
-    """Return the status. Events older than `changed`, the last patch of the spec, do not count."""
+    """Return the status. Events older than the last change of the spec, by this command or another, do not count."""
+    changed = max(filter(None, (changed, _spec_written(observed.service))), default=None)
     found = versions_of(observed)
     running = frozenset(
         version.name
@@ -122,6 +123,13 @@ def compute(observed: Observed, changed: datetime | None = None) -> Status:
         Phase.SPLIT: f"{newest.name} gets {newest.share} %",
     }
     return status(phase, sentences[phase])
+
+
+def _spec_written(service: Object) -> datetime | None:
+    """Return when the spec was last written, by `managedFields`; None where the API server does not say."""
+    entries = dig(service, "metadata", "managedFields") or ()
+    times = [time_of(entry.get("time")) for entry in entries if "f:spec" in (entry.get("fieldsV1") or ())]
+    return max(filter(None, times), default=None)
 
 
 def _traffic_phase(found: Versions, newest: Version) -> Phase:

@@ -22,6 +22,7 @@ from tests.support.cluster_api.objects import (
     pod,
     revision,
     service,
+    stamp,
 )  # fmt: skip
 
 CRASHED = {"exitCode": 1, "reason": "Error", "message": "loading\nValueError: bad weights"}
@@ -110,6 +111,22 @@ STATES: dict[str, tuple[Observed, Phase, str]] = {
             ],
         ),
         Phase.STABLE, f"runs {OLD}",
+    ),
+    "a quota refused a change that another change has replaced": (
+        observed(
+            service(created=R1, managedFields=[{"manager": "helm", "time": stamp(60), "fieldsV1": {"f:spec": {}}}]),
+            revisions=[revision(R1, OLD)],
+            events=[event("InferenceService", "mistral-7b", "InternalError", QUOTA, seconds_ago=90)],
+        ),
+        Phase.PENDING, "no version",
+    ),
+    "a quota refuses a change that helm made": (
+        observed(
+            service(created=R1, managedFields=[{"manager": "helm", "time": stamp(60), "fieldsV1": {"f:spec": {}}}]),
+            revisions=[revision(R1, OLD)],
+            events=[event("InferenceService", "mistral-7b", "InternalError", QUOTA, seconds_ago=30)],
+        ),
+        Phase.FAILED, "exceeded quota",
     ),
     "a Secret that is mounted is missing": (
         observed(
