@@ -191,7 +191,8 @@ class Cluster:
                 method, url, headers=headers, body=payload, timeout=self._timeout_s
             )
         except HTTPError as error:
-            raise Unreachable(f"The cluster {self.host} does not answer: {error}") from error
+            cause = getattr(error, "reason", None) or error  # the client wraps the last failure of several attempts
+            raise Unreachable(f"The cluster {self.host} does not answer: {cause}") from error
         if response.status >= 300:
             raise _error(response.status, response.data, method, path)
         return bytes(response.data)

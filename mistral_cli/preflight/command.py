@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mistral_cli.cluster import Cluster, ClusterError, only_context
+from mistral_cli.cluster import Cluster, ClusterError, Forbidden, Unauthenticated, only_context
 from mistral_cli.objects import dig
 from mistral_cli.preflight import report
 from mistral_cli.preflight.checks.finding import EXIT_CODES, result
@@ -73,6 +73,7 @@ def preflight(
 def _run(source: Source, namespace: str | None, context: str | None, output: str) -> int:
     context = context or only_context()
     cluster = Cluster(context, retries=RETRIES)
+    _check_connection(cluster)
     release, namespace = _release(source, namespace, cluster.namespace)
     target = Target(
         context=context,
@@ -88,6 +89,20 @@ def _run(source: Source, namespace: str | None, context: str | None, output: str
     for line in lines:
         print(line, flush=True)
     return EXIT_CODES[result(findings)]
+
+
+def _check_connection(cluster: Cluster) -> None:
+    """Ask one question first: without a connection or with bad credentials, every row would repeat the same reason.
+
+    Raises:
+        ClusterError: the API server does not answer, or does not accept the credentials.
+    """
+    try:
+        cluster.read("/version")
+    except Unauthenticated:
+        raise
+    except Forbidden:
+        return  # the row of the version says which right is missing
 
 
 def _release(source: Source, namespace: str | None, default: str) -> tuple[Release, str]:

@@ -136,6 +136,29 @@ def test_the_only_context_is_taken_and_of_several_none(tmp_path: Path) -> None:
     assert "The kubeconfig has 2 contexts (double, production): name one with --context." in result.stderr
 
 
+def test_an_api_server_that_does_not_answer_is_reported_once_and_briefly(tmp_path: Path) -> None:
+    with site(tmp_path) as at:
+        config = yaml.safe_load(at.kubeconfig.read_text())
+        config["clusters"][0]["cluster"]["server"] = "http://127.0.0.1:9"
+        at.kubeconfig.write_text(yaml.safe_dump(config))
+        result = at.run(*at.chart())
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    [line] = result.stderr.splitlines()
+    assert line.startswith("Error: The cluster http://127.0.0.1:9 does not answer: ")
+    assert "Connection refused" in line
+    assert "Max retries" not in line
+
+
+def test_credentials_that_the_api_server_does_not_accept_are_reported_once(tmp_path: Path) -> None:
+    with site(tmp_path) as at:
+        at.store.faults.append(Fault("GET", "/", 401, "Unauthorized", times=1000))
+        result = at.run(*at.chart())
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "does not accept the credentials of the kubeconfig's context" in result.stderr
+
+
 def test_the_token_and_the_passwords_are_never_printed(tmp_path: Path) -> None:
     with site(tmp_path) as at:
         result = at.run(*at.chart(), "--output", "json")
