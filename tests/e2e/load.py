@@ -93,9 +93,12 @@ def _read(response: httpx.Response, content: bytes) -> tuple[str, str]:
     body = content.decode(errors="replace")
     if response.status_code != 200:
         return body, f"{response.status_code}: {body[:200]}"
-    if response.headers["content-type"].startswith("text/event-stream"):
+    content_type = response.headers.get("content-type", "")
+    if content_type.startswith("text/event-stream"):
         events = body.split("\n\n")
         if events[-2:] != ["data: [DONE]", ""]:
             return body, f"the stream ended without [DONE]: ...{body[-200:]}"
         return "".join(json.loads(event.removeprefix("data: "))["text"] for event in events[:-2]), ""
+    if not content_type.startswith("application/json"):
+        return body, f"200 with the content type {content_type!r}: {body[:200]}"
     return httpx.Response(200, content=content).json()["predictions"][0]["generated_text"], ""
