@@ -106,11 +106,20 @@ class Worker:
         if response.status_code in NOT_NOW:
             await self._do(self._store.requeue, record.id, _retry_after_s(response), counts=False)
         elif response.is_success:
-            await self._finish(record, Status.SUCCEEDED, data=_content(response))
+            await self._answered(record, response)
         elif response.is_server_error:
             await self._failed(record, _error(response))
         else:
             await self._finish(record, Status.FAILED, error=_error(response))
+
+    async def _answered(self, record: Record, response: httpx.Response) -> None:
+        try:
+            data = response.json()
+        except ValueError:  # a proxy that ends can leave status 200 and no body, or half of it
+            message = f"the answer with status {response.status_code} is not JSON"
+            await self._failed(record, {"code": "broken_answer", "message": message})
+        else:
+            await self._finish(record, Status.SUCCEEDED, data=data)
 
     async def _failed(self, record: Record, error: dict[str, str]) -> None:
         """Try again as the request's `inference_retry_config` says, or give up."""

@@ -168,6 +168,9 @@ class Executor:
                         raise
                     serving = " and ".join(status.versions.shares)
                     self.log(f"Stopped here: {serving} serves all users, but this was not reached: {goal} ({failure}).")
+                    self.log(
+                        f"The spec keeps 0 percent for new revisions until `mistral rollout promote {observed.name}`."
+                    )
                     self.save_record(progress=Progress.REVERTED)
                     return False
             self.sleep(self.poll_s)

@@ -151,8 +151,8 @@ def step(executor: Executor, percent: int, measure: bool) -> str:
 
 
 def promote(executor: Executor) -> str:
-    """Give the newest version all traffic."""
-    record = _current_record(executor)
+    """Give the newest version all traffic, also the one of the old image with which a revert could not end."""
+    record = _current_record(executor, same_image=True)
     return _execute_or_revert(executor, plan.promotion(record))
 
 
@@ -172,7 +172,7 @@ def stop(executor: Executor) -> str:
     return DONE
 
 
-def _current_record(executor: Executor) -> Record:
+def _current_record(executor: Executor, same_image: bool = False) -> Record:
     """Return the record of the rollout in progress, or make one for a canary that something else started.
 
     Raises:
@@ -181,9 +181,10 @@ def _current_record(executor: Executor) -> Record:
     observed, status = executor.refresh()
     executor.record = executor.lock.record()
     if executor.record is None or not executor.record.unfinished:
-        if status.candidate is None or status.stable is None or status.candidate.image == status.stable.image:
+        stable, candidate = status.stable, status.candidate
+        if stable is None or candidate is None or (candidate.image == stable.image and not same_image):
             raise Refused(f"No rollout of {observed.name} is in progress: {status.describe()}")
-        found = new_record(observed, status, Options(status.candidate.image, CANARY), executor.now())
+        found = new_record(observed, status, Options(candidate.image, CANARY), executor.now())
         executor.record = found
         executor.save_record()
     executor.generation = observed.generation

@@ -8,7 +8,7 @@ import pytest
 
 from mistral_relay.store import Store
 from tests.support.relay import BUSY, FAST, FAULT, OK, REFUSED, Receiver, ask, ended
-from tests.support.scripted_server import hang_up
+from tests.support.scripted_server import answer_bytes, hang_up
 
 
 @pytest.mark.parametrize("prefix", ["", "/production", "/development", "/environments/staging", "/deployment/abc"])
@@ -39,6 +39,7 @@ def test_an_accepted_request_is_sent_to_the_predict_path_and_its_answer_kept(ser
         ((REFUSED,), 1, "FAILED", "bad_request"),
         ((FAULT,), 3, "FAILED", "internal"),
         ((hang_up,), 3, "FAILED", "broken_connection"),
+        ((answer_bytes(b"", 200),), 3, "FAILED", "broken_answer"),
         ((FAULT, OK), 2, "SUCCEEDED", None),
         ((BUSY, BUSY, BUSY, BUSY, OK), 5, "SUCCEEDED", None),
     ],

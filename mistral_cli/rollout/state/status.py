@@ -83,9 +83,10 @@ def pods_of(observed: Observed, version: Version) -> list[Object]:
 
 
 def compute(observed: Observed, changed: datetime | None = None) -> Status:
-    """Return the status. Events older than the last change of the spec, by this command or another, do not count."""
-    changed = max(filter(None, (changed, _spec_written(observed.service))), default=None)
+    """Return the status. Events older than the last change of the spec or the newest version do not count."""
     found = versions_of(observed)
+    created = [time_of(dig(version.source, "metadata", "creationTimestamp")) for version in found.all[-1:]]
+    changed = max(filter(None, (changed, _spec_written(observed.service), *created)), default=None)
     running = frozenset(
         version.name
         for version in found.all

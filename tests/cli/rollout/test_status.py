@@ -120,6 +120,13 @@ STATES: dict[str, tuple[Observed, Phase, str]] = {
         ),
         Phase.PENDING, "no version",
     ),
+    "a quota refused a change before the newest revision was created": (
+        observed(
+            pods=waiting("ContainerCreating"),
+            events=[event("InferenceService", "mistral-7b", "InternalError", QUOTA, seconds_ago=400)],
+        ),
+        Phase.PULLING, "ContainerCreating",
+    ),
     "a quota refuses a change that helm made": (
         observed(
             service(created=R1, managedFields=[{"manager": "helm", "time": stamp(60), "fieldsV1": {"f:spec": {}}}]),

@@ -10,6 +10,7 @@ from mistral_cli.rollout import verbs
 from mistral_cli.rollout.planning.preconditions import Options, Refused
 from mistral_cli.rollout.record import Progress
 from mistral_cli.rollout.state.status import compute
+from tests.support.cluster_api.kserve import SERVICE
 from tests.support.cluster_api.runs import NEW, OLD, bench
 
 
@@ -39,6 +40,16 @@ def test_revert_undoes_a_canary_that_helm_started(tmp_path: Path) -> None:
         at.change_service("dev.local/mistral:other", 10)
         assert verbs.revert_in_progress(at.executor()) == verbs.DONE
         assert at.users() == {OLD: 100}
+
+
+def test_promote_ends_a_revert_that_stopped_before_its_own_revision_was_ready(tmp_path: Path) -> None:
+    with bench(tmp_path) as at:
+        at.change_service(NEW, 0)
+        at.change_service(OLD, 0)
+        newest = list(at.world.images_by_revision())[-1]
+        assert verbs.promote(at.executor()) == verbs.PROMOTED
+        assert "canaryTrafficPercent" not in at.world.store.objects[SERVICE]["spec"]["predictor"]
+        assert [target["revisionName"] for target in at.world.route if target["percent"]] == [newest]
 
 
 def test_a_verb_without_a_rollout_is_refused(tmp_path: Path) -> None:
