@@ -46,6 +46,7 @@ def standard(make_release: Callable[[str], Release]) -> Release:
     settings |= {"scaling.standard.autoscaler": "none", **DOWNLOAD, "storage.uri": f"{MODEL}:one"}
     release = replace(release, gateway=GATEWAY)
     release.install(settings=settings)
+    wait_until(lambda: release.objects("deployment") != [], "KServe has made the Deployment")
     ready = "--for=jsonpath={.status.readyReplicas}=1"
     release.kubectl("wait", ready, f"deployment/{NAME}-predictor", "--timeout=10m")
     release.kubectl("apply", "--filename", str(RIGHTS))
@@ -81,7 +82,9 @@ def deploy_in_a_pod(release: Release, image: str, name: str) -> tuple[int, dict[
     log = release.kubectl("logs", name)
     print(log)
     [container] = pod()["containerStatuses"]
-    return container["state"]["terminated"]["exitCode"], json.loads(log.splitlines()[-1])
+    return container["state"]["terminated"]["exitCode"], json.loads(
+        next(line for line in log.splitlines() if line.startswith("{"))
+    )  # among the lines of stderr
 
 
 def test_a_standard_release_answers_through_the_gateway(standard: Release) -> None:

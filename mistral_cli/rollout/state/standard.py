@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from mistral_cli.objects import dig, image_of
+from mistral_cli.objects import Object, dig, image_of
 from mistral_cli.rollout.state.observed import Observed
 from mistral_cli.rollout.state.versions import Version, Versions
 
@@ -32,7 +32,7 @@ def versions(observed: Observed) -> Versions:
         return Version(
             name=name,
             image=image_of(deployment["spec"]["template"]["spec"]),
-            ready=(dig(deployment, "status", "availableReplicas") or 0) > 0,
+            ready=_is_rolled_out(deployment),
             share=weights.get(name, 0),
             routed=name in weights,
             url=f"http://{name}.{observed.namespace}.svc.cluster.local",
@@ -52,6 +52,16 @@ def versions(observed: Observed) -> Versions:
         desired_share=canary["trafficPercent"] if canary else None,
         created=((candidate if canary else stable) or Version("", "", False)).image == wished,
         url=str(dig(observed.service, "status", "url") or ""),
+    )
+
+
+def _is_rolled_out(deployment: Object) -> bool:
+    """Return whether a pod is available and all pods are of the newest template: old pods serve until then."""
+    status = deployment.get("status") or {}
+    return (
+        (status.get("observedGeneration") or 0) >= (dig(deployment, "metadata", "generation") or 0)
+        and (status.get("replicas") or 0) == (status.get("updatedReplicas") or 0)
+        and (status.get("availableReplicas") or 0) > 0
     )
 
 
@@ -86,10 +96,12 @@ def share_patch(observed: Observed, share: int) -> dict[str, Any]:
 
 
 def promote_patch(observed: Observed) -> dict[str, Any]:
-    """Return the patch that makes the canary the stable predictor: its Deployment stays, so nothing restarts."""
+    """Return the patch that gives the stable predictor the canary's image, by a rolling update, and drops the canary.
+
+    KServe's webhook lets the canary's Deployment take over, by its name, only together with another storage URI.
+    """
     (entry,) = observed.service["spec"]["canary"]
-    taken = {"name": entry["predictor"]["name"], "containers": entry["predictor"]["containers"]}
-    return {"spec": {"predictor": taken, "canary": None}}
+    return {"spec": {"predictor": {"containers": entry["predictor"]["containers"]}, "canary": None}}
 
 
 def revert_patch(observed: Observed, image: str) -> dict[str, Any]:

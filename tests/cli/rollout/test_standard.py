@@ -10,7 +10,7 @@ import pytest
 from mistral_cli.rollout import verbs
 from mistral_cli.rollout.planning.preconditions import Refused
 from tests.support.cluster_api.knative import Image
-from tests.support.cluster_api.kserve import SERVICE
+from tests.support.cluster_api.kserve import NAME, SERVICE
 from tests.support.cluster_api.runs import NEW, OLD, Bench, bench
 from tests.support.cluster_api.standard import StandardWorld
 
@@ -22,7 +22,7 @@ def spec(at: Bench) -> dict[str, Any]:
     return found
 
 
-def test_a_good_canary_becomes_the_stable_predictor_without_a_restart(tmp_path: Path) -> None:
+def test_the_stable_predictor_gets_the_image_of_a_good_canary_by_a_rolling_update(tmp_path: Path) -> None:
     with bench(tmp_path, **STANDARD) as at:
         assert at.deploy() == verbs.PROMOTED
         assert at.users() == {NEW: 100}
@@ -30,7 +30,9 @@ def test_a_good_canary_becomes_the_stable_predictor_without_a_restart(tmp_path: 
         assert "canary" not in spec(at)
         assert list(at.world.images_by_name().values()) == [NEW]
         (name,) = at.world.images_by_name()
-        assert at.world.starts[name] == 1
+        assert name == f"{NAME}-predictor"
+        assert at.world.starts[name] == 2
+        assert at.world.ages[name] > Image().load_ticks, "the command waits until the new pod is ready"
 
 
 def test_the_canary_has_one_replica_and_its_own_name(tmp_path: Path) -> None:
