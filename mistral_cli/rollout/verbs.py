@@ -153,7 +153,7 @@ def step(executor: Executor, percent: int, measure: bool) -> str:
 def promote(executor: Executor) -> str:
     """Give the newest version all traffic, also the one of the old image with which a revert could not end."""
     record = _current_record(executor, same_image=True)
-    return _execute_or_revert(executor, plan.promotion(record))
+    return _execute_or_revert(executor, plan.promotion(executor.refresh()[1], record))
 
 
 def stop(executor: Executor) -> str:

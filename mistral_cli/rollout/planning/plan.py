@@ -122,11 +122,11 @@ def deploy(status: Status, record: Record, steps: tuple[int, ...]) -> list[Step]
         return _swap(status, record)
     image = record.image
     if status.stable is not None and status.stable.image == image:
-        return promotion(record)
+        return promotion(status, record)
     plan: list[Step] = []
     reached = _current_share(status, image)
     if reached == 100:
-        return promotion(record)
+        return promotion(status, record)
     if reached is None:
         plan.append(Patch(Start(image, 0), f"one patch; users stay on {record.stable} until the gates have passed"))
         reached = 0
@@ -137,7 +137,7 @@ def deploy(status: Status, record: Record, steps: tuple[int, ...]) -> list[Step]
         plan.append(Patch(Share(share), "every gate passed"))
         plan.append(WaitFor(TrafficSplit(share, record.stable), "the status shows the traffic split"))
         plan.append(Measure(share, "again, with users on it"))
-    return plan + promotion(record)
+    return plan + promotion(status, record)
 
 
 def _current_share(status: Status, image: str) -> int | None:
@@ -147,12 +147,25 @@ def _current_share(status: Status, image: str) -> int | None:
     return 100 if status.versions.desired_share is None else status.versions.desired_share
 
 
-def promotion(record: Record) -> list[Step]:
+def promotion(status: Status, record: Record) -> list[Step]:
     """Return the last steps of a canary."""
+    promoted = status.stable is not None and status.stable.image == record.image
     return [
+        *(_without_traffic(record) if status.mode == STANDARD and not promoted else []),
         Patch(Promote(record.percent), "every gate passed at every step"),
         WaitFor(RolledOut(record.image), "KServe counts it as rolled out and may remove the old revision"),
         Finish(Progress.PROMOTED, "the next run starts from here"),
+    ]
+
+
+def _without_traffic(record: Record) -> list[Step]:
+    """Return the steps that take the traffic from a canary of Standard mode, so that its pods can go.
+
+    KServe changes the HTTPRoute and deletes the pods in one pass, and a gateway follows the route later.
+    """
+    return [
+        Patch(Share(0), "the canary's pods may go only when no request reaches them"),
+        WaitFor(AllTrafficTo(record.previous_image), "the gateway follows the HTTPRoute", settle_s=SETTLE_S),
     ]
 
 
@@ -185,7 +198,8 @@ def revert(status: Status, record: Record) -> list[Step]:
     )
     if status.mode == STANDARD:
         return [
-            Patch(Revert(old, 0), "the stable Deployment was never touched"),
+            *(_without_traffic(record) if status.candidate is not None and status.candidate.share else []),
+            Patch(Revert(old, 0), "the canary is removed, or the stable Deployment gets its old image again"),
             WaitFor(OnlyImageExists(old), "users are on the old version, and the new one's GPU is free"),
             Finish(Progress.REVERTED, "the next run starts from here"),
         ]

@@ -90,9 +90,9 @@ def canary_name(image: str, stable_name: str) -> str:
 
 
 def share_patch(observed: Observed, share: int) -> dict[str, Any]:
-    """Return the patch of the traffic: the whole entry, because a merge patch replaces lists."""
-    (entry,) = observed.service["spec"]["canary"]
-    return {"spec": {"canary": [{**entry, "trafficPercent": share}]}}
+    """Return the patch of the traffic: the whole entry, because a merge patch replaces lists; none without a canary."""
+    canary = dig(observed.service, "spec", "canary") or ()
+    return {"spec": {"canary": [{**entry, "trafficPercent": share} for entry in canary] or None}}
 
 
 def promote_patch(observed: Observed) -> dict[str, Any]:
@@ -100,8 +100,9 @@ def promote_patch(observed: Observed) -> dict[str, Any]:
 
     KServe's webhook lets the canary's Deployment take over, by its name, only together with another storage URI.
     """
-    (entry,) = observed.service["spec"]["canary"]
-    return {"spec": {"predictor": {"containers": entry["predictor"]["containers"]}, "canary": None}}
+    canary = next(iter(dig(observed.service, "spec", "canary") or ()), None)
+    predictor = canary["predictor"] if canary else observed.predictor  # a runner may have ended after the promotion
+    return {"spec": {"predictor": {"containers": predictor["containers"]}, "canary": None}}
 
 
 def revert_patch(observed: Observed, image: str) -> dict[str, Any]:

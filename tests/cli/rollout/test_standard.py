@@ -35,6 +35,15 @@ def test_the_stable_predictor_gets_the_image_of_a_good_canary_by_a_rolling_updat
         assert at.world.ages[name] > Image().load_ticks, "the command waits until the new pod is ready"
 
 
+@pytest.mark.parametrize("bad", [None, 10, 50])
+def test_a_canary_has_no_traffic_when_it_is_removed(tmp_path: Path, bad: int | None) -> None:
+    with bench(tmp_path, **STANDARD) as at:
+        if bad is not None:
+            at.verdicts.fails_from[NEW] = bad
+        assert at.deploy() == (verbs.PROMOTED if bad is None else verbs.REVERTED)
+        assert at.world.removed_with_traffic == []
+
+
 def test_the_canary_has_one_replica_and_its_own_name(tmp_path: Path) -> None:
     with bench(tmp_path, **STANDARD) as at:
         seen: list[Any] = []
@@ -88,10 +97,24 @@ def test_a_swap_needs_knatives_activator(tmp_path: Path) -> None:
 
 
 def test_a_killed_runner_leaves_what_the_next_one_finishes(tmp_path: Path) -> None:
-    for dies_at in (20, 60, 100):
+    for dies_at in range(20, 240, 20):
         with bench(tmp_path, **STANDARD) as at:
             at.deploy(dies_at=dies_at)
             for _ in range(30):
                 at.world.tick()
             assert at.deploy(owner="runner-2") == verbs.PROMOTED
             assert at.users() == {NEW: 100}
+
+
+def test_a_runner_that_was_killed_right_after_the_promotion_is_finished_by_the_next_one(tmp_path: Path) -> None:
+    loads_longer_than_the_lock_holds = {NEW: Image(load_ticks=60)}
+    with bench(tmp_path, images=loads_longer_than_the_lock_holds, **STANDARD) as at:
+        at.deploy()
+        requests = [(method, path) for method, path, _ in at.world.store.asked]
+        last_patch = len(requests) - requests[::-1].index(("PATCH", SERVICE))
+    with bench(tmp_path, images=loads_longer_than_the_lock_holds, **STANDARD) as at:
+        assert at.deploy(dies_at=2 * last_patch + 1) is None  # the client counts a request and its answer
+        assert "canary" not in spec(at)
+        for _ in range(30):
+            at.world.tick()
+        assert at.deploy(owner="runner-2", timeout_s=600) == verbs.PROMOTED

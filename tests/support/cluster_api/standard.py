@@ -23,9 +23,13 @@ class StandardWorld:
     images: dict[str, Image] = field(default_factory=dict)
     gateway_api: bool = True
     now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+    weights: dict[str, int] = field(default_factory=dict)
+    """Of the HTTPRoute."""
     shares: list[dict[str, int]] = field(default_factory=list)
     starts: Counter[str] = field(default_factory=Counter)
     ages: Counter[str] = field(default_factory=Counter)
+    removed_with_traffic: list[str] = field(default_factory=list)
+    """Deployments deleted while the HTTPRoute gave them traffic: a slow gateway still sends requests there."""
 
     def install(self, image: str, **predictor: Any) -> StandardWorld:
         service = inference_service(image, **predictor)
@@ -70,7 +74,10 @@ class StandardWorld:
     def _deployments(self, wanted: dict[str, Any]) -> None:
         for deployment in self.store.under(DEPLOYMENTS):
             if deployment["metadata"]["name"] not in wanted:  # an orphan
-                del self.store.objects[f"{DEPLOYMENTS}/{deployment['metadata']['name']}"]
+                name = deployment["metadata"]["name"]
+                del self.store.objects[f"{DEPLOYMENTS}/{name}"]
+                if self.weights.get(name):
+                    self.removed_with_traffic.append(name)
         for name, containers in wanted.items():
             if self.images_by_name().get(name) != containers[0]["image"]:
                 self.ages[name] = 0
@@ -119,5 +126,6 @@ class StandardWorld:
         else:
             backends = [{"name": name, "weight": weight} for name, weight in weights.items()]
             self.store.put(ROUTE, {"spec": {"rules": [{"backendRefs": backends}]}})
+        self.weights = weights
         images = self.images_by_name()
         self.shares.append({images[name]: weight for name, weight in weights.items() if weight})
