@@ -49,6 +49,7 @@ def standard(make_release: Callable[[str], Release]) -> Release:
     wait_until(lambda: release.objects("deployment") != [], "KServe has made the Deployment")
     ready = "--for=jsonpath={.status.readyReplicas}=1"
     release.kubectl("wait", ready, f"deployment/{NAME}-predictor", "--timeout=10m")
+    wait_until(lambda: failures([ask(release.target)]) == [], "the gateway has the new HTTPRoute")
     release.kubectl("apply", "--filename", str(RIGHTS))
     release.kubectl("create", "configmap", "kubeconfig", f"--from-literal=config={yaml.safe_dump(KUBECONFIG)}")
     return release

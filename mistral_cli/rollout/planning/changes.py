@@ -1,4 +1,4 @@
-"""The four changes that a rollout makes to an InferenceService, as data. Each becomes one merge patch."""
+"""The five changes that a rollout makes to an InferenceService, as data. Each becomes one merge patch."""
 
 from __future__ import annotations
 
@@ -59,7 +59,17 @@ class Revert:
         return f"image {self.image} back, {share} of the traffic to its new revision"
 
 
-Change = Start | Share | Promote | Revert
+@dataclass(frozen=True)
+class Replace:
+    """Another image for the stable version of Standard mode, whose pods restart with it."""
+
+    image: str
+
+    def __str__(self) -> str:
+        return f"image {self.image} for the stable version"
+
+
+Change = Start | Share | Promote | Revert | Replace
 
 
 def patch(change: Change, observed: Observed) -> dict[str, Any]:
@@ -75,6 +85,8 @@ def _knative(change: Change, observed: Observed) -> dict[str, Any]:
             return knative.share_patch(percent)
         case Promote(field):
             return knative.share_patch(field)
+        case Replace(image):
+            return knative.image_patch(observed, image, None, None)
 
 
 def _standard(change: Change, observed: Observed) -> dict[str, Any]:
@@ -83,7 +95,7 @@ def _standard(change: Change, observed: Observed) -> dict[str, Any]:
             return standard.start_patch(observed, image, share)
         case Share(percent):
             return standard.share_patch(observed, percent)
-        case Promote(_):
-            return standard.promote_patch(observed)
-        case Revert(image, _, _):
-            return standard.revert_patch(observed, image)
+        case Promote() | Revert():
+            return standard.end_patch()
+        case Replace(image):
+            return standard.image_patch(observed, image)

@@ -143,6 +143,19 @@ class RolledOut:
 
 
 @dataclass(frozen=True)
+class StableReady:
+    """The stable version runs this image and is ready."""
+
+    image: str
+
+    def met(self, status: Status) -> bool:
+        return status.stable is not None and status.stable.ready and status.stable.image == self.image
+
+    def __str__(self) -> str:
+        return f"the stable version runs {self.image}"
+
+
+@dataclass(frozen=True)
 class HasReadyPod:
     """The newest version has a ready pod."""
 
@@ -162,5 +175,6 @@ Goal = (
     | AllTrafficTo
     | OnlyImageExists
     | RolledOut
+    | StableReady
     | HasReadyPod
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mistral_cli.rollout.planning.changes import Change, Promote, Revert, Share, Start
+from mistral_cli.rollout.planning.changes import Change, Promote, Replace, Revert, Share, Start
 from mistral_cli.rollout.planning.goals import (
     AllTrafficTo,
     Goal,
@@ -14,6 +14,7 @@ from mistral_cli.rollout.planning.goals import (
     OnlyImageExists,
     ReadyWithoutPod,
     RolledOut,
+    StableReady,
     TrafficSplit,
 )
 from mistral_cli.rollout.planning.preconditions import SWAP
@@ -23,6 +24,7 @@ from mistral_cli.rollout.state.status import Status
 from mistral_cli.rollout.state.versions import Version
 
 SETTLE_S = 10.0
+GATEWAY_FOLLOWS = "the gateway follows the HTTPRoute within seconds"
 
 
 @dataclass(frozen=True)
@@ -149,23 +151,34 @@ def _current_share(status: Status, image: str) -> int | None:
 
 def promotion(status: Status, record: Record) -> list[Step]:
     """Return the last steps of a canary."""
-    promoted = status.stable is not None and status.stable.image == record.image
+    exchanged = status.candidate is None and status.stable is not None and status.stable.image == record.image
     return [
-        *(_without_traffic(record) if status.mode == STANDARD and not promoted else []),
+        *(_exchange(record.image, record) if status.mode == STANDARD and not exchanged else []),
         Patch(Promote(record.percent), "every gate passed at every step"),
         WaitFor(RolledOut(record.image), "KServe counts it as rolled out and may remove the old revision"),
         Finish(Progress.PROMOTED, "the next run starts from here"),
     ]
 
 
+def _exchange(image: str, record: Record) -> list[Step]:
+    """Return the steps that give the stable version of Standard mode another image while its canary serves."""
+    return [
+        Patch(Share(100), "the canary serves while the stable version restarts"),
+        WaitFor(TrafficSplit(100, record.stable), GATEWAY_FOLLOWS, settle_s=SETTLE_S),
+        Patch(Replace(image), "its pods restart on their own GPUs"),
+        WaitFor(StableReady(image), "the model has loaded again"),
+        *_without_traffic(record),
+    ]
+
+
 def _without_traffic(record: Record) -> list[Step]:
-    """Return the steps that take the traffic from a canary of Standard mode, so that its pods can go.
+    """Return the steps after which a canary of Standard mode may be removed.
 
     KServe changes the HTTPRoute and deletes the pods in one pass, and a gateway follows the route later.
     """
     return [
         Patch(Share(0), "the canary's pods may go only when no request reaches them"),
-        WaitFor(AllTrafficTo(record.previous_image), "the gateway follows the HTTPRoute", settle_s=SETTLE_S),
+        WaitFor(TrafficSplit(0, record.stable), GATEWAY_FOLLOWS, settle_s=SETTLE_S),
     ]
 
 
@@ -193,19 +206,27 @@ def _swap(status: Status, record: Record) -> list[Step]:
 def revert(status: Status, record: Record) -> list[Step]:
     """Return the steps that give the old image all the traffic and free the new one's GPU."""
     old, stable = record.previous_image, status.stable
+    plan: list[Step]
     delete_failed = DeleteFailed(
         old, record.stable, "a revision that never became ready keeps its pod for the progress deadline"
     )
     if status.mode == STANDARD:
+        candidate = status.candidate
+        if stable is None or stable.image == old:
+            plan = _without_traffic(record) if candidate is not None and candidate.share else []
+        elif candidate is not None:
+            plan = _exchange(old, record)
+        else:
+            plan = [Patch(Replace(old), "its pods restart"), WaitFor(StableReady(old), "the model has loaded again")]
         return [
-            *(_without_traffic(record) if status.candidate is not None and status.candidate.share else []),
-            Patch(Revert(old, 0), "the canary is removed, or the stable Deployment gets its old image again"),
+            *plan,
+            Patch(Revert(old, 0), "the canary is removed"),
             WaitFor(OnlyImageExists(old), "users are on the old version, and the new one's GPU is free"),
             Finish(Progress.REVERTED, "the next run starts from here"),
         ]
     if stable is not None and stable.image == old:
         scale = "0" if record.strategy == SWAP else record.initial_scale
-        plan: list[Step] = [
+        plan = [
             Patch(Revert(old, 0, scale), f"{stable.name} has all requests within seconds"),
             WaitFor(AllTrafficTo(old), "users are on the old revision"),
             WaitFor(NewestExists(old), "only a revision that is not the newest may be deleted", settle_s=SETTLE_S),

@@ -1,7 +1,10 @@
 """Standard mode: Deployments, `spec.canary[]` (KServe 0.20), and the merge patches that move them.
 
-The stable Deployment is not touched before the promotion, so that undoing a canary is dropping its entry. KServe
-splits the traffic in the HTTPRoute only: the cluster's ingress must be the Gateway API.
+The stable Deployment is not touched before the promotion, so that undoing a canary is dropping its entry. For the
+promotion it gets the canary's image while the canary serves all users: its only pod ends before the new one starts,
+and KServe's webhook lets the canary's Deployment take over only together with another storage URI.
+
+KServe splits the traffic in the HTTPRoute only: the cluster's ingress must be the Gateway API.
 """
 
 from __future__ import annotations
@@ -77,10 +80,9 @@ def _weights(observed: Observed) -> dict[str, int]:
 
 def start_patch(observed: Observed, image: str, share: int) -> dict[str, Any]:
     """Return the patch that adds the canary: KServe merges it over the stable predictor, lists are replaced."""
-    containers = [dict(container) for container in observed.predictor["containers"]]
-    containers[0]["image"] = image
-    predictor = {"name": canary_name(image, str(observed.predictor.get("name", ""))), "minReplicas": 1}
-    return {"spec": {"canary": [{"trafficPercent": share, "predictor": {**predictor, "containers": containers}}]}}
+    name = canary_name(image, str(observed.predictor.get("name", "")))
+    predictor = {"name": name, "minReplicas": 1, **image_patch(observed, image)["spec"]["predictor"]}
+    return {"spec": {"canary": [{"trafficPercent": share, "predictor": predictor}]}}
 
 
 def canary_name(image: str, stable_name: str) -> str:
@@ -95,23 +97,13 @@ def share_patch(observed: Observed, share: int) -> dict[str, Any]:
     return {"spec": {"canary": [{**entry, "trafficPercent": share} for entry in canary] or None}}
 
 
-def promote_patch(observed: Observed) -> dict[str, Any]:
-    """Return the patch that gives the stable predictor the canary's image, by a rolling update, and drops the canary.
-
-    KServe's webhook lets the canary's Deployment take over, by its name, only together with another storage URI.
-    """
-    canary = next(iter(dig(observed.service, "spec", "canary") or ()), None)
-    predictor = canary["predictor"] if canary else observed.predictor  # a runner may have ended after the promotion
-    return {"spec": {"predictor": {"containers": predictor["containers"]}, "canary": None}}
-
-
-def revert_patch(observed: Observed, image: str) -> dict[str, Any]:
-    """Return the patch that drops the canary: KServe deletes its Deployment, which frees the GPU.
-
-    After a promotion there is no entry left to drop: the stable predictor gets its old image, by a rolling update.
-    """
-    if dig(observed.service, "spec", "canary"):
-        return {"spec": {"canary": None}}
+def image_patch(observed: Observed, image: str) -> dict[str, Any]:
+    """Return the patch that gives the stable predictor an image; a canary stays as it is."""
     containers = [dict(container) for container in observed.predictor["containers"]]
     containers[0]["image"] = image
     return {"spec": {"predictor": {"containers": containers}}}
+
+
+def end_patch() -> dict[str, Any]:
+    """Return the patch that drops the canary: KServe deletes its Deployment, which frees the GPU."""
+    return {"spec": {"canary": None}}

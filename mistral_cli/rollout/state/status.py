@@ -103,6 +103,8 @@ def compute(observed: Observed, changed: datetime | None = None) -> Status:
         return status(Phase.PENDING, f"no version with the image {found.desired_image} yet")
     newest = found.candidate or found.stable
     assert newest is not None
+    if found.stable is not None and found.stable.image == newest.image and not found.stable.ready:
+        newest = found.stable  # it restarts with the canary's image
     if not newest.ready:
         pods = pods_of(observed, newest)
         if fault := faults.of_version(newest.source, pods, observed.events):

@@ -22,17 +22,38 @@ def spec(at: Bench) -> dict[str, Any]:
     return found
 
 
-def test_the_stable_predictor_gets_the_image_of_a_good_canary_by_a_rolling_update(tmp_path: Path) -> None:
+def test_the_stable_predictor_gets_the_image_while_the_canary_serves(tmp_path: Path) -> None:
     with bench(tmp_path, **STANDARD) as at:
+        lost_at_install = list(at.world.lost)
         assert at.deploy() == verbs.PROMOTED
+        at.world.tick()
         assert at.users() == {NEW: 100}
         assert at.verdicts.measured == [0, 10, 50]
         assert "canary" not in spec(at)
-        assert list(at.world.images_by_name().values()) == [NEW]
-        (name,) = at.world.images_by_name()
-        assert name == f"{NAME}-predictor"
-        assert at.world.starts[name] == 2
-        assert at.world.ages[name] > Image().load_ticks, "the command waits until the new pod is ready"
+        assert at.world.images_by_name() == {f"{NAME}-predictor": NEW}
+        assert at.world.lost == lost_at_install
+
+
+@pytest.mark.parametrize("share", [100, 0])
+def test_ctrl_c_in_the_promotion_brings_the_old_image_back_without_a_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: int
+) -> None:
+    with bench(tmp_path, **STANDARD) as at:
+        lost_at_install, tick, pressed = list(at.world.lost), at.world.tick, []
+
+        def press_ctrl_c_in_the_promotion() -> None:
+            tick()
+            in_promotion = spec(at)["predictor"]["containers"][0]["image"] == NEW and "canary" in spec(at)
+            if in_promotion and spec(at)["canary"][0]["trafficPercent"] == share and not pressed:
+                pressed.append(True)
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(at.world, "tick", press_ctrl_c_in_the_promotion)
+        assert at.deploy() == verbs.REVERTED
+        assert pressed
+        assert at.users() == {OLD: 100}
+        assert at.world.removed_with_traffic == []
+        assert at.world.lost == lost_at_install
 
 
 @pytest.mark.parametrize("bad", [None, 10, 50])

@@ -28,6 +28,8 @@ class StandardWorld:
     shares: list[dict[str, int]] = field(default_factory=list)
     starts: Counter[str] = field(default_factory=Counter)
     ages: Counter[str] = field(default_factory=Counter)
+    lost: list[str] = field(default_factory=list)
+    """Deployments without a ready pod that the HTTPRoute gave requests, once for each tick."""
     removed_with_traffic: list[str] = field(default_factory=list)
     """Deployments deleted while the HTTPRoute gave them traffic: a slow gateway still sends requests there."""
 
@@ -84,16 +86,15 @@ class StandardWorld:
                 self.starts[name] += 1
             self.ages[name] += 1
             image = self.images.get(containers[0]["image"], Image())
-            first = self.starts[name] == 1
             ready = self.ages[name] > image.load_ticks and not (image.crashes or image.hangs or image.pull_error)
             labels = {"serving.kserve.io/inferenceservice": NAME, "app": f"isvc.{name}"}
             deployment = {
                 "metadata": {"labels": labels},
                 "spec": {"template": {"spec": {"containers": containers}}},
                 "status": {
-                    "replicas": 1 if first or ready else 2,  # in a rolling update the old pod serves meanwhile
+                    "replicas": 1,  # with the chart's maxSurge of 0, the old pod ends before the new one starts
                     "updatedReplicas": 1,
-                    "availableReplicas": int(ready or not first),
+                    "availableReplicas": int(ready),
                 },
             }
             stored = self.store.put(f"{DEPLOYMENTS}/{name}", deployment)
@@ -127,5 +128,6 @@ class StandardWorld:
             backends = [{"name": name, "weight": weight} for name, weight in weights.items()]
             self.store.put(ROUTE, {"spec": {"rules": [{"backendRefs": backends}]}})
         self.weights = weights
+        self.lost += [name for name, weight in weights.items() if weight and self.ages and not self._is_ready(name)]
         images = self.images_by_name()
         self.shares.append({images[name]: weight for name, weight in weights.items() if weight})
